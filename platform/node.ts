@@ -1,0 +1,158 @@
+/** What the engine needs from Node: Dawn's GPU with an adapter, the shaders' text, files, environment variables. */
+import { readFileSync } from "node:fs";
+import { open, readFile, rename, rm } from "node:fs/promises";
+import { availableParallelism } from "node:os";
+import { basename, dirname, join } from "node:path";
+import { create, globals } from "webgpu";
+import type { Platform } from "../engine/platform.ts";
+import { packageRoot } from "./root.ts";
+import { loadBundledLoader, swiftShaderFolder, withSwiftShader } from "./swiftshader.ts";
+
+type Found = { gpu: GPU; adapter: GPUAdapter; name: string };
+
+/** No adapter answered, or none fits the wish. The command line ends with exit code 3. */
+export class NoAdapter extends Error {
+  readonly code = "NO_ADAPTER";
+  override readonly name = "NoAdapter";
+}
+
+// Dawn crashes the process when the object of create() is collected while one of its devices lives. This list is what
+// keeps it, and with it the adapter, reachable until the process ends.
+const kept = globalThis as typeof globalThis & { wgpuWishKeepsAlive?: unknown[] };
+
+export const nodePlatform: Platform = {
+  async requestAdapter(wish) {
+    Object.assign(globalThis, globals);
+    // lavapipe gains about 15 % from two threads a core, because Node's main thread polls while it waits.
+    if (process.platform === "linux") process.env["LP_NUM_THREADS"] ??= String(2 * availableParallelism());
+    const found = await findAdapter(wish ?? process.env["WGPU_WISH_ADAPTER"] ?? "");
+    kept.wgpuWishKeepsAlive ??= [];
+    kept.wgpuWishKeepsAlive.push(found.gpu, found.adapter);
+    return found;
+  },
+
+  shader(name) {
+    const file = join(packageRoot, "shaders", `${name}.wgsl`);
+    try {
+      return readFileSync(file, "utf8");
+    } catch {
+      throw new Error(`${file}: there is no shader "${name}"`);
+    }
+  },
+
+  async readFile(path) {
+    return await readFile(path);
+  },
+
+  /** A crash at any moment leaves the old file or the new one, never a part: write beside it, flush, rename, flush the folder. */
+  async writeFile(path, bytes) {
+    const beside = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
+    try {
+      const file = await open(beside, "w");
+      try {
+        await file.writeFile(bytes);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+      await rename(beside, path);
+    } catch (error) {
+      await rm(beside, { force: true });
+      throw error;
+    }
+    await syncFolder(dirname(path));
+  },
+
+  environment: (name) => process.env[name],
+};
+
+async function syncFolder(folder: string): Promise<void> {
+  if (process.platform === "win32") return; // A folder cannot be opened there; NTFS keeps renames in its journal.
+  const handle = await open(folder, "r");
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+/** wish: "" for the best there is; gpu, software, lavapipe, swiftshader; else a part of the adapter's name. */
+async function findAdapter(wish: string): Promise<Found> {
+  const word = wish.toLowerCase();
+  let found: Found | undefined;
+  if (word === "" || word === "gpu") {
+    found = await systemAdapter();
+    if (word === "gpu" && found !== undefined && isSoftware(found)) found = undefined;
+    if (word === "") found ??= await swiftShader();
+  } else if (word === "software") {
+    found = (await lavapipe()) ?? (await swiftShader()) ?? (await systemSoftware());
+  } else if (word === "lavapipe") {
+    found = await lavapipe();
+  } else if (word === "swiftshader") {
+    found = await swiftShader();
+  } else {
+    found = await namedAdapter(wish);
+  }
+  if (found !== undefined) return found;
+  const asked = word === "" ? "no GPU adapter answers" : `no GPU adapter answers to "${wish}"`;
+  throw new NoAdapter(`${asked}; ${advice(word)}`);
+}
+
+function advice(word: string): string {
+  if (process.platform !== "linux") return "update the graphics driver, then run: wgpu-wish doctor";
+  if (word === "lavapipe") return "install mesa-vulkan-drivers 25 or newer (npm run setup does as root on Debian)";
+  if (word === "" || word === "swiftshader" || word === "software") {
+    return "the software adapter comes with `npm ci` (optional packages included) on x64 with glibc 2.34 or newer";
+  }
+  return "leave the choice out, or ask for gpu, software, lavapipe, swiftshader or a part of an adapter's name";
+}
+
+async function request(flags: string[], options: GPURequestAdapterOptions = {}): Promise<Found | undefined> {
+  const gpu = create(flags);
+  // Kept before the first await: a collected `gpu` is fatal even when it found nothing and only another one has a device.
+  kept.wgpuWishKeepsAlive ??= [];
+  kept.wgpuWishKeepsAlive.push(gpu);
+  const adapter = await gpu.requestAdapter(options);
+  return adapter === null ? undefined : { gpu, adapter, name: adapterName(adapter) };
+}
+
+function adapterName(adapter: GPUAdapter): string {
+  const { device, description, vendor } = adapter.info;
+  return device || description || vendor || "unnamed adapter";
+}
+
+function isSoftware({ adapter, name }: Found): boolean {
+  return adapter.info.isFallbackAdapter === true || /llvmpipe|swiftshader|basic render/i.test(name);
+}
+
+const systemAdapter = (): Promise<Found | undefined> => request([], { powerPreference: "high-performance" });
+
+/** WARP on Windows; macOS has none. */
+const systemSoftware = (): Promise<Found | undefined> => request([], { forceFallbackAdapter: true });
+
+/**
+ * The first adapter whose name holds `part`, upper and lower case alike. Dawn's own filter knows no such kindness, but its
+ * refusal lists the names there are.
+ */
+async function namedAdapter(part: string): Promise<Found | undefined> {
+  try {
+    return await request([`adapter=${part}`]);
+  } catch (error) {
+    const names = [...String(error).matchAll(/name: '(.*)'/g)].map((match) => match[1] ?? "");
+    const name = names.find((candidate) => candidate.toLowerCase().includes(part.toLowerCase()));
+    return name === undefined || name === part ? undefined : await request([`adapter=${name}`]);
+  }
+}
+
+async function lavapipe(): Promise<Found | undefined> {
+  return process.platform === "linux" ? await namedAdapter("llvmpipe") : undefined;
+}
+
+async function swiftShader(): Promise<Found | undefined> {
+  const folder = swiftShaderFolder();
+  if (folder === undefined) return undefined;
+  const first = await withSwiftShader(folder, () => namedAdapter("SwiftShader"));
+  if (first !== undefined) return first;
+  loadBundledLoader(folder);
+  return await withSwiftShader(folder, () => namedAdapter("SwiftShader"));
+}
