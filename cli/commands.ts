@@ -1,0 +1,158 @@
+/** Every command's name, arguments, options and examples. Loading this file loads no GPU, no image library, no model. */
+import type { Command } from "./command.ts";
+import { amount, box, count, mix, names, point, seed, share } from "./values.ts";
+
+const overrides = ["[key=value...]", "settings of the config to change, such as optim.lr=1e-4"] as const;
+
+export const commands: readonly Command[] = [
+  {
+    name: "quickstart",
+    summary: "make scenes, derive mixed weak labels, train WISH, evaluate, write pictures and a report",
+    options: [
+      { flags: "--steps <n>", help: "training steps (default: what fits the adapter in 15 minutes)", parse: count },
+      { flags: "--out <dir>", help: "the run's folder", default: "runs/quickstart" },
+    ],
+    notes: "Runs on the embedded default and needs no data. The report is report.html in the run's folder.",
+    examples: ["wgpu-wish quickstart", "wgpu-wish quickstart --steps 20"],
+  },
+  {
+    name: "scenes",
+    summary: "make a COCO-layout data set of procedural scenes with exact masks",
+    options: [
+      { flags: "--out <dir>", help: "folder to write images/ and instances.json to", required: true },
+      { flags: "--images <n>", help: "number of images", parse: count, required: true },
+      { flags: "--size <px>", help: "width and height of an image", parse: count, default: 128 },
+      { flags: "--seed <n>", help: "the same seed gives the same files", parse: seed, default: 0 },
+    ],
+    examples: ["wgpu-wish scenes --out data/scenes --images 200 --seed 7"],
+  },
+  {
+    name: "doctor",
+    summary: "show the GPU adapter, check that it computes right, measure its speed, give advice",
+    options: [{ flags: "--fast", help: "leave out the speed probe" }],
+    examples: ["wgpu-wish doctor", "wgpu-wish doctor --adapter software --json"],
+    load: () => import("./doctor.ts"),
+  },
+  {
+    name: "weaken",
+    summary: "derive weak labels (tags, points, boxes) from full masks",
+    options: [
+      { flags: "--ann <file>", help: "COCO instances JSON with masks", required: true },
+      { flags: "--out <file>", help: "weak labels JSON to write", required: true },
+      { flags: "--tags <share>", help: "share of the images that get tags", parse: share },
+      { flags: "--points <share>", help: "share of the images that get points", parse: share },
+      { flags: "--boxes <share>", help: "share of the images that get boxes", parse: share },
+      { flags: "--budget <cost>", help: "spend this much: a tag costs 1, points 6, boxes 12 an image", parse: amount },
+      { flags: "--mix <shares>", help: "shares of the budget: tags:F,points:F,boxes:F", parse: mix },
+      { flags: "--seed <n>", help: "the same seed gives the same file", parse: seed, default: 0 },
+      { flags: "--point <where>", help: "where a point is put", choices: ["center", "uniform"], default: "center" },
+    ],
+    notes: "Either shares of the images (--tags, --points, --boxes; absent ones are 0) or --budget with --mix.",
+    examples: [
+      "wgpu-wish weaken --ann data/scenes/instances.json --out weak.json --tags 0.4 --points 0.3 --boxes 0.3",
+      "wgpu-wish weaken --ann instances.json --out weak.json --budget 1200 --mix tags:0.2,points:0.4,boxes:0.4",
+    ],
+  },
+  {
+    name: "show",
+    summary: "write PNG previews of labels, CAMs, SAM proxies or predictions",
+    args: [["<what>", "what to draw", ["gt", "weak", "cam", "proxies", "predictions"]]],
+    options: [
+      { flags: "--run <dir>", help: "a run's folder" },
+      { flags: "--ann <file>", help: "instances or weak labels JSON (with --images)" },
+      { flags: "--images <dir>", help: "folder of the images (with --ann)" },
+      { flags: "--out <dir>", help: "folder for the PNGs", required: true },
+      { flags: "--limit <n>", help: "at most this many images", parse: count },
+    ],
+    examples: [
+      "wgpu-wish show gt --ann data/scenes/instances.json --images data/scenes/images --out previews",
+      "wgpu-wish show cam --run runs/quickstart --out previews",
+    ],
+  },
+  {
+    name: "convert",
+    summary: "convert .pt, .pth, .pkl, .safetensors or .onnx weights to safetensors under their original names",
+    args: [
+      ["<in>", "weights file; nothing in it is executed"],
+      ["<out>", "safetensors file to write"],
+    ],
+    examples: ["wgpu-wish convert mobile_sam.pt mobile_sam.safetensors"],
+  },
+  {
+    name: "sam",
+    summary: "segment one image from points and boxes with SAM or MobileSAM",
+    options: [
+      { flags: "--checkpoint <file>", help: "original or converted SAM or MobileSAM weights", required: true },
+      { flags: "--image <file>", help: "image to segment", required: true },
+      { flags: "--point <x,y[,0|1]>", help: "a click; all of them form one prompt; 0 is background", parse: point, repeat: true },
+      { flags: "--box <x0,y0,x1,y1>", help: "a box; each is a prompt of its own", parse: box, repeat: true },
+      { flags: "--single", help: "one mask for each prompt instead of three candidates" },
+      { flags: "--engine <name>", help: "what computes", choices: ["webgpu", "onnx"], default: "webgpu" },
+      { flags: "--out <dir>", help: "folder for overlay and mask PNGs", required: true },
+      { flags: "--dump <file>", help: "write the raw tensors as safetensors" },
+    ],
+    examples: [
+      "wgpu-wish sam --checkpoint mobile_sam.pt --image dog.jpg --point 320,240 --out out",
+      "wgpu-wish sam --checkpoint sam_vit_b_01ec64.pth --image dog.jpg --box 40,60,400,380 --single --out out --json",
+    ],
+  },
+  {
+    name: "sam-train",
+    summary: "train or fine-tune the SAM architecture on instance masks",
+    args: [["<config>", "YAML file"], overrides],
+    options: [{ flags: "--resume", help: "continue the run from its last checkpoint" }],
+    examples: ["wgpu-wish sam-train configs/sam-mini.yaml steps=2000"],
+  },
+  {
+    name: "train",
+    summary: "train WISH on weak labels, or Mask2Former on masks",
+    args: [["<config>", "YAML file"], overrides],
+    options: [{ flags: "--resume", help: "continue the run from its last checkpoint, bit for bit" }],
+    examples: ["wgpu-wish train configs/coco-mini.yaml", "wgpu-wish train configs/coco-mini.yaml optim.lr=5e-5 --resume"],
+  },
+  {
+    name: "eval",
+    summary: "COCO metrics of a run, or of a results file",
+    options: [
+      { flags: "--run <dir>", help: "a run's folder: its model is evaluated" },
+      { flags: "--data <file>", help: "instances JSON to evaluate the run on (default: the config's)" },
+      { flags: "--gt <file>", help: "instances JSON (with --dt)" },
+      { flags: "--dt <file>", help: "COCO results JSON (with --gt)" },
+      { flags: "--iou <kind>", help: "overlap of masks or of boxes", choices: ["segm", "bbox"], default: "segm" },
+      { flags: "--protocol <name>", help: "voc adds VOC's metrics", choices: ["coco", "voc"], default: "coco" },
+    ],
+    examples: ["wgpu-wish eval --run runs/quickstart", "wgpu-wish eval --gt instances.json --dt results.json --json"],
+  },
+  {
+    name: "predict",
+    summary: "segment images with a trained model",
+    args: [["<image...>", "images"]],
+    options: [
+      { flags: "--run <dir>", help: "a run's folder" },
+      { flags: "--checkpoint <file>", help: "a checkpoint, instead of --run" },
+      { flags: "--out <dir>", help: "folder for overlays, masks and results.json", required: true },
+      { flags: "--score <f>", help: "leave out instances below this score", parse: share },
+      {
+        flags: "--inference <variant>",
+        help: "masks of Mask2Former's decoder, or of SAM's from the predicted prompt",
+        choices: ["mask2former", "sam"],
+        default: "mask2former",
+      },
+      { flags: "--dump <file>", help: "write the raw tensors as safetensors" },
+    ],
+    examples: ["wgpu-wish predict --run runs/quickstart photo.jpg --out out", "wgpu-wish predict --run runs/a *.png --out out --score 0.5"],
+  },
+  {
+    name: "gradcheck",
+    summary: "check every differentiable function and its gradient against a float64 reference",
+    args: [["[op...]", "functions to check (default: all)"]],
+    examples: ["wgpu-wish gradcheck", "wgpu-wish gradcheck conv2d layerNorm --json"],
+  },
+  {
+    name: "bench",
+    summary: "measure kernels and whole steps",
+    args: [["[name...]", "what to measure (default: all)"]],
+    options: [{ flags: "--compare <names>", help: "other engines: tfjs,jax-js,onnxruntime", parse: names }],
+    examples: ["wgpu-wish bench", "wgpu-wish bench matmul --json"],
+  },
+];
