@@ -84,7 +84,12 @@ export const commands: readonly Command[] = [
     options: [
       { flags: "--checkpoint <file>", help: "original or converted SAM or MobileSAM weights", required: true },
       { flags: "--image <file>", help: "image to segment", required: true },
-      { flags: "--point <x,y[,0|1]>", help: "a click; all of them form one prompt; 0 is background", parse: point, repeat: true },
+      {
+        flags: "--point <x,y[,0|1]>",
+        help: "a click; all of them form one prompt; 0 is background",
+        parse: point,
+        repeat: true,
+      },
       { flags: "--box <x0,y0,x1,y1>", help: "a box; each is a prompt of its own", parse: box, repeat: true },
       { flags: "--single", help: "one mask for each prompt instead of three candidates" },
       { flags: "--engine <name>", help: "what computes", choices: ["webgpu", "onnx"], default: "webgpu" },
@@ -108,7 +113,10 @@ export const commands: readonly Command[] = [
     summary: "train WISH on weak labels, or Mask2Former on masks",
     args: [["<config>", "YAML file"], overrides],
     options: [{ flags: "--resume", help: "continue the run from its last checkpoint, bit for bit" }],
-    examples: ["wgpu-wish train configs/coco-mini.yaml", "wgpu-wish train configs/coco-mini.yaml optim.lr=5e-5 --resume"],
+    examples: [
+      "wgpu-wish train configs/coco-mini.yaml",
+      "wgpu-wish train configs/coco-mini.yaml optim.lr=5e-5 --resume",
+    ],
   },
   {
     name: "eval",
@@ -140,7 +148,10 @@ export const commands: readonly Command[] = [
       },
       { flags: "--dump <file>", help: "write the raw tensors as safetensors" },
     ],
-    examples: ["wgpu-wish predict --run runs/quickstart photo.jpg --out out", "wgpu-wish predict --run runs/a *.png --out out --score 0.5"],
+    examples: [
+      "wgpu-wish predict --run runs/quickstart photo.jpg --out out",
+      "wgpu-wish predict --run runs/a *.png --out out --score 0.5",
+    ],
   },
   {
     name: "gradcheck",

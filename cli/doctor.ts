@@ -1,2 +1,4 @@
 import type { Call } from "./command.ts";
-export async function run(call: Call): Promise<void> { call.terminal.result({ ok: true }, "ok"); }
+export async function run(call: Call): Promise<void> {
+  call.terminal.result({ ok: true }, "ok");
+}

@@ -20,7 +20,7 @@ export class Terminal {
     this.json = options.json ?? false;
     this.quiet = options.quiet ?? false;
     this.verbose = options.verbose ?? false;
-    this.live = process.stderr.isTTY === true && !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb";
+    this.live = process.stderr.isTTY === true && !process.env.NO_COLOR && process.env.TERM !== "dumb";
   }
 
   /** A line about what is going on; --quiet leaves it out. */
@@ -104,9 +104,16 @@ export class Progress {
     const seconds = (now - this.#started) / 1000;
     const rate = (done - this.#first) / Math.max(seconds, 1e-9);
     const left = rate > 0 ? (this.#total - done) / rate : Number.POSITIVE_INFINITY;
-    const shown = Object.entries(terms).map(([name, value]) => `${name} ${typeof value === "number" ? short(value) : value}`);
+    const shown = Object.entries(terms).map(
+      ([name, value]) => `${name} ${typeof value === "number" ? short(value) : value}`,
+    );
     const speed = `${short(rate * each)} ${this.#unit}/s`;
-    this.#line = [`${done}/${this.#total}`, ...shown, speed, done < this.#total ? `${duration(left)} left` : duration(seconds)].join("  ");
+    this.#line = [
+      `${done}/${this.#total}`,
+      ...shown,
+      speed,
+      done < this.#total ? `${duration(left)} left` : duration(seconds),
+    ].join("  ");
     const wait = this.#live ? SECONDS_BETWEEN_FRAMES : SECONDS_BETWEEN_LINES;
     if (now - this.#drawn < wait * 1000 && done < this.#total) return;
     this.#drawn = now;

@@ -8,7 +8,8 @@ function number(text: string): number {
 /** An integer of at least 1. */
 export function count(text: string, flag: string): number {
   const value = number(text);
-  if (!Number.isSafeInteger(value) || value < 1) throw new BadInput(`${flag}: expected a whole number from 1, got "${text}"`);
+  if (!Number.isSafeInteger(value) || value < 1)
+    throw new BadInput(`${flag}: expected a whole number from 1, got "${text}"`);
   return value;
 }
 

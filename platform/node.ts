@@ -24,8 +24,8 @@ export const nodePlatform: Platform = {
   async requestAdapter(wish) {
     Object.assign(globalThis, globals);
     // lavapipe gains about 15 % from two threads a core, because Node's main thread polls while it waits.
-    if (process.platform === "linux") process.env["LP_NUM_THREADS"] ??= String(2 * availableParallelism());
-    const found = await findAdapter(wish ?? process.env["WGPU_WISH_ADAPTER"] ?? "");
+    if (process.platform === "linux") process.env.LP_NUM_THREADS ??= String(2 * availableParallelism());
+    const found = await findAdapter(wish ?? process.env.WGPU_WISH_ADAPTER ?? "");
     kept.wgpuWishKeepsAlive ??= [];
     kept.wgpuWishKeepsAlive.push(found.gpu, found.adapter);
     return found;
