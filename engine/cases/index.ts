@@ -1,0 +1,7 @@
+import type { Cases } from "./case.ts";
+import { movementCases } from "./movement.ts";
+import { pointwiseCases } from "./pointwise.ts";
+import { matmulCases, reduceCases } from "./reduce.ts";
+
+/** Every differentiable function of F, by name. */
+export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases };

@@ -1,0 +1,268 @@
+/**
+ * A Device owns one adapter's GPU device: the queue, the memory pool, the pipelines and the pending commands. It knows buffers and
+ * kernels, not what they compute. Commands gather in one encoder and are submitted in batches; only reading back waits for them.
+ */
+import { platform } from "./platform.ts";
+import { Pool } from "./pool.ts";
+import { Profiler } from "./profiler.ts";
+import { Random } from "./random.ts";
+import type { Shape } from "./shape.ts";
+import { show, sizeOf } from "./shape.ts";
+import { BYTES, type DType, empty, fill, fromHost, type HostData, type Tensor, type TensorOptions } from "./tensor.ts";
+
+export interface DeviceOptions {
+  /** "gpu", "software", "lavapipe", "swiftshader" or a part of the adapter's name; default: $WGPU_WISH_ADAPTER, else the best there is. */
+  adapter?: string | undefined;
+}
+
+/** Dispatches that may gather before they are submitted: enough to hide the cost of a submit, few enough that the GPU starts early. */
+const BATCH = 96;
+const UNIFORM_SLOT = 256;
+const UNIFORM_SLOTS = 512;
+/** Batches the host may run ahead of the GPU; more only holds memory. */
+const MAX_IN_FLIGHT = 16;
+
+/** Dawn crashes the process when these are collected while in use; they stay reachable for its whole life. */
+const alive: unknown[] = ((globalThis as Record<string, unknown>).__wgpuWishAlive ??= []) as unknown[];
+
+export class Device {
+  readonly name: string;
+  readonly info: GPUAdapterInfo;
+  readonly gpu: GPUDevice;
+  readonly pool: Pool;
+  readonly profiler: Profiler;
+  /** Draws the initial values of `nn` modules. */
+  random = new Random(0);
+  /** Number of the batch of commands that is being gathered. */
+  batch = 0;
+  /** Kernels dispatched so far. */
+  dispatches = 0;
+  readonly uniformSlot = UNIFORM_SLOT;
+  readonly uniforms: GPUBuffer;
+  /** Pipelines and bind groups, kept by kernel.ts. */
+  readonly cache = { pipelines: new Map<string, unknown>(), bindGroups: new Map<string, GPUBindGroup>() };
+  #uniformBytes = new ArrayBuffer(UNIFORM_SLOT * UNIFORM_SLOTS);
+  #uniformView = new DataView(this.#uniformBytes);
+  #slots = 0;
+  #encoder: GPUCommandEncoder | undefined;
+  #pass: GPUComputePassEncoder | undefined;
+  #inBatch = 0;
+  #unawaited = 0;
+  #failure: Error | undefined;
+  #closed = false;
+
+  private constructor(name: string, adapter: GPUAdapter, gpu: GPUDevice) {
+    this.name = name;
+    this.info = adapter.info;
+    this.gpu = gpu;
+    this.pool = new Pool(gpu);
+    this.uniforms = gpu.createBuffer({
+      label: "uniforms",
+      size: UNIFORM_SLOT * UNIFORM_SLOTS,
+      usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
+    });
+    this.profiler = new Profiler(gpu);
+    gpu.addEventListener("uncapturederror", (event) => {
+      const message = (event as GPUUncapturedErrorEvent).error.message;
+      this.#failure ??= new Error(`engine: the GPU refused a command: ${message.split("\n").slice(0, 4).join(" ")}`);
+    });
+    void gpu.lost.then((info) => {
+      if (this.#closed) return;
+      this.#failure = new Error(
+        `engine: the GPU device was lost (${info.reason}: ${info.message}); open a new Device and resume from the last checkpoint`,
+      );
+    });
+  }
+
+  /** Opens an adapter with all the features and limits that it offers. Rejects where there is none. */
+  static async open(options: DeviceOptions = {}): Promise<Device> {
+    const host = platform();
+    const wish = options.adapter ?? host.environment("WGPU_WISH_ADAPTER");
+    const { gpu, adapter, name } = await host.requestAdapter(wish);
+    const features = ["timestamp-query", "subgroups", "shader-f16"].filter((f) => adapter.features.has(f)) as GPUFeatureName[];
+    const limits: Record<string, number> = {};
+    for (const key of [
+      "maxBufferSize",
+      "maxStorageBufferBindingSize",
+      "maxComputeInvocationsPerWorkgroup",
+      "maxComputeWorkgroupSizeX",
+      "maxComputeWorkgroupStorageSize",
+      "maxStorageBuffersPerShaderStage",
+    ] as const)
+      limits[key] = adapter.limits[key];
+    const device = await adapter.requestDevice({ requiredFeatures: features, requiredLimits: limits });
+    alive.push(gpu, adapter, device);
+    return new Device(name, adapter, device);
+  }
+
+  /** Lanes of a subgroup where every kernel is sure to get that many; 0 where subgroups vary or are not offered. */
+  get subgroupSize(): number {
+    const { subgroupMinSize, subgroupMaxSize } = this.info as GPUAdapterInfo & { subgroupMinSize?: number; subgroupMaxSize?: number };
+    if (!this.gpu.features.has("subgroups") || subgroupMinSize !== subgroupMaxSize) return 0;
+    return subgroupMaxSize ?? 0;
+  }
+
+  get hasSubgroups(): boolean {
+    return this.subgroupSize > 0;
+  }
+
+  /** A CPU that poses as a GPU: barriers are dear there and loads count more than arithmetic. */
+  get isSoftware(): boolean {
+    return (this.info as GPUAdapterInfo & { isFallbackAdapter?: boolean }).isFallbackAdapter ?? false;
+  }
+
+  /** Bytes and buffers that tensors own now, the most they ever owned, and what waits in the pool. */
+  get memory(): { liveBytes: number; liveBuffers: number; highWaterBytes: number; freeBytes: number } {
+    const { liveBytes, liveBuffers, highWaterBytes, freeBytes } = this.pool;
+    return { liveBytes, liveBuffers, highWaterBytes, freeBytes };
+  }
+
+  // ---- tensors ----
+
+  /**
+   * A tensor from host data. `data` holds as many numbers as `shape` has elements; numbers are converted to `dtype` (default "f32",
+   * or that of an Int32Array or Uint32Array).
+   */
+  tensor(data: HostData, shape: Shape = [data.length], options: TensorOptions = {}): Tensor {
+    return fromHost(this, data, shape, options);
+  }
+
+  /** A tensor whose values are not set. */
+  empty(shape: Shape, options: TensorOptions = {}): Tensor {
+    return empty(this, shape, options.dtype ?? "f32");
+  }
+
+  full(shape: Shape, value: number, options: TensorOptions = {}): Tensor {
+    const dtype = options.dtype ?? "f32";
+    const y = fill(empty(this, shape, dtype), value);
+    y.requiresGrad = options.requiresGrad ?? false;
+    return y;
+  }
+
+  zeros(shape: Shape, options: TensorOptions = {}): Tensor {
+    return this.full(shape, 0, options);
+  }
+
+  ones(shape: Shape, options: TensorOptions = {}): Tensor {
+    return this.full(shape, 1, options);
+  }
+
+  /** Standard normal numbers; the same seed gives the same numbers on every adapter. */
+  randn(shape: Shape, options: TensorOptions & { seed?: number } = {}): Tensor {
+    const random = options.seed === undefined ? this.random : new Random(options.seed);
+    return this.tensor(Float32Array.from({ length: sizeOf(shape) }, () => random.normal()), shape, options);
+  }
+
+  /** Uniform numbers in [0, 1). */
+  rand(shape: Shape, options: TensorOptions & { seed?: number } = {}): Tensor {
+    const random = options.seed === undefined ? this.random : new Random(options.seed);
+    return this.tensor(Float32Array.from({ length: sizeOf(shape) }, () => random.uniform()), shape, options);
+  }
+
+  /** Seeds the initial values of the modules that are made from here on. */
+  manualSeed(seed: number): void {
+    this.random = new Random(seed);
+  }
+
+  // ---- commands ----
+
+  /** The compute pass that gathers dispatches; `label` names the kernel when the profiler times each on its own. */
+  pass(label: string): GPUComputePassEncoder {
+    this.#encoder ??= this.gpu.createCommandEncoder();
+    if (this.profiler.enabled) {
+      this.#pass?.end();
+      this.#pass = this.#encoder.beginComputePass(this.profiler.pass(label));
+    }
+    this.#pass ??= this.#encoder.beginComputePass();
+    return this.#pass;
+  }
+
+  /** Reserves a slot of uniforms; the caller writes it through the view, from the offset returned, before the next call. */
+  uniformOffset(): { view: DataView; offset: number } {
+    if (this.#slots === UNIFORM_SLOTS) this.flush();
+    return { view: this.#uniformView, offset: this.#slots++ * UNIFORM_SLOT };
+  }
+
+  /** Called after each dispatch. */
+  dispatched(): void {
+    this.dispatches++;
+    if (++this.#inBatch >= BATCH || this.profiler.full) this.flush();
+  }
+
+  /** Submits what has gathered. */
+  flush(): void {
+    if (!this.#encoder) return;
+    this.#pass?.end();
+    this.#pass = undefined;
+    if (this.profiler.enabled) this.profiler.resolve(this.#encoder);
+    if (this.#slots > 0) this.gpu.queue.writeBuffer(this.uniforms, 0, this.#uniformBytes, 0, this.#slots * UNIFORM_SLOT);
+    this.gpu.queue.submit([this.#encoder.finish()]);
+    this.#encoder = undefined;
+    this.#slots = 0;
+    this.#inBatch = 0;
+    this.batch++;
+    this.#unawaited++;
+  }
+
+  /** Writes host bytes (a multiple of 4) into a tensor's buffer, after everything that was dispatched before. */
+  upload(y: Tensor, bytes: ArrayBufferView): void {
+    if (y.storage.lastBatch === this.batch) this.flush();
+    this.gpu.queue.writeBuffer(y.storage.buffer, 0, bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength);
+  }
+
+  /** Bytes of a tensor's elements. Rejects with the kernel's name where a command before it was refused or the device is lost. */
+  async download(x: Tensor): Promise<ArrayBuffer> {
+    this.check();
+    const bytes = Math.ceil((x.size * BYTES[x.dtype]) / 4) * 4;
+    if (bytes === 0) return new ArrayBuffer(0);
+    const staging = this.gpu.createBuffer({ label: "read", size: bytes, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+    this.#pass?.end();
+    this.#pass = undefined;
+    this.#encoder ??= this.gpu.createCommandEncoder();
+    this.#encoder.copyBufferToBuffer(x.storage.buffer, 0, staging, 0, bytes);
+    this.flush();
+    try {
+      await staging.mapAsync(GPUMapMode.READ);
+    } catch (cause) {
+      this.check();
+      throw new Error(`engine: reading a tensor of shape ${show(x.shape)} failed: ${(cause as Error).message}`);
+    }
+    this.#unawaited = 0;
+    this.check();
+    const out = staging.getMappedRange().slice(0);
+    staging.unmap();
+    staging.destroy();
+    return out;
+  }
+
+  /** Waits until the GPU has done all that was asked of it. */
+  async sync(): Promise<void> {
+    this.flush();
+    await this.gpu.queue.onSubmittedWorkDone();
+    this.#unawaited = 0;
+    this.check();
+  }
+
+  /** Waits only where the host has run far ahead, so that memory stays flat however fast it asks. */
+  async throttle(): Promise<void> {
+    if (this.#unawaited > MAX_IN_FLIGHT) await this.sync();
+  }
+
+  /** Throws what the GPU reported since the last check. */
+  check(): void {
+    if (this.#closed) throw new Error("engine: the device is closed");
+    const failure = this.#failure;
+    if (!failure) return;
+    if (!failure.message.includes("lost")) this.#failure = undefined;
+    throw failure;
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.flush();
+    this.#closed = true;
+    this.gpu.destroy();
+  }
+}
+
+export type { DType };

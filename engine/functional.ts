@@ -1,0 +1,38 @@
+/** Every operation, under PyTorch's name in camelCase. */
+export { linear, matmul } from "./ops/matmul.ts";
+export { cat, expand, pad, permute, reshape, slice, stack, transpose } from "./ops/movement.ts";
+export {
+  abs,
+  add,
+  cast,
+  clamp,
+  cos,
+  div,
+  eq,
+  erf,
+  exp,
+  ge,
+  gelu,
+  gt,
+  le,
+  log,
+  logicalAnd,
+  logicalNot,
+  logicalOr,
+  lt,
+  maximum,
+  minimum,
+  mul,
+  neg,
+  pow,
+  relu,
+  sigmoid,
+  silu,
+  sin,
+  sqrt,
+  sub,
+  tanh,
+  where,
+} from "./ops/pointwise.ts";
+export { argmax, max, mean, min, sum } from "./ops/reduce.ts";
+export { detach } from "./tape.ts";

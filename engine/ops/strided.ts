@@ -1,0 +1,65 @@
+/** The copies on which movement operations and gradients stand: no tape here. */
+import { linearGroups, run } from "../kernel.ts";
+import { broadcastStrides, collapse, type Shape, sizeOf, stridesOf } from "../shape.ts";
+import { alias, empty, type Tensor } from "../tensor.ts";
+
+interface Window {
+  offset?: number;
+  strides: readonly number[];
+  /** Coordinates outside `0..bound-1` after adding `low` read as 0. */
+  low?: readonly number[];
+  bound?: readonly number[];
+  scale?: number;
+}
+
+/** y[k] = x[offset + k · strides] for every k in `shape`. */
+export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
+  const y = empty(x.device, shape, x.dtype);
+  if (y.size === 0) return y;
+  const bounded = window.low !== undefined;
+  const walk = bounded ? { shape: [...shape], strides: [[...window.strides]] } : collapse(shape, [window.strides]);
+  if (walk.shape.length > 8) throw new Error(`strided copy: more than 8 separate dimensions; got shape (${shape.join(", ")})`);
+  run(x.device, "strided", "read_window", {
+    bind: { x, y },
+    params: {
+      n: y.size,
+      rank: walk.shape.length,
+      offset: window.offset ?? 0,
+      scale: window.scale ?? 1,
+      shape: walk.shape,
+      stride: walk.strides[0]!,
+      low: window.low ?? [],
+      bound: window.bound ?? [],
+    },
+    constants: { BOUNDED: bounded ? 1 : 0, SCALED: window.scale !== undefined && window.scale !== 1 ? 1 : 0 },
+    groups: linearGroups(Math.ceil(y.size / 64)),
+  });
+  return y;
+}
+
+/** y[offset + k · strides] = x[k] for every k in x's shape; the rest of y stays. */
+export function stridedWrite(x: Tensor, y: Tensor, offset: number, strides: readonly number[]): void {
+  if (x.size === 0) return;
+  const walk = collapse(x.shape, [strides]);
+  run(x.device, "strided", "write_window", {
+    bind: { x, y },
+    params: { n: x.size, rank: walk.shape.length, offset, scale: 1, shape: walk.shape, stride: walk.strides[0]!, low: [], bound: [] },
+    constants: { BOUNDED: 0, SCALED: 0 },
+    groups: linearGroups(Math.ceil(x.size / 64)),
+  });
+}
+
+/** The array with its dimensions in another order; shares the buffer where only sizes of 1 move. */
+export function permuteData(x: Tensor, dims: readonly number[]): Tensor {
+  const shape = dims.map((d) => x.shape[d]!);
+  const moved = dims.filter((d) => x.shape[d] !== 1);
+  if (moved.every((d, i) => i === 0 || d > moved[i - 1]!)) return alias(x, shape);
+  const own = stridesOf(x.shape);
+  return stridedRead(x, shape, { strides: dims.map((d) => own[d]!) });
+}
+
+/** Repeats x along dimensions of size 1 up to `shape`, times `scale`. */
+export function expandTo(x: Tensor, shape: Shape, scale: number): Tensor {
+  if (x.size === sizeOf(shape) && scale === 1) return alias(x, shape);
+  return stridedRead(x, shape, { strides: broadcastStrides(x.shape, shape), scale });
+}

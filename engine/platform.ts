@@ -1,0 +1,28 @@
+/**
+ * What the engine asks of the place it runs in. The engine itself knows neither Node nor the browser: `platform/node.ts` or
+ * `platform/browser.ts` hands in a GPU entry point, the text of the shaders and the few file operations that `load` and `save` need.
+ */
+export interface Platform {
+  /** Opens the GPU entry point and returns an adapter that fits the wish ("gpu", "software", a part of the adapter's name; undefined: the best there is). */
+  requestAdapter(wish: string | undefined): Promise<{ gpu: GPU; adapter: GPUAdapter; name: string }>;
+  /** Text of `shaders/<name>.wgsl`. Throws an error that names the file where it is missing. */
+  shader(name: string): string;
+  readFile(path: string): Promise<Uint8Array>;
+  /** Atomic: after a crash either the old file or the new one is there, whole. */
+  writeFile(path: string, bytes: Uint8Array): Promise<void>;
+  environment(name: string): string | undefined;
+}
+
+let current: Platform | undefined;
+
+export function setPlatform(platform: Platform): void {
+  current = platform;
+}
+
+export function platform(): Platform {
+  if (!current)
+    throw new Error(
+      'engine: no platform is set; import from "wgpu-wish" (Node or browser entry), or call setPlatform() before Device.open()',
+    );
+  return current;
+}

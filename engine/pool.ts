@@ -1,0 +1,78 @@
+/**
+ * GPU memory. A Storage is one buffer that tensors share by counting; freed buffers wait in the pool, by size class, for the next
+ * tensor that fits. A buffer may be handed out again while earlier kernels still read it: the queue runs commands in order.
+ */
+export interface Storage {
+  readonly id: number;
+  readonly buffer: GPUBuffer;
+  readonly bytes: number;
+  /** Tensors that share the buffer. */
+  owners: number;
+  /** Batch of commands that used it last: an upload may not overtake a batch that is not submitted yet. */
+  lastBatch: number;
+}
+
+/** Rounds a size up to its class: multiples of 256 bytes, then eighths of a power of two, so that at most 1/8 is wasted. */
+export function sizeClass(bytes: number): number {
+  if (bytes <= 2048) return Math.max(256, Math.ceil(bytes / 256) * 256);
+  const step = 2 ** (Math.floor(Math.log2(bytes)) - 3);
+  return Math.ceil(bytes / step) * step;
+}
+
+export class Pool {
+  /** Bytes in buffers that tensors own, and the most they ever were. */
+  liveBytes = 0;
+  highWaterBytes = 0;
+  liveBuffers = 0;
+  /** Bytes in buffers that wait to be used again. */
+  freeBytes = 0;
+  #nextId = 1;
+  readonly #free = new Map<number, Storage[]>();
+  readonly #device: GPUDevice;
+
+  constructor(device: GPUDevice) {
+    this.#device = device;
+  }
+
+  allocate(bytes: number): Storage {
+    const size = sizeClass(bytes);
+    const limit = this.#device.limits.maxStorageBufferBindingSize;
+    if (size > limit)
+      throw new Error(
+        `engine: a tensor of ${bytes} bytes is larger than the ${limit} bytes that this adapter can bind; use a smaller batch or image, or split the tensor`,
+      );
+    let storage = this.#free.get(size)?.pop();
+    if (storage) {
+      this.freeBytes -= size;
+    } else {
+      const buffer = this.#device.createBuffer({
+        label: `tensor of ${size} bytes`,
+        size,
+        usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,
+      });
+      storage = { id: this.#nextId++, buffer, bytes: size, owners: 0, lastBatch: -1 };
+    }
+    storage.owners = 1;
+    this.liveBytes += size;
+    this.liveBuffers++;
+    if (this.liveBytes > this.highWaterBytes) this.highWaterBytes = this.liveBytes;
+    return storage;
+  }
+
+  release(storage: Storage): void {
+    if (--storage.owners > 0) return;
+    this.liveBytes -= storage.bytes;
+    this.liveBuffers--;
+    this.freeBytes += storage.bytes;
+    const list = this.#free.get(storage.bytes);
+    if (list) list.push(storage);
+    else this.#free.set(storage.bytes, [storage]);
+  }
+
+  /** Gives waiting buffers back to the driver (which frees them at the next submit). */
+  trim(): void {
+    for (const list of this.#free.values()) for (const storage of list) storage.buffer.destroy();
+    this.#free.clear();
+    this.freeBytes = 0;
+  }
+}

@@ -1,0 +1,102 @@
+/**
+ * Memory without bookkeeping: what is made inside a scope is freed at its end, except what it returns, parameters' gradients and whatever
+ * was handed to an outer owner. Scopes nest; an async one ends when its promise settles, and two async ones must not interleave.
+ */
+import type { Device } from "./device.ts";
+import type { Storage } from "./pool.ts";
+import type { Tensor } from "./tensor.ts";
+
+export interface Scope {
+  readonly tensors: Set<Tensor>;
+}
+
+const stack: Scope[] = [];
+/** Buffers of tensors that no scope owns go back to the pool when the tensor itself is collected. */
+const orphans = new FinalizationRegistry<{ device: Device; storage: Storage }>(({ device, storage }) =>
+  device.pool.release(storage),
+);
+
+export function currentScope(): Scope | undefined {
+  return stack.at(-1);
+}
+
+/** Hands a tensor over to a scope, or to the garbage collector. */
+export function own(x: Tensor, owner: Scope | undefined): void {
+  if (x.scope) x.scope.tensors.delete(x);
+  else orphans.unregister(x);
+  x.scope = owner;
+  if (owner) owner.tensors.add(x);
+  else orphans.register(x, { device: x.device, storage: x.storage }, x);
+}
+
+function isTensor(value: object): value is Tensor {
+  return "storage" in value && "dtype" in value;
+}
+
+/** Runs `fn`; then frees every tensor made inside but those reachable from its result (through arrays, maps and plain objects). */
+export function scope<T>(fn: () => T): T {
+  const inner: Scope = { tensors: new Set() };
+  stack.push(inner);
+  let result: T;
+  try {
+    result = fn();
+  } catch (error) {
+    leave(inner);
+    throw error;
+  }
+  if (result instanceof Promise)
+    return result.then(
+      async (value) => {
+        const device = inner.tensors.values().next().value?.device;
+        leave(inner, value);
+        await device?.throttle();
+        return value;
+      },
+      (error) => {
+        leave(inner);
+        throw error;
+      },
+    ) as T;
+  leave(inner, result);
+  return result;
+}
+
+/** Makes a tensor outlive the scope it was made in: it then belongs to the scope of `owner`, or to the garbage collector. */
+export function keep(x: Tensor, owner?: Tensor): Tensor {
+  own(x, owner?.scope);
+  return x;
+}
+
+/** Frees one tensor now. */
+export function free(x: Tensor): void {
+  if (x.freed) return;
+  if (x.scope) x.scope.tensors.delete(x);
+  else orphans.unregister(x);
+  drop(x);
+}
+
+function drop(x: Tensor): void {
+  x.freed = true;
+  x.node = undefined;
+  x.device.pool.release(x.storage);
+}
+
+function leave(inner: Scope, result?: unknown): void {
+  const at = stack.lastIndexOf(inner);
+  stack.splice(at, 1);
+  const outer = stack[at - 1];
+  const seen = new Set<unknown>();
+  const keepAll = (value: unknown): void => {
+    if (typeof value !== "object" || value === null || seen.has(value) || ArrayBuffer.isView(value)) return;
+    seen.add(value);
+    if (isTensor(value)) {
+      if (value.scope === inner) own(value, outer);
+      return;
+    }
+    if (value instanceof Map || value instanceof Set || Array.isArray(value)) for (const item of value) keepAll(item);
+    else for (const item of Object.values(value)) keepAll(item);
+  };
+  keepAll(result);
+  for (const x of inner.tensors) drop(x);
+  inner.tensors.clear();
+}

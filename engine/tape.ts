@@ -1,0 +1,165 @@
+/**
+ * Reverse-mode differentiation. Every recorded operation hangs a node on its output; `backward` walks the nodes from the newest to the
+ * oldest and adds up what arrives at each tensor.
+ */
+import { linearGroups, run } from "./kernel.ts";
+import { free, keep, scope } from "./scope.ts";
+import { sameShape, show } from "./shape.ts";
+import { alias, fill, empty, type Tensor } from "./tensor.ts";
+
+export type Gradients = readonly (Tensor | null | undefined)[];
+
+export interface Node {
+  readonly op: string;
+  readonly order: number;
+  readonly inputs: readonly Tensor[];
+  readonly grad: (gy: Tensor) => Gradients;
+}
+
+let recording = true;
+let order = 0;
+
+export function isRecording(): boolean {
+  return recording;
+}
+
+/** Hangs the gradient of an operation on its output: `grad` maps the gradient of `y` to those of `inputs`, null where there is none. */
+export function record(op: string, inputs: readonly Tensor[], y: Tensor, grad: (gy: Tensor) => Gradients): Tensor {
+  if (recording && inputs.some((x) => x.requiresGrad)) {
+    y.requiresGrad = true;
+    y.node = { op, order: order++, inputs, grad };
+  }
+  return y;
+}
+
+/** Runs `fn` without recording. Works for async functions too. */
+export function noGrad<T>(fn: () => T): T {
+  return withRecording(false, fn);
+}
+
+/** Runs `fn` with recording on, also inside `noGrad`. */
+export function withGrad<T>(fn: () => T): T {
+  return withRecording(true, fn);
+}
+
+function withRecording<T>(on: boolean, fn: () => T): T {
+  const before = recording;
+  recording = on;
+  let later = false;
+  try {
+    const result = fn();
+    if (result instanceof Promise) {
+      later = true;
+      return result.finally(() => {
+        recording = before;
+      }) as T;
+    }
+    return result;
+  } finally {
+    if (!later) recording = before;
+  }
+}
+
+/** The same values, cut off from the tape. */
+export function detach(x: Tensor): Tensor {
+  return alias(x);
+}
+
+/**
+ * Adds d loss / d x to `x.grad` of every leaf that requires it. `gy` is the gradient of a `loss` that is not a single number. The tape is
+ * used up: a second call needs a second forward pass.
+ */
+export function backward(loss: Tensor, gy?: Tensor): void {
+  if (!loss.requiresGrad) throw new Error("backward: the loss does not depend on any tensor that requires a gradient");
+  if (!gy && loss.size !== 1) throw new Error(`backward: a loss of shape ${show(loss.shape)} is not one number; pass its gradient`);
+  if (gy && !sameShape(gy.shape, loss.shape))
+    throw new Error(`backward: the gradient must have the loss's shape ${show(loss.shape)}; got ${show(gy.shape)}`);
+  noGrad(() => scope(() => walk(loss, gy ? alias(gy) : fill(empty(loss.device, loss.shape), 1))));
+}
+
+/** a + b; the buffer of `a` is used again where nothing else shares it. Both are given up. */
+function accumulate(a: Tensor, b: Tensor): Tensor {
+  const vectors = Math.ceil(a.size / 4);
+  const groups = linearGroups(Math.ceil(vectors / 64));
+  if (a.storage.owners === 1) {
+    run(a.device, "accumulate", "in_place", { bind: { y: a, b }, params: { n: vectors }, groups });
+    free(b);
+    return a;
+  }
+  const y = empty(a.device, a.shape);
+  run(a.device, "accumulate", "forward", { bind: { a, b, y }, params: { n: vectors }, groups });
+  free(a);
+  free(b);
+  return y;
+}
+
+function walk(loss: Tensor, first: Tensor): void {
+  const nodes = new Map<Node, Tensor>();
+  const stack = [loss];
+  while (stack.length > 0) {
+    const y = stack.pop()!;
+    if (!y.node || nodes.has(y.node)) continue;
+    nodes.set(y.node, y);
+    for (const x of y.node.inputs) if (x.requiresGrad) stack.push(x);
+  }
+  const arrived = new Map<Tensor, Tensor>([[loss, first]]);
+  const add1 = (x: Tensor, g: Tensor): void => {
+    const before = arrived.get(x);
+    arrived.set(x, before ? accumulate(before, g) : g);
+  };
+  for (const [node, y] of [...nodes].sort((a, b) => b[0].order - a[0].order)) {
+    const gy = arrived.get(y);
+    if (!gy) continue;
+    arrived.delete(y);
+    y.node = undefined;
+    // An inner scope frees the closure's temporaries at once; what it passes on is made its own buffer's owner.
+    const gradients = scope(() => {
+      const seen = new Set<Tensor>([gy]);
+      return node.grad(gy).map((g, i) => {
+        const x = node.inputs[i]!;
+        if (!g || !x.requiresGrad) return null;
+        if (!sameShape(g.shape, x.shape))
+          throw new Error(`${node.op}: gradient ${i} has shape ${show(g.shape)}, its input has ${show(x.shape)}`);
+        // Made before this call (gy itself, or a tensor of the forward pass), or handed to two inputs: share the buffer, not the tensor.
+        const fresh = g.id > gy.id && !seen.has(g) && g.scope !== gy.scope;
+        seen.add(g);
+        return fresh ? g : alias(g);
+      });
+    });
+    free(gy);
+    gradients.forEach((g, i) => {
+      if (g) add1(node.inputs[i]!, g);
+    });
+  }
+  for (const [x, g] of arrived) {
+    if (x.node) continue;
+    x.grad = keep(x.grad ? accumulate(x.grad, g) : g, x);
+  }
+}
+
+/**
+ * Activation checkpointing (torch.utils.checkpoint): runs `fn` without keeping its intermediate values and runs it once more in the
+ * backward pass. `fn` must be a pure function of the inputs and of parameters.
+ */
+export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
+  const y = scope(() => noGrad(() => fn(...inputs)));
+  if (!recording) return y;
+  y.requiresGrad = true;
+  y.node = {
+    op: "checkpoint",
+    order: order++,
+    inputs,
+    grad: (gy) => {
+      const leaves = inputs.map((x) => {
+        const leaf = alias(x);
+        leaf.requiresGrad = x.requiresGrad;
+        return leaf;
+      });
+      const again = withGrad(() => fn(...leaves));
+      // Parameters that fn uses collect their gradients here; those of the inputs travel on.
+      if (again.requiresGrad) backward(again, gy);
+      return leaves.map((leaf) => leaf.grad ?? null);
+    },
+  };
+  return y;
+}

@@ -1,0 +1,69 @@
+// Matrix product for every shape and adapter: y = a b (+ bias), a: (batch, M, K), b: (batch, K, N), both by strides. An invocation owns
+// 4 rows and 4 columns; rows and columns beyond the edge repeat the last one and are not written.
+struct Params {
+  m: u32,
+  n: u32,
+  k: u32,
+  batch: u32,
+  a_row: u32,
+  a_col: u32,
+  a_batch: u32,
+  b_row: u32,
+  b_col: u32,
+  b_batch: u32,
+  tiles_m: u32,
+  tiles_n: u32,
+  has_bias: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<f32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(64)
+fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let tile = id.x + id.y * groups.x * 64u;
+  if (tile >= params.tiles_m * params.tiles_n * params.batch) {
+    return;
+  }
+  let column = (tile % params.tiles_n) * 4u;
+  let row = ((tile / params.tiles_n) % params.tiles_m) * 4u;
+  let batch = tile / (params.tiles_m * params.tiles_n);
+  let rows = min(vec4u(row, row + 1u, row + 2u, row + 3u), vec4u(params.m - 1u));
+  let columns = min(vec4u(column, column + 1u, column + 2u, column + 3u), vec4u(params.n - 1u));
+  var at_a = vec4u(batch * params.a_batch) + rows * params.a_row;
+  var at_b = vec4u(batch * params.b_batch) + columns * params.b_col;
+  var c0 = vec4f();
+  var c1 = vec4f();
+  var c2 = vec4f();
+  var c3 = vec4f();
+  for (var k = 0u; k < params.k; k++) {
+    let bv = vec4f(b[at_b.x], b[at_b.y], b[at_b.z], b[at_b.w]);
+    c0 = fma(vec4f(a[at_a.x]), bv, c0);
+    c1 = fma(vec4f(a[at_a.y]), bv, c1);
+    c2 = fma(vec4f(a[at_a.z]), bv, c2);
+    c3 = fma(vec4f(a[at_a.w]), bv, c3);
+    at_a += params.a_col;
+    at_b += params.b_row;
+  }
+  var add = vec4f();
+  if (params.has_bias == 1u) {
+    add = vec4f(bias[columns.x], bias[columns.y], bias[columns.z], bias[columns.w]);
+  }
+  write(batch, row, column, c0 + add);
+  write(batch, row + 1u, column, c1 + add);
+  write(batch, row + 2u, column, c2 + add);
+  write(batch, row + 3u, column, c3 + add);
+}
+
+fn write(batch: u32, row: u32, column: u32, v: vec4f) {
+  if (row >= params.m) {
+    return;
+  }
+  let base = (batch * params.m + row) * params.n;
+  for (var j = 0u; j < min(4u, params.n - column); j++) {
+    y[base + column + j] = v[j];
+  }
+}

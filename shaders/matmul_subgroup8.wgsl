@@ -1,0 +1,178 @@
+// Matrix product on adapters whose subgroups have 8 lanes: y = a b (+ bias), a: (batch, M, K) by strides, b: (batch, K, N) with N % 4 == 0.
+// A subgroup owns 8 rows and 32 columns, a lane 4 of them. Each lane loads one value of a for the whole subgroup, so that 8 steps of k
+// cost 8 scalar loads of a and 8 vector loads of b: on software adapters loads, not arithmetic, take the time, and no barrier is needed.
+// One text for each number of lanes, since subgroupBroadcast takes a constant lane.
+enable subgroups;
+
+struct Params {
+  m: u32,
+  n: u32,
+  k: u32,
+  batch: u32,
+  a_row: u32,     // strides of a in elements
+  a_col: u32,
+  a_batch: u32,
+  b_batch: u32,   // stride of b between batches in vectors of four
+  tiles_m: u32,
+  tiles_n: u32,
+  has_bias: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<vec4f>;
+@group(0) @binding(3) var<storage, read> bias: array<vec4f>;
+@group(0) @binding(4) var<storage, read_write> y: array<vec4f>;
+
+@compute @workgroup_size(8)
+fn forward(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(subgroup_invocation_id) lane: u32,
+) {
+  let tile = group.x + group.y * groups.x;
+  if (tile >= params.tiles_m * params.tiles_n * params.batch) {
+    return;
+  }
+  // Tiles of one column of tiles follow each other: they share the columns of b in the cache.
+  let row = (tile % params.tiles_m) * 8u;
+  let column = ((tile / params.tiles_m) % params.tiles_n) * 8u + lane;
+  let batch = tile / (params.tiles_m * params.tiles_n);
+  let n4 = params.n / 4u;
+  let safe_column = min(column, n4 - 1u);
+  let b_base = batch * params.b_batch + safe_column;
+  let a_base = batch * params.a_batch;
+  let at0 = a_base + min(row + 0u, params.m - 1u) * params.a_row;
+  let at1 = a_base + min(row + 1u, params.m - 1u) * params.a_row;
+  let at2 = a_base + min(row + 2u, params.m - 1u) * params.a_row;
+  let at3 = a_base + min(row + 3u, params.m - 1u) * params.a_row;
+  let at4 = a_base + min(row + 4u, params.m - 1u) * params.a_row;
+  let at5 = a_base + min(row + 5u, params.m - 1u) * params.a_row;
+  let at6 = a_base + min(row + 6u, params.m - 1u) * params.a_row;
+  let at7 = a_base + min(row + 7u, params.m - 1u) * params.a_row;
+  var c0 = vec4f();
+  var c1 = vec4f();
+  var c2 = vec4f();
+  var c3 = vec4f();
+  var c4 = vec4f();
+  var c5 = vec4f();
+  var c6 = vec4f();
+  var c7 = vec4f();
+  for (var k = 0u; k < params.k; k += 8u) {
+    let ka = min(k + lane, params.k - 1u) * params.a_col;
+    let live = select(0.0, 1.0, k + lane < params.k);
+    let a0 = a[at0 + ka] * live;
+    let a1 = a[at1 + ka] * live;
+    let a2 = a[at2 + ka] * live;
+    let a3 = a[at3 + ka] * live;
+    let a4 = a[at4 + ka] * live;
+    let a5 = a[at5 + ka] * live;
+    let a6 = a[at6 + ka] * live;
+    let a7 = a[at7 + ka] * live;
+    var bv = vec4f();
+    bv = b[b_base + min(k + 0u, params.k - 1u) * n4];
+    c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), bv, c0);
+    c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), bv, c1);
+    c2 = fma(vec4f(subgroupBroadcast(a2, 0u)), bv, c2);
+    c3 = fma(vec4f(subgroupBroadcast(a3, 0u)), bv, c3);
+    c4 = fma(vec4f(subgroupBroadcast(a4, 0u)), bv, c4);
+    c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), bv, c5);
+    c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), bv, c6);
+    c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), bv, c7);
+    bv = b[b_base + min(k + 1u, params.k - 1u) * n4];
+    c0 = fma(vec4f(subgroupBroadcast(a0, 1u)), bv, c0);
+    c1 = fma(vec4f(subgroupBroadcast(a1, 1u)), bv, c1);
+    c2 = fma(vec4f(subgroupBroadcast(a2, 1u)), bv, c2);
+    c3 = fma(vec4f(subgroupBroadcast(a3, 1u)), bv, c3);
+    c4 = fma(vec4f(subgroupBroadcast(a4, 1u)), bv, c4);
+    c5 = fma(vec4f(subgroupBroadcast(a5, 1u)), bv, c5);
+    c6 = fma(vec4f(subgroupBroadcast(a6, 1u)), bv, c6);
+    c7 = fma(vec4f(subgroupBroadcast(a7, 1u)), bv, c7);
+    bv = b[b_base + min(k + 2u, params.k - 1u) * n4];
+    c0 = fma(vec4f(subgroupBroadcast(a0, 2u)), bv, c0);
+    c1 = fma(vec4f(subgroupBroadcast(a1, 2u)), bv, c1);
+    c2 = fma(vec4f(subgroupBroadcast(a2, 2u)), bv, c2);
+    c3 = fma(vec4f(subgroupBroadcast(a3, 2u)), bv, c3);
+    c4 = fma(vec4f(subgroupBroadcast(a4, 2u)), bv, c4);
+    c5 = fma(vec4f(subgroupBroadcast(a5, 2u)), bv, c5);
+    c6 = fma(vec4f(subgroupBroadcast(a6, 2u)), bv, c6);
+    c7 = fma(vec4f(subgroupBroadcast(a7, 2u)), bv, c7);
+    bv = b[b_base + min(k + 3u, params.k - 1u) * n4];
+    c0 = fma(vec4f(subgroupBroadcast(a0, 3u)), bv, c0);
+    c1 = fma(vec4f(subgroupBroadcast(a1, 3u)), bv, c1);
+    c2 = fma(vec4f(subgroupBroadcast(a2, 3u)), bv, c2);
+    c3 = fma(vec4f(subgroupBroadcast(a3, 3u)), bv, c3);
+    c4 = fma(vec4f(subgroupBroadcast(a4, 3u)), bv, c4);
+    c5 = fma(vec4f(subgroupBroadcast(a5, 3u)), bv, c5);
+    c6 = fma(vec4f(subgroupBroadcast(a6, 3u)), bv, c6);
+    c7 = fma(vec4f(subgroupBroadcast(a7, 3u)), bv, c7);
+    bv = b[b_base + min(k + 4u, params.k - 1u) * n4];
+    c0 = fma(vec4f(subgroupBroadcast(a0, 4u)), bv, c0);
+    c1 = fma(vec4f(subgroupBroadcast(a1, 4u)), bv, c1);
+    c2 = fma(vec4f(subgroupBroadcast(a2, 4u)), bv, c2);
+    c3 = fma(vec4f(subgroupBroadcast(a3, 4u)), bv, c3);
+    c4 = fma(vec4f(subgroupBroadcast(a4, 4u)), bv, c4);
+    c5 = fma(vec4f(subgroupBroadcast(a5, 4u)), bv, c5);
+    c6 = fma(vec4f(subgroupBroadcast(a6, 4u)), bv, c6);
+    c7 = fma(vec4f(subgroupBroadcast(a7, 4u)), bv, c7);
+    bv = b[b_base + min(k + 5u, params.k - 1u) * n4];
+    c0 = fma(vec4f(subgroupBroadcast(a0, 5u)), bv, c0);
+    c1 = fma(vec4f(subgroupBroadcast(a1, 5u)), bv, c1);
+    c2 = fma(vec4f(subgroupBroadcast(a2, 5u)), bv, c2);
+    c3 = fma(vec4f(subgroupBroadcast(a3, 5u)), bv, c3);
+    c4 = fma(vec4f(subgroupBroadcast(a4, 5u)), bv, c4);
+    c5 = fma(vec4f(subgroupBroadcast(a5, 5u)), bv, c5);
+    c6 = fma(vec4f(subgroupBroadcast(a6, 5u)), bv, c6);
+    c7 = fma(vec4f(subgroupBroadcast(a7, 5u)), bv, c7);
+    bv = b[b_base + min(k + 6u, params.k - 1u) * n4];
+    c0 = fma(vec4f(subgroupBroadcast(a0, 6u)), bv, c0);
+    c1 = fma(vec4f(subgroupBroadcast(a1, 6u)), bv, c1);
+    c2 = fma(vec4f(subgroupBroadcast(a2, 6u)), bv, c2);
+    c3 = fma(vec4f(subgroupBroadcast(a3, 6u)), bv, c3);
+    c4 = fma(vec4f(subgroupBroadcast(a4, 6u)), bv, c4);
+    c5 = fma(vec4f(subgroupBroadcast(a5, 6u)), bv, c5);
+    c6 = fma(vec4f(subgroupBroadcast(a6, 6u)), bv, c6);
+    c7 = fma(vec4f(subgroupBroadcast(a7, 6u)), bv, c7);
+    bv = b[b_base + min(k + 7u, params.k - 1u) * n4];
+    c0 = fma(vec4f(subgroupBroadcast(a0, 7u)), bv, c0);
+    c1 = fma(vec4f(subgroupBroadcast(a1, 7u)), bv, c1);
+    c2 = fma(vec4f(subgroupBroadcast(a2, 7u)), bv, c2);
+    c3 = fma(vec4f(subgroupBroadcast(a3, 7u)), bv, c3);
+    c4 = fma(vec4f(subgroupBroadcast(a4, 7u)), bv, c4);
+    c5 = fma(vec4f(subgroupBroadcast(a5, 7u)), bv, c5);
+    c6 = fma(vec4f(subgroupBroadcast(a6, 7u)), bv, c6);
+    c7 = fma(vec4f(subgroupBroadcast(a7, 7u)), bv, c7);
+  }
+  if (column >= n4) {
+    return;
+  }
+  var add = vec4f();
+  if (params.has_bias == 1u) {
+    add = bias[column];
+  }
+  let out = batch * params.m * n4 + column;
+  if (row + 0u < params.m) {
+    y[out + (row + 0u) * n4] = c0 + add;
+  }
+  if (row + 1u < params.m) {
+    y[out + (row + 1u) * n4] = c1 + add;
+  }
+  if (row + 2u < params.m) {
+    y[out + (row + 2u) * n4] = c2 + add;
+  }
+  if (row + 3u < params.m) {
+    y[out + (row + 3u) * n4] = c3 + add;
+  }
+  if (row + 4u < params.m) {
+    y[out + (row + 4u) * n4] = c4 + add;
+  }
+  if (row + 5u < params.m) {
+    y[out + (row + 5u) * n4] = c5 + add;
+  }
+  if (row + 6u < params.m) {
+    y[out + (row + 6u) * n4] = c6 + add;
+  }
+  if (row + 7u < params.m) {
+    y[out + (row + 7u) * n4] = c7 + add;
+  }
+}

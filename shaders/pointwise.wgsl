@@ -1,0 +1,265 @@
+// One elementwise function of up to four operands with NumPy broadcasting; four results an invocation. The row of the table in
+// engine/ops/pointwise.ts replaces the body of `apply`; as it stands here the file is valid and copies `a`.
+// exp, log, sin, cos, tanh and erf are written out: adapters' builtins may be off by more than 1e-6.
+struct Params {
+  n: u32,        // elements of y
+  rank: u32,     // dimensions of the strided walk
+  modes: u32,    // two bits an operand: 0 same layout as y, 1 strided, 2 a number
+  types: u32,    // two bits an operand, then y at bit 8: 0 f32, 1 i32, 2 u32, 3 bool
+  numbers: vec4f,
+  shape: array<vec4u, 2>,
+  stride_a: array<vec4u, 2>,
+  stride_b: array<vec4u, 2>,
+  stride_c: array<vec4u, 2>,
+  stride_g: array<vec4u, 2>,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<vec4u>;
+@group(0) @binding(2) var<storage, read> b: array<vec4u>;
+@group(0) @binding(3) var<storage, read> c: array<vec4u>;
+@group(0) @binding(4) var<storage, read> g: array<vec4u>;
+@group(0) @binding(5) var<storage, read_write> y: array<vec4u>;
+
+const LN2_HIGH = 0.693359375;
+const LN2_LOW = -2.12194440e-4;
+
+fn scale2(x: vec4f, k: vec4i) -> vec4f {
+  // In two steps, so that results below 2^-126 and above 2^127 come out right.
+  let half = k / 2;
+  return x * bitcast<vec4f>((half + 127) << vec4u(23u)) * bitcast<vec4f>((k - half + 127) << vec4u(23u));
+}
+
+fn exp_(x0: vec4f) -> vec4f {
+  let x = clamp(x0, vec4f(-104.0), vec4f(89.0));
+  let k = round(x * 1.44269504088896341);
+  let r = x - k * LN2_HIGH - k * LN2_LOW;
+  var p = vec4f(1.9875691500e-4);
+  p = p * r + 1.3981999507e-3;
+  p = p * r + 8.3334519073e-3;
+  p = p * r + 4.1665795894e-2;
+  p = p * r + 1.6666665459e-1;
+  p = p * r + 5.0000001201e-1;
+  let e = scale2(p * r * r + r + 1.0, vec4i(k));
+  return select(e, x0, x0 != x0);
+}
+
+fn log_(x: vec4f) -> vec4f {
+  // Numbers below 2^-126 are brought up first: the exponent is read off the bits.
+  let tiny = x < vec4f(1.17549435e-38);
+  let bits = bitcast<vec4u>(select(x, x * 8388608.0, tiny));
+  var e = vec4f(vec4i((bits >> vec4u(23u)) & vec4u(255u)) - 126) - select(vec4f(0.0), vec4f(23.0), tiny);
+  var m = bitcast<vec4f>((bits & vec4u(0x7fffffu)) | vec4u(0x3f000000u));
+  let low = m < vec4f(0.707106781186547524);
+  e -= select(vec4f(0.0), vec4f(1.0), low);
+  m = select(m, m + m, low) - 1.0;
+  let z = m * m;
+  var p = vec4f(7.0376836292e-2);
+  p = p * m - 1.1514610310e-1;
+  p = p * m + 1.1676998740e-1;
+  p = p * m - 1.2420140846e-1;
+  p = p * m + 1.4249322787e-1;
+  p = p * m - 1.6668057665e-1;
+  p = p * m + 2.0000714765e-1;
+  p = p * m - 2.4999993993e-1;
+  p = p * m + 3.3333331174e-1;
+  var r = p * m * z + e * LN2_LOW - 0.5 * z;
+  r = m + r + e * LN2_HIGH;
+  // WGSL refuses infinities and NaN that it can work out beforehand, so their bits hang on x.
+  let infinity = bitcast<vec4f>((bits & vec4u(0u)) | vec4u(0x7f800000u));
+  r = select(r, -infinity, x == vec4f(0.0));
+  r = select(r, infinity, x == infinity);
+  return select(r, bitcast<vec4f>((bits & vec4u(0u)) | vec4u(0x7fc00000u)), (x < vec4f(0.0)) | (x != x));
+}
+
+// sin (quadrant 0) and cos (quadrant 1) on |x| up to some 1e4.
+fn sin_quadrant(x: vec4f, quadrant: i32) -> vec4f {
+  let k = round(x * 0.636619772367581343);
+  let r = ((x - k * 1.5703125) - k * 4.837512969970703125e-4) - k * 7.54978995489188216e-8;
+  let z = r * r;
+  let s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * r + r;
+  let t = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0;
+  let q = (vec4i(k) + quadrant) & vec4i(3);
+  let v = select(s, t, (q & vec4i(1)) == vec4i(1));
+  return select(v, -v, q >= vec4i(2));
+}
+
+fn sin_(x: vec4f) -> vec4f {
+  return sin_quadrant(x, 0);
+}
+
+fn cos_(x: vec4f) -> vec4f {
+  return sin_quadrant(x, 1);
+}
+
+fn tanh_(x: vec4f) -> vec4f {
+  let z = x * x;
+  var p = vec4f(-5.70498872745e-3);
+  p = p * z + 2.06390887954e-2;
+  p = p * z - 5.37397155531e-2;
+  p = p * z + 1.33314422036e-1;
+  p = p * z - 3.33332819422e-1;
+  let near = p * z * x + x;
+  let far = sign(x) * (1.0 - 2.0 / (exp_(2.0 * abs(x)) + 1.0));
+  return select(far, near, abs(x) < vec4f(0.625));
+}
+
+fn sigmoid_(x: vec4f) -> vec4f {
+  return 1.0 / (1.0 + exp_(-x));
+}
+
+// 1 - erfc(|x|) with a Chebyshev fit of relative error 1.2e-7 (Press et al., Numerical Recipes, 6.2).
+fn erf_(x: vec4f) -> vec4f {
+  let z = abs(x);
+  let t = 1.0 / (1.0 + 0.5 * z);
+  var p = vec4f(0.17087277);
+  p = p * t - 0.82215223;
+  p = p * t + 1.48851587;
+  p = p * t - 1.13520398;
+  p = p * t + 0.27886807;
+  p = p * t - 0.18628806;
+  p = p * t + 0.09678418;
+  p = p * t + 0.37409196;
+  p = p * t + 1.00002368;
+  p = p * t - 1.26551223;
+  let far = 1.0 - t * exp_(p - z * z);
+  // Near 0 the difference would cancel: the series of erf does not.
+  let w = x * x;
+  var s = vec4f(-7.57575757e-4);
+  s = s * w + 4.62962963e-3;
+  s = s * w - 2.38095238e-2;
+  s = s * w + 0.1;
+  s = s * w - 0.333333333;
+  let near = 1.12837916709551257 * (s * w * x + x);
+  return select(sign(x) * far, near, z < vec4f(0.5));
+}
+
+// x to a constant power: whole powers up to 8 by multiplying, the others through exp and log.
+fn pow_(x: vec4f, p: vec4f) -> vec4f {
+  let e = p.x;
+  if (e == round(e) && abs(e) <= 8.0) {
+    var r = vec4f(1.0);
+    for (var i = 0.0; i < abs(e); i += 1.0) {
+      r *= x;
+    }
+    return select(r, 1.0 / r, e < 0.0);
+  }
+  if (e == 0.5) {
+    return sqrt(x);
+  }
+  return select(exp_(p * log_(x)), vec4f(0.0), x == vec4f(0.0));
+}
+
+fn index_at(i: u32, strides: array<vec4u, 2>) -> u32 {
+  var rest = i;
+  var at = 0u;
+  var s = strides;
+  for (var d = i32(params.rank) - 1; d >= 0; d--) {
+    let n = params.shape[d / 4][d % 4];
+    at += (rest % n) * s[d / 4][d % 4];
+    rest /= n;
+  }
+  return at;
+}
+
+fn indices(i: u32, strides: array<vec4u, 2>) -> vec4u {
+  let last = params.n - 1u;
+  let first = i * 4u;
+  return vec4u(
+    index_at(min(first, last), strides),
+    index_at(min(first + 1u, last), strides),
+    index_at(min(first + 2u, last), strides),
+    index_at(min(first + 3u, last), strides),
+  );
+}
+
+fn decode(bits: vec4u, slot: u32) -> vec4f {
+  switch ((params.types >> (slot * 2u)) & 3u) {
+    case 0u: {
+      return bitcast<vec4f>(bits);
+    }
+    case 1u: {
+      return vec4f(bitcast<vec4i>(bits));
+    }
+    default: {
+      return vec4f(bits);
+    }
+  }
+}
+
+fn mode(slot: u32) -> u32 {
+  return (params.modes >> (slot * 2u)) & 3u;
+}
+
+fn load_a(i: u32) -> vec4f {
+  if (mode(0u) == 0u) {
+    return decode(a[i], 0u);
+  }
+  if (mode(0u) == 2u) {
+    return vec4f(params.numbers.x);
+  }
+  let k = indices(i, params.stride_a);
+  return decode(vec4u(a[k.x / 4u][k.x % 4u], a[k.y / 4u][k.y % 4u], a[k.z / 4u][k.z % 4u], a[k.w / 4u][k.w % 4u]), 0u);
+}
+
+fn load_b(i: u32) -> vec4f {
+  if (mode(1u) == 0u) {
+    return decode(b[i], 1u);
+  }
+  if (mode(1u) == 2u) {
+    return vec4f(params.numbers.y);
+  }
+  let k = indices(i, params.stride_b);
+  return decode(vec4u(b[k.x / 4u][k.x % 4u], b[k.y / 4u][k.y % 4u], b[k.z / 4u][k.z % 4u], b[k.w / 4u][k.w % 4u]), 1u);
+}
+
+fn load_c(i: u32) -> vec4f {
+  if (mode(2u) == 0u) {
+    return decode(c[i], 2u);
+  }
+  if (mode(2u) == 2u) {
+    return vec4f(params.numbers.z);
+  }
+  let k = indices(i, params.stride_c);
+  return decode(vec4u(c[k.x / 4u][k.x % 4u], c[k.y / 4u][k.y % 4u], c[k.z / 4u][k.z % 4u], c[k.w / 4u][k.w % 4u]), 2u);
+}
+
+fn load_g(i: u32) -> vec4f {
+  if (mode(3u) == 0u) {
+    return decode(g[i], 3u);
+  }
+  if (mode(3u) == 2u) {
+    return vec4f(params.numbers.w);
+  }
+  let k = indices(i, params.stride_g);
+  return decode(vec4u(g[k.x / 4u][k.x % 4u], g[k.y / 4u][k.y % 4u], g[k.z / 4u][k.z % 4u], g[k.w / 4u][k.w % 4u]), 3u);
+}
+
+fn apply(i: u32) -> vec4f {
+  // <row>
+  return load_a(i);
+  // </row>
+}
+
+@compute @workgroup_size(64)
+fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  if (i * 4u >= params.n) {
+    return;
+  }
+  let r = apply(i);
+  switch ((params.types >> 8u) & 3u) {
+    case 0u: {
+      y[i] = bitcast<vec4u>(r);
+    }
+    case 1u: {
+      y[i] = bitcast<vec4u>(vec4i(r));
+    }
+    case 2u: {
+      y[i] = vec4u(r);
+    }
+    default: {
+      y[i] = select(vec4u(0u), vec4u(1u), r != vec4f(0.0));
+    }
+  }
+}

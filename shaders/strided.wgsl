@@ -1,0 +1,66 @@
+// Copies between a contiguous array and a strided window of another, 32 bits an element.
+//   read_window:  y[i] = x[offset + sum over d of k_d * stride_d], 0 where some k_d + low_d lies outside 0..bound_d - 1
+//   write_window: y[offset + sum over d of k_d * stride_d] = x[i]
+// with k the coordinates of i in `shape`. `scale` multiplies f32 values where SCALED.
+struct Params {
+  n: u32,
+  rank: u32,
+  offset: i32,
+  scale: f32,
+  shape: array<vec4u, 2>,
+  stride: array<vec4i, 2>,
+  low: array<vec4i, 2>,
+  bound: array<vec4i, 2>,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<u32>;
+@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+
+override BOUNDED: bool = false;
+override SCALED: bool = false;
+
+@compute @workgroup_size(64)
+fn read_window(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  if (i >= params.n) {
+    return;
+  }
+  var rest = i;
+  var at = params.offset;
+  var inside = true;
+  for (var d = i32(params.rank) - 1; d >= 0; d--) {
+    let n = params.shape[d / 4][d % 4];
+    let k = i32(rest % n);
+    rest /= n;
+    at += k * params.stride[d / 4][d % 4];
+    if (BOUNDED) {
+      let c = k + params.low[d / 4][d % 4];
+      inside = inside && c >= 0 && c < params.bound[d / 4][d % 4];
+    }
+  }
+  var value = 0u;
+  if (inside) {
+    value = x[u32(at)];
+  }
+  if (SCALED) {
+    value = bitcast<u32>(bitcast<f32>(value) * params.scale);
+  }
+  y[i] = value;
+}
+
+@compute @workgroup_size(64)
+fn write_window(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  if (i >= params.n) {
+    return;
+  }
+  var rest = i;
+  var at = params.offset;
+  for (var d = i32(params.rank) - 1; d >= 0; d--) {
+    let n = params.shape[d / 4][d % 4];
+    at += i32(rest % n) * params.stride[d / 4][d % 4];
+    rest /= n;
+  }
+  y[u32(at)] = x[i];
+}
