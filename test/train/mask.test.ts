@@ -1,0 +1,117 @@
+import { readFileSync } from "node:fs";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import {
+  areaOfRuns,
+  type Box,
+  boxOfRuns,
+  encodeMask,
+  iouOfBoxes,
+  iouOfRuns,
+  maskOfRuns,
+  mergeRuns,
+  type Rle,
+  rleOfRuns,
+  runsOfMask,
+  runsOfPolygons,
+  runsOfRle,
+} from "../../train/data/mask.ts";
+import { BadInput } from "../../train/errors.ts";
+
+interface Text {
+  size: [number, number];
+  counts: string;
+}
+interface Recorded {
+  polygons: { height: number; width: number; polygons: number[][]; rle: Text }[];
+  groups: {
+    height: number;
+    width: number;
+    pixels: string[];
+    rles: Text[];
+    areas: number[];
+    boxes: Box[];
+    iou: number[];
+    crowdIou: number[];
+    union: Text;
+    intersection: Text;
+  }[];
+  boxes: Box[];
+  boxIou: number[];
+}
+const recorded: Recorded = JSON.parse(readFileSync(new URL("../parity/data/masks.json", import.meta.url), "utf8"));
+
+const test = suite("masks");
+
+test("polygons become the masks that pycocotools makes of them", () => {
+  for (const { height, width, polygons, rle } of recorded.polygons) {
+    assert.equal(rleOfRuns(runsOfPolygons(polygons, width, height)), rle, JSON.stringify(polygons));
+  }
+});
+
+test("encoding, decoding, areas, boxes, overlaps and merging equal pycocotools'", () => {
+  for (const group of recorded.groups) {
+    const { height, width } = group;
+    const pixels = group.pixels.map((text) => Uint8Array.from(text, Number));
+    const runs = group.rles.map(runsOfRle);
+    assert.equal(pixels.map((mask) => encodeMask(mask, width, height)), group.rles);
+    assert.equal(runs.map(maskOfRuns), pixels);
+    assert.equal(runs.map(areaOfRuns), group.areas);
+    assert.equal(runs.map(boxOfRuns), group.boxes);
+    assert.equal([...iouOfRuns(runs, runs, [false, false, false, false, false])], group.iou);
+    assert.equal([...iouOfRuns(runs, runs, [true, true, true, true, true])], group.crowdIou);
+    assert.equal(rleOfRuns(mergeRuns(runs.slice(2), "union")), group.union);
+    assert.equal(rleOfRuns(mergeRuns(runs.slice(3), "intersection")), group.intersection);
+  }
+  const crowd = recorded.boxes.map((_, i) => i % 2 === 1);
+  assert.equal([...iouOfBoxes(recorded.boxes, recorded.boxes, crowd)], recorded.boxIou);
+});
+
+test("counts may be a list, and hold runs of length 0", () => {
+  const runs = runsOfRle({ size: [2, 3], counts: [0, 2, 0, 1, 3] });
+  assert.equal([...maskOfRuns(runs)], [1, 1, 0, 1, 0, 0]);
+  assert.equal(areaOfRuns(runs), 3);
+  assert.equal(boxOfRuns(runs), [0, 0, 2, 2]);
+  const one = runsOfRle({ size: [2, 3], counts: [0, 3, 3] });
+  assert.equal([...iouOfRuns([runs], [one], [false])], [1]);
+});
+
+test("no masks merge to an empty one, no polygons to an empty mask", () => {
+  assert.equal(areaOfRuns(runsOfPolygons([], 4, 5)), 0);
+  assert.equal(maskOfRuns(runsOfPolygons([], 4, 5)).length, 20);
+});
+
+test("long and large masks survive the string form", () => {
+  const [width, height] = [3000, 2000];
+  const mask = new Uint8Array(width * height);
+  for (let i = 0; i < mask.length; i += 7) mask[i] = 1;
+  mask[mask.length - 1] = 1;
+  const rle = encodeMask(mask, width, height);
+  assert.equal(runsOfRle(rle).counts, runsOfMask(mask, width, height).counts);
+  const huge: Rle = { size: [16_000, 16_000], counts: [100_000_000, 1, 100_000_000, 55_999_999] };
+  assert.equal(runsOfRle(rleOfRuns(runsOfRle(huge))).counts, Uint32Array.from(huge.counts as number[]));
+});
+
+test("what is no RLE is refused with the reason", () => {
+  const bad: [Rle, RegExp][] = [
+    [{ size: [2, 2], counts: [1, 2] }, /cover 3 pixels/],
+    [{ size: [2, 2], counts: [1, -1, 4] }, /whole numbers/],
+    [{ size: [2, 2], counts: [1.5, 2.5] }, /whole numbers/],
+    [{ size: [2, 2], counts: "zz~" }, /none of their characters/],
+    [{ size: [2, 2], counts: "P" }, /end in the middle|none of|cover/],
+    [{ size: [1e9, 1e9], counts: "0" }, /RLE size/],
+    [{ size: [2, Number.NaN], counts: "0" }, /RLE size/],
+    [{ size: [2, 2], counts: "oooooooooooo" }, /more than 32 bits/],
+    [{ size: [2, 2], counts: "" }, /cover 0 pixels/],
+  ];
+  for (const [rle, reason] of bad) {
+    assert.throws(
+      () => runsOfRle(rle),
+      (error: Error) => error instanceof BadInput && reason.test(error.message),
+      JSON.stringify(rle),
+    );
+  }
+  assert.throws(() => mergeRuns([runsOfRle({ size: [1, 2], counts: [2] }), runsOfRle({ size: [2, 1], counts: [2] })], "union"), /one size/);
+});
+
+test.run();
