@@ -1,0 +1,29 @@
+/**
+ * The models: SAM, Mask2Former and WISH on the engine. Images in, predictions out; losses, data and files belong to train/ and cli/.
+ * Parameter names are those of the reference checkpoints.
+ */
+export { Backbone, type FeatureName, type Features, type OutputStride, type PixelOptions } from "./backbone.ts";
+export {
+  type BackboneConfig,
+  type PromptMode,
+  wishMini,
+  wishMobileNetV2,
+  type WishConfig,
+  type WishOverrides,
+  wishResNet50,
+} from "./config.ts";
+export type { Prediction } from "./mask2former/decoder.ts";
+export { mask2FormerNames, resNetNames } from "./mask2former/names.ts";
+export { MobileNetV2 } from "./mobilenet.ts";
+export { type GroupOptions, loadBackbone, type ParameterGroup, parameterGroups } from "./parameters.ts";
+export {
+  type Instance,
+  instancesOf,
+  type LatentDecoder,
+  predict,
+  type PredictOptions,
+  predictWithSam,
+  type SamPredictOptions,
+} from "./predict.ts";
+export { miniNet, ResNet, resNet } from "./resnet.ts";
+export { promptSlots, promptTarget, type PromptKind, Wish, type WishOutput } from "./wish.ts";

@@ -1,0 +1,168 @@
+// Mask2Former's transformer decoder (modeling/transformer_decoder/mask2former_transformer_decoder.py): N queries, each attending only
+// where the mask predicted so far says yes, one level a layer, coarse to fine and round again. Post-norm, no dropout.
+import { type Device, F, nn, noGrad, type Tensor } from "../../engine/index.ts";
+import { constant, flattenGrid, MLP, MultiheadAttention, sinePositions } from "../layers.ts";
+import type { PixelFeatures } from "./pixel-decoder.ts";
+
+export interface DecoderSizes {
+  /** K; class K means "no object". */
+  classes: number;
+  dim: number;
+  levels: number;
+  queries: number;
+  layers: number;
+  heads: number;
+  ffn: number;
+  /** Tokens and width of the prompt latents that each query predicts (WISH); absent in Mask2Former. */
+  prompt?: { tokens: number; dim: number };
+}
+
+/** The heads' answer after a layer. */
+export interface Prediction {
+  /** (B, N, K + 1) */
+  classLogits: Tensor;
+  /** (B, N, H / 4, W / 4) */
+  maskLogits: Tensor;
+  /** (B, N, T, D) where the model has a prompt head. */
+  promptLatents: Tensor | undefined;
+}
+
+export class MaskedTransformerDecoder extends nn.Module {
+  transformer_self_attention_layers: SelfAttentionLayer[];
+  transformer_cross_attention_layers: CrossAttentionLayer[];
+  transformer_ffn_layers: FeedForwardLayer[];
+  decoder_norm: nn.LayerNorm;
+  query_feat: nn.Embedding; // X0, the queries' content
+  query_embed: nn.Embedding; // their positions
+  level_embed: nn.Embedding;
+  class_embed: nn.Linear;
+  mask_embed: MLP;
+  prompt_embed: MLP | undefined;
+  readonly #prompt: DecoderSizes["prompt"];
+
+  constructor(gpu: Device, sizes: DecoderSizes) {
+    super();
+    const { classes, dim, levels, queries, layers, heads, ffn, prompt } = sizes;
+    const each = <T>(make: () => T): T[] => Array.from({ length: layers }, make);
+    this.transformer_self_attention_layers = each(() => new SelfAttentionLayer(gpu, dim, heads));
+    this.transformer_cross_attention_layers = each(() => new CrossAttentionLayer(gpu, dim, heads));
+    this.transformer_ffn_layers = each(() => new FeedForwardLayer(gpu, dim, ffn));
+    this.decoder_norm = new nn.LayerNorm(gpu, dim);
+    this.query_feat = new nn.Embedding(gpu, queries, dim);
+    this.query_embed = new nn.Embedding(gpu, queries, dim);
+    this.level_embed = new nn.Embedding(gpu, levels, dim);
+    this.class_embed = new nn.Linear(gpu, dim, classes + 1);
+    this.mask_embed = new MLP(gpu, dim, dim, dim, 3);
+    // The prompt head has the mask head's form: wish.md 6.3 [INF], since the paper only says that there is one.
+    this.prompt_embed = prompt ? new MLP(gpu, dim, dim, prompt.tokens * prompt.dim, 3) : undefined;
+    this.#prompt = prompt;
+  }
+
+  /** Predictions before the first layer and after each: layers + 1 of them, the last is the output. */
+  forward({ maskFeatures, levels }: PixelFeatures): Prediction[] {
+    const gpu = maskFeatures.device;
+    const [B] = maskFeatures.shape as [number];
+    const sources = levels.map((x, level) => {
+      const [, C, h, w] = x.shape as [number, number, number, number];
+      // The level's embedding goes to keys and values, the position to the keys alone.
+      const value = F.add(flattenGrid(x), F.slice(this.level_embed.weight, 0, level, level + 1)); // (B, h w, C)
+      const sine = constant(gpu, `sine ${h}x${w}x${C}`, [1, h * w, C], () => sinePositions(h, w, C));
+      return { key: F.add(value, sine), value, size: [h, w] as [number, number] };
+    });
+    const [N, C] = this.query_feat.weight.shape as [number, number];
+    const queryPositions = F.reshape(this.query_embed.weight, [1, N, C]);
+    let queries = F.expand(F.reshape(this.query_feat.weight, [1, N, C]), [B, N, C]);
+
+    const predictions = [this.#predict(queries, maskFeatures)];
+    for (const [i, ffn] of this.transformer_ffn_layers.entries()) {
+      const { key, value, size } = sources[i % sources.length]!;
+      const mask = attentionMask(predictions.at(-1)!.maskLogits, size);
+      queries = this.transformer_cross_attention_layers[i]!.forward(queries, queryPositions, key, value, mask);
+      queries = this.transformer_self_attention_layers[i]!.forward(queries, queryPositions);
+      queries = ffn.forward(queries);
+      predictions.push(this.#predict(queries, maskFeatures));
+    }
+    return predictions;
+  }
+
+  /** queries (B, N, C), mask features (B, C, h, w) */
+  #predict(queries: Tensor, maskFeatures: Tensor): Prediction {
+    const [B, C, h, w] = maskFeatures.shape as [number, number, number, number];
+    const [, N] = queries.shape as [number, number];
+    const x = this.decoder_norm.forward(queries);
+    const masks = F.matmul(this.mask_embed.forward(x), F.reshape(maskFeatures, [B, C, h * w]));
+    const latents = this.prompt_embed?.forward(x);
+    return {
+      classLogits: this.class_embed.forward(x),
+      maskLogits: F.reshape(masks, [B, N, h, w]),
+      promptLatents:
+        latents && this.#prompt ? F.reshape(latents, [B, N, this.#prompt.tokens, this.#prompt.dim]) : undefined,
+    };
+  }
+}
+
+/**
+ * Where each query may look: (B, N, h, w) mask logits -> boolean (B, 1, N, size), true where the mask, resized, has a probability of
+ * at least one half. A query whose mask is empty at this level looks everywhere, else its softmax would have nothing. Not differentiated.
+ */
+function attentionMask(maskLogits: Tensor, size: [number, number]): Tensor {
+  return noGrad(() => {
+    const [B, N] = maskLogits.shape as [number, number];
+    const resized = F.interpolate(maskLogits, { size, mode: "bilinear", alignCorners: false });
+    const logits = F.reshape(resized, [B, 1, N, size[0] * size[1]]);
+    const empty = F.lt(F.max(logits, [3], { keepdim: true }), 0); // (B, 1, N, 1)
+    return F.logicalOr(F.ge(logits, 0), empty);
+  });
+}
+
+class SelfAttentionLayer extends nn.Module {
+  self_attn: MultiheadAttention;
+  norm: nn.LayerNorm;
+
+  constructor(gpu: Device, dim: number, heads: number) {
+    super();
+    this.self_attn = new MultiheadAttention(gpu, dim, heads);
+    this.norm = new nn.LayerNorm(gpu, dim);
+  }
+
+  /** x (B, N, C), positions (1, N, C) -> (B, N, C) */
+  forward(x: Tensor, positions: Tensor): Tensor {
+    const q = F.add(x, positions);
+    return this.norm.forward(F.add(x, this.self_attn.forward(q, q, x)));
+  }
+}
+
+class CrossAttentionLayer extends nn.Module {
+  multihead_attn: MultiheadAttention;
+  norm: nn.LayerNorm;
+
+  constructor(gpu: Device, dim: number, heads: number) {
+    super();
+    this.multihead_attn = new MultiheadAttention(gpu, dim, heads);
+    this.norm = new nn.LayerNorm(gpu, dim);
+  }
+
+  /** x (B, N, C), key and value (B, S, C), mask (B, 1, N, S) -> (B, N, C) */
+  forward(x: Tensor, positions: Tensor, key: Tensor, value: Tensor, mask: Tensor): Tensor {
+    return this.norm.forward(F.add(x, this.multihead_attn.forward(F.add(x, positions), key, value, mask)));
+  }
+}
+
+class FeedForwardLayer extends nn.Module {
+  linear1: nn.Linear;
+  linear2: nn.Linear;
+  norm: nn.LayerNorm;
+
+  constructor(gpu: Device, dim: number, ffn: number) {
+    super();
+    this.linear1 = new nn.Linear(gpu, dim, ffn);
+    this.linear2 = new nn.Linear(gpu, ffn, dim);
+    this.norm = new nn.LayerNorm(gpu, dim);
+    for (const { weight } of [this.linear1, this.linear2]) nn.init.xavierUniform_(weight);
+  }
+
+  /** (B, N, C) -> (B, N, C) */
+  forward(x: Tensor): Tensor {
+    return this.norm.forward(F.add(x, this.linear2.forward(F.relu(this.linear1.forward(x)))));
+  }
+}

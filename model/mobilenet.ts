@@ -1,0 +1,152 @@
+// MobileNetV2 with TensorFlow's conventions: SAME padding (at stride 2 the odd pixel goes to the bottom and right), ReLU6, input -1..1.
+// Keys count the convolutions in order: `NN.conv` and `NN.dwconv`, 00 to 50; the classifier (51, 52) is not part of a backbone.
+import { type Device, F, nn, type Tensor } from "../engine/index.ts";
+import {
+  Backbone,
+  type FeatureName,
+  type Features,
+  INCEPTION_PIXELS,
+  type OutputStride,
+  strideOrDilate,
+} from "./backbone.ts";
+import { type Norm, normGroups } from "./layers.ts";
+
+/**
+ * folded: the BatchNorm of training is inside weight and bias, so there is no norm left (weights of TensorFlow Lite); fine-tunes well.
+ * groupNorm: for training from scratch, where 51 layers without a norm would not move.
+ */
+export type MobileNetNorm = "folded" | "groupNorm";
+
+export interface MobileNetV2Options {
+  /** Multiplies every width, rounded to multiples of 8 as TensorFlow does. Default 1. */
+  width?: number;
+  norm?: MobileNetNorm;
+  outputStride?: OutputStride;
+}
+
+// Sandler et al. 2018, table 2: expansion t, channels c, blocks n, stride s.
+const STAGES = [
+  { t: 1, c: 16, n: 1, s: 1 },
+  { t: 6, c: 24, n: 2, s: 2, feature: "res2" },
+  { t: 6, c: 32, n: 3, s: 2, feature: "res3" },
+  { t: 6, c: 64, n: 4, s: 2 },
+  { t: 6, c: 96, n: 3, s: 1, feature: "res4" },
+  { t: 6, c: 160, n: 3, s: 2 },
+  { t: 6, c: 320, n: 1, s: 1, feature: "res5" },
+] as const;
+
+/** One step of the chain: a convolution, its activation, and where a residual begins and ends. */
+interface Step {
+  layer: { conv?: SameConv; dwconv?: SameConv };
+  relu6: boolean;
+  opens: boolean;
+  adds: boolean;
+  feature: FeatureName | undefined;
+}
+
+export class MobileNetV2 extends Backbone {
+  readonly channels: Record<FeatureName, number>;
+  readonly #steps: Step[] = [];
+
+  constructor(gpu: Device, options: MobileNetV2Options = {}) {
+    super(gpu, INCEPTION_PIXELS);
+    const { width = 1, norm = "folded", outputStride = 32 } = options;
+    this.channels = {
+      res2: scaled(24, width),
+      res3: scaled(32, width),
+      res4: scaled(96, width),
+      res5: scaled(320, width),
+    };
+
+    let inChannels = scaled(32, width);
+    this.#add({ conv: new SameConv(gpu, 3, inChannels, 3, norm, { stride: 2 }) }, { relu6: true });
+    let [reached, dilation] = [2, 1];
+    for (const stage of STAGES) {
+      const O = scaled(stage.c, width);
+      for (let block = 0; block < stage.n; block++) {
+        const before = dilation;
+        let stride = 1;
+        if (block === 0 && stage.s === 2) ({ stride, dilation } = strideOrDilate(reached, dilation, outputStride));
+        reached *= stride;
+        const inner = inChannels * stage.t;
+        const residual = block > 0;
+        if (stage.t > 1)
+          this.#add({ conv: new SameConv(gpu, inChannels, inner, 1, norm) }, { relu6: true, opens: residual });
+        // The first block after a stride that was given up sees the old grid: it keeps the old dilation (as in DeepLab).
+        const depthwise = { stride, dilation: block === 0 ? before : dilation, groups: inner };
+        this.#add({ dwconv: new SameConv(gpu, inner, inner, 3, norm, depthwise) }, { relu6: true });
+        const feature = "feature" in stage && block === stage.n - 1 ? stage.feature : undefined;
+        this.#add({ conv: new SameConv(gpu, inner, O, 1, norm) }, { adds: residual, feature });
+        inChannels = O;
+      }
+    }
+  }
+
+  features(x: Tensor): Features {
+    const found: Partial<Features> = {};
+    let [h, shortcut] = [x, x];
+    for (const { layer, relu6, opens, adds, feature } of this.#steps) {
+      if (opens) shortcut = h;
+      h = (layer.conv ?? layer.dwconv)!.forward(h);
+      if (relu6) h = F.clamp(h, { min: 0, max: 6 });
+      if (adds) h = F.add(h, shortcut);
+      if (feature) found[feature] = h;
+    }
+    return found as Features;
+  }
+
+  #add(layer: Step["layer"], { relu6 = false, opens = false, adds = false, feature }: Partial<Step>): void {
+    const key = String(this.#steps.length).padStart(2, "0");
+    // The checkpoint numbers its layers at the root, so the parameter tree gets one numbered property a layer.
+    Object.assign(this, { [key]: layer });
+    this.#steps.push({ layer, relu6, opens, adds, feature });
+  }
+}
+
+/** Convolution with TensorFlow's SAME padding: the output has ceil(size / stride) pixels, an odd rest is padded at the bottom and right. */
+class SameConv extends nn.Conv2d {
+  norm: Norm | undefined;
+  readonly #kernel: number;
+  readonly #stride: number;
+  readonly #dilation: number;
+
+  constructor(
+    gpu: Device,
+    I: number,
+    O: number,
+    kernel: number,
+    norm: MobileNetNorm,
+    options: { stride?: number; dilation?: number; groups?: number } = {},
+  ) {
+    const { stride = 1, dilation = 1, groups = 1 } = options;
+    // At stride 1 SAME is symmetric and the convolution pads by itself; at stride 2 forward() pads.
+    const symmetric = stride === 1 ? (dilation * (kernel - 1)) / 2 : 0;
+    super(gpu, I, O, kernel, { stride, dilation, groups, padding: symmetric, bias: norm === "folded" });
+    [this.#kernel, this.#stride, this.#dilation] = [kernel, stride, dilation];
+    if (norm === "groupNorm") this.norm = new nn.GroupNorm(gpu, normGroups(O), O);
+    nn.init.kaimingNormal_(this.weight);
+  }
+
+  override forward(x: Tensor): Tensor {
+    const [, , H, W] = x.shape as [number, number, number, number];
+    const [top, bottom] = this.#same(H);
+    const [left, right] = this.#same(W);
+    const padded = this.#stride > 1 && top + bottom + left + right > 0 ? F.pad(x, [left, right, top, bottom]) : x;
+    const y = super.forward(padded);
+    return this.norm ? this.norm.forward(y) : y;
+  }
+
+  /** Padding before and after along an axis of the given length. */
+  #same(length: number): [number, number] {
+    const reach = this.#dilation * (this.#kernel - 1) + 1;
+    const total = Math.max(0, (Math.ceil(length / this.#stride) - 1) * this.#stride + reach - length);
+    return [Math.floor(total / 2), Math.ceil(total / 2)];
+  }
+}
+
+/** Channels times width, to a multiple of 8, never more than a tenth below (TensorFlow slim's make_divisible). */
+function scaled(channels: number, width: number): number {
+  const wanted = channels * width;
+  const rounded = Math.max(8, Math.floor((wanted + 4) / 8) * 8);
+  return rounded < 0.9 * wanted ? rounded + 8 : rounded;
+}
