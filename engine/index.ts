@@ -1,9 +1,26 @@
 /** What other layers, and users of the library, may use of the engine. */
 export { Device, type DeviceOptions } from "./device.ts";
 export * as F from "./functional.ts";
+export { type CheckResult, gradcheck } from "./gradcheck.ts";
+export { halfBits, halfValue } from "./half.ts";
+export * as nn from "./nn/index.ts";
+export * as optim from "./optim.ts";
 export { type Platform, platform, setPlatform } from "./platform.ts";
+export type { KernelTime } from "./profiler.ts";
 export { Random, type RandomState } from "./random.ts";
-export { scope } from "./scope.ts";
+export {
+  encode,
+  encodeSafetensors,
+  fileNumbers,
+  type FileTensor,
+  fileTensor,
+  type FileType,
+  load,
+  parseSafetensors,
+  type SafetensorsFile,
+  save,
+} from "./safetensors.ts";
+export { keep, scope } from "./scope.ts";
 export type { Shape } from "./shape.ts";
 export { backward, checkpoint, detach, isRecording, noGrad } from "./tape.ts";
 export type { DType, HostArray, HostData, Tensor, TensorOptions } from "./tensor.ts";

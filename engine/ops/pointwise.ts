@@ -231,7 +231,7 @@ export function cast(x: Tensor, dtype: DType): Tensor {
       params: { pairs },
       groups: linearGroups(Math.ceil(pairs / 64)),
     });
-    return record("cast", [x], y, (gy) => [x.dtype === "f16" ? null : cast(gy, "f32")]);
+    return record("cast", [x], y, (gy) => [gy]);
   }
   const y = evaluate("copy", table.copy.value, { a: x }, x.shape, dtype);
   return dtype === "f32" && x.dtype === "f32" ? record("cast", [x], y, (gy) => [gy]) : y;

@@ -1,0 +1,184 @@
+/** The layers that models are made of, with PyTorch's parameter names and initial values. */
+import type { Device } from "../device.ts";
+import * as F from "../functional.ts";
+import type { Tensor } from "../tensor.ts";
+import * as init from "./init.ts";
+import { Module, parameter } from "./module.ts";
+
+type Pair = number | readonly [number, number];
+const pair = (v: Pair): [number, number] => (typeof v === "number" ? [v, v] : [v[0], v[1]]);
+
+export interface LinearOptions {
+  bias?: boolean;
+}
+
+/** (…, in) -> (…, out). */
+export class Linear extends Module {
+  weight: Tensor; // (out, in)
+  bias: Tensor | undefined; // (out)
+
+  constructor(gpu: Device, inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
+    super();
+    this.weight = parameter(init.fanInUniform_(gpu.empty([outFeatures, inFeatures])));
+    if (options.bias !== false) this.bias = parameter(init.fanInUniform_(gpu.empty([outFeatures]), inFeatures));
+  }
+
+  forward(x: Tensor): Tensor {
+    return F.linear(x, this.weight, this.bias);
+  }
+}
+
+export interface ConvOptions {
+  stride?: Pair;
+  padding?: Pair;
+  dilation?: Pair;
+  groups?: number;
+  bias?: boolean;
+}
+
+/** (B, in, H, W) -> (B, out, H', W'). */
+export class Conv2d extends Module {
+  weight: Tensor; // (out, in / groups, kh, kw)
+  bias: Tensor | undefined; // (out)
+  readonly #options: ConvOptions;
+
+  constructor(gpu: Device, inChannels: number, outChannels: number, kernel: Pair, options: ConvOptions = {}) {
+    super();
+    const [kh, kw] = pair(kernel);
+    this.#options = options;
+    this.weight = parameter(init.fanInUniform_(gpu.empty([outChannels, inChannels / (options.groups ?? 1), kh, kw])));
+    if (options.bias !== false) this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), init.fans(this.weight.shape).fanIn));
+  }
+
+  forward(x: Tensor): Tensor {
+    const { bias: _, ...options } = this.#options;
+    return F.conv2d(x, this.weight, this.bias ? { ...options, bias: this.bias } : options);
+  }
+}
+
+/** (B, in, H, W) -> (B, out, H', W'), the transpose of a strided convolution. */
+export class ConvTranspose2d extends Module {
+  weight: Tensor; // (in, out, kh, kw)
+  bias: Tensor | undefined; // (out)
+  readonly #options: ConvOptions;
+
+  constructor(gpu: Device, inChannels: number, outChannels: number, kernel: Pair, options: Pick<ConvOptions, "stride" | "padding" | "bias"> = {}) {
+    super();
+    const [kh, kw] = pair(kernel);
+    this.#options = options;
+    this.weight = parameter(init.fanInUniform_(gpu.empty([inChannels, outChannels, kh, kw])));
+    if (options.bias !== false) this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), outChannels * kh * kw));
+  }
+
+  forward(x: Tensor): Tensor {
+    const { stride, padding } = this.#options;
+    return F.convTranspose2d(x, this.weight, {
+      ...(stride === undefined ? {} : { stride }),
+      ...(padding === undefined ? {} : { padding }),
+      ...(this.bias ? { bias: this.bias } : {}),
+    });
+  }
+}
+
+/** Normalises the last axis. */
+export class LayerNorm extends Module {
+  weight: Tensor; // (C)
+  bias: Tensor; // (C)
+  readonly #eps: number;
+
+  constructor(gpu: Device, channels: number, options: { eps?: number } = {}) {
+    super();
+    this.#eps = options.eps ?? 1e-5;
+    this.weight = parameter(gpu.ones([channels]));
+    this.bias = parameter(gpu.zeros([channels]));
+  }
+
+  forward(x: Tensor): Tensor {
+    return F.layerNorm(x, this.weight, this.bias, { eps: this.#eps });
+  }
+}
+
+/** Normalises the channels of (B, C, H, W) at each pixel (segment-anything modeling/common.py). */
+export class LayerNorm2d extends Module {
+  weight: Tensor; // (C)
+  bias: Tensor; // (C)
+  readonly #eps: number;
+
+  constructor(gpu: Device, channels: number, options: { eps?: number } = {}) {
+    super();
+    this.#eps = options.eps ?? 1e-6;
+    this.weight = parameter(gpu.ones([channels]));
+    this.bias = parameter(gpu.zeros([channels]));
+  }
+
+  forward(x: Tensor): Tensor {
+    const rows = F.permute(x, [0, 2, 3, 1]); // (B, H, W, C)
+    return F.permute(F.layerNorm(rows, this.weight, this.bias, { eps: this.#eps }), [0, 3, 1, 2]);
+  }
+}
+
+/** Normalises groups of channels of (B, C, …). */
+export class GroupNorm extends Module {
+  weight: Tensor; // (C)
+  bias: Tensor; // (C)
+  readonly #groups: number;
+  readonly #eps: number;
+
+  constructor(gpu: Device, groups: number, channels: number, options: { eps?: number } = {}) {
+    super();
+    this.#groups = groups;
+    this.#eps = options.eps ?? 1e-5;
+    this.weight = parameter(gpu.ones([channels]));
+    this.bias = parameter(gpu.zeros([channels]));
+  }
+
+  forward(x: Tensor): Tensor {
+    return F.groupNorm(x, this.#groups, { weight: this.weight, bias: this.bias, eps: this.#eps });
+  }
+}
+
+/** Batch statistics while training, running ones in eval mode. */
+export class BatchNorm2d extends Module {
+  weight: Tensor; // (C)
+  bias: Tensor; // (C)
+  running_mean: Tensor; // (C)
+  running_var: Tensor; // (C)
+  readonly #eps: number;
+  readonly #momentum: number;
+
+  constructor(gpu: Device, channels: number, options: { eps?: number; momentum?: number } = {}) {
+    super();
+    this.#eps = options.eps ?? 1e-5;
+    this.#momentum = options.momentum ?? 0.1;
+    this.weight = parameter(gpu.ones([channels]));
+    this.bias = parameter(gpu.zeros([channels]));
+    this.running_mean = gpu.zeros([channels]);
+    this.running_var = gpu.ones([channels]);
+  }
+
+  forward(x: Tensor): Tensor {
+    return F.batchNorm(x, {
+      mean: this.running_mean,
+      variance: this.running_var,
+      weight: this.weight,
+      bias: this.bias,
+      training: this.training,
+      momentum: this.#momentum,
+      eps: this.#eps,
+    });
+  }
+}
+
+/** A table of vectors looked up by index. */
+export class Embedding extends Module {
+  weight: Tensor; // (n, d)
+
+  constructor(gpu: Device, count: number, width: number) {
+    super();
+    this.weight = parameter(init.normal_(gpu.empty([count, width])));
+  }
+
+  forward(index: Tensor): Tensor {
+    return F.embedding(index, this.weight);
+  }
+}
