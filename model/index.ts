@@ -6,10 +6,10 @@ export { Backbone, type FeatureName, type Features, type OutputStride, type Pixe
 export {
   type BackboneConfig,
   type PromptMode,
-  wishMini,
-  wishMobileNetV2,
   type WishConfig,
   type WishOverrides,
+  wishMini,
+  wishMobileNetV2,
   wishResNet50,
 } from "./config.ts";
 export type { Prediction } from "./mask2former/decoder.ts";
@@ -20,10 +20,10 @@ export {
   type Instance,
   instancesOf,
   type LatentDecoder,
-  predict,
   type PredictOptions,
+  predict,
   predictWithSam,
   type SamPredictOptions,
 } from "./predict.ts";
 export { miniNet, ResNet, resNet } from "./resnet.ts";
-export { promptSlots, promptTarget, type PromptKind, Wish, type WishOutput } from "./wish.ts";
+export { type PromptKind, promptSlots, promptTarget, Wish, type WishOutput } from "./wish.ts";

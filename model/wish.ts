@@ -2,7 +2,7 @@
 // prompt encoder would give the object's point or box, and a class activation map on the backbone for images that only carry tags.
 // Without prompt head and CAM it is Mask2Former. Losses, matching and SAM stand elsewhere: this file maps images to predictions.
 import { type Device, F, nn, type Tensor } from "../engine/index.ts";
-import { type Backbone, type Features, padding, type PixelOptions } from "./backbone.ts";
+import { type Backbone, type Features, type PixelOptions, padding } from "./backbone.ts";
 import { type BackboneConfig, PROMPT_TOKENS, type PromptMode, type WishConfig } from "./config.ts";
 import { MaskedTransformerDecoder, type Prediction } from "./mask2former/decoder.ts";
 import { MSDeformAttnPixelDecoder } from "./mask2former/pixel-decoder.ts";

@@ -2,7 +2,7 @@
 // pyramid down to stride 4. Levels run from coarse to fine: level 0 is res5.
 import { type Device, F, nn, type Tensor } from "../../engine/index.ts";
 import type { FeatureName, Features } from "../backbone.ts";
-import { constant, ConvNorm, flattenGrid, sinePositions, unflattenGrid, xavierByFanIn_ } from "../layers.ts";
+import { ConvNorm, constant, flattenGrid, sinePositions, unflattenGrid, xavierByFanIn_ } from "../layers.ts";
 import { MSDeformAttn } from "./deformable.ts";
 
 export interface PixelDecoderSizes {

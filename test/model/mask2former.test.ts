@@ -1,8 +1,8 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { backward, type Device, F, noGrad, scope, type Tensor } from "../../engine/index.ts";
-import type { Prediction } from "../../model/mask2former/decoder.ts";
 import { mask2FormerNames, ResNet, Wish, type WishConfig, wishMini } from "../../model/index.ts";
+import type { Prediction } from "../../model/mask2former/decoder.ts";
 import { testDevice } from "../device.ts";
 import { distance, readFixture, roll, under } from "./fixture.ts";
 
