@@ -1,0 +1,21 @@
+/** Files that survive a crash: each is written beside its place, flushed and renamed, so that a reader sees the old or the new one, whole. */
+import { mkdir, readFile } from "node:fs/promises";
+import { dirname } from "node:path";
+import { platform } from "../engine/index.ts";
+import { BadInput } from "./errors.ts";
+
+export async function writeWhole(path: string, content: string | Uint8Array): Promise<void> {
+  await mkdir(dirname(path), { recursive: true });
+  await platform().writeFile(path, typeof content === "string" ? new TextEncoder().encode(content) : content);
+}
+
+/** The bytes of a file the user named; `what` says in the error what was expected there. */
+export async function readNamed(path: string, what: string): Promise<Uint8Array> {
+  try {
+    return await readFile(path);
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    const why = code === "ENOENT" ? "there is no such file" : code === "EISDIR" ? "is a folder" : (cause as Error).message;
+    throw new BadInput(`${path}: ${why}; expected ${what}`);
+  }
+}
