@@ -6,12 +6,10 @@ struct Params {
   rank: u32,     // dimensions of the strided walk
   modes: u32,    // two bits an operand: 0 same layout as y, 1 strided, 2 a number
   types: u32,    // two bits an operand, then y at bit 8: 0 f32, 1 i32, 2 u32, 3 bool
+  vectors: u32,  // 1: four neighbours of y are four neighbours, or one element, of every strided operand
   numbers: vec4f,
   shape: array<vec4u, 2>,
-  stride_a: array<vec4u, 2>,
-  stride_b: array<vec4u, 2>,
-  stride_c: array<vec4u, 2>,
-  stride_g: array<vec4u, 2>,
+  strides: array<vec4u, 8>,  // of a, b, c and g along each dimension of the walk
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -150,27 +148,16 @@ fn pow_(x: vec4f, p: vec4f) -> vec4f {
   return select(exp_(p * log_(x)), vec4f(0.0), x == vec4f(0.0));
 }
 
-fn index_at(i: u32, strides: array<vec4u, 2>) -> u32 {
+// Where element i of y finds its operands in a, b, c and g.
+fn places(i: u32) -> vec4u {
   var rest = i;
-  var at = 0u;
-  var s = strides;
+  var at = vec4u();
   for (var d = i32(params.rank) - 1; d >= 0; d--) {
     let n = params.shape[d / 4][d % 4];
-    at += (rest % n) * s[d / 4][d % 4];
+    at += (rest % n) * params.strides[d];
     rest /= n;
   }
   return at;
-}
-
-fn indices(i: u32, strides: array<vec4u, 2>) -> vec4u {
-  let last = params.n - 1u;
-  let first = i * 4u;
-  return vec4u(
-    index_at(min(first, last), strides),
-    index_at(min(first + 1u, last), strides),
-    index_at(min(first + 2u, last), strides),
-    index_at(min(first + 3u, last), strides),
-  );
 }
 
 fn decode(bits: vec4u, slot: u32) -> vec4f {
@@ -191,48 +178,101 @@ fn mode(slot: u32) -> u32 {
   return (params.modes >> (slot * 2u)) & 3u;
 }
 
+// An operand whose four values lie in a row (or repeat one element), or whose values are fetched one by one.
 fn load_a(i: u32) -> vec4f {
-  if (mode(0u) == 0u) {
-    return decode(a[i], 0u);
+  switch (mode(0u)) {
+    case 0u: {
+      return decode(a[i], 0u);
+    }
+    case 2u: {
+      return vec4f(params.numbers.x);
+    }
+    default: {
+    }
   }
-  if (mode(0u) == 2u) {
-    return vec4f(params.numbers.x);
+  if (params.vectors == 1u) {
+    let at = places(i * 4u).x;
+    let v = a[at / 4u];
+    return decode(select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].x == 0u), 0u);
   }
-  let k = indices(i, params.stride_a);
-  return decode(vec4u(a[k.x / 4u][k.x % 4u], a[k.y / 4u][k.y % 4u], a[k.z / 4u][k.z % 4u], a[k.w / 4u][k.w % 4u]), 0u);
+  var v = vec4u();
+  for (var j = 0u; j < 4u; j++) {
+    let at = places(min(i * 4u + j, params.n - 1u)).x;
+    v = select(v, vec4u(a[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
+  }
+  return decode(v, 0u);
 }
 
 fn load_b(i: u32) -> vec4f {
-  if (mode(1u) == 0u) {
-    return decode(b[i], 1u);
+  switch (mode(1u)) {
+    case 0u: {
+      return decode(b[i], 1u);
+    }
+    case 2u: {
+      return vec4f(params.numbers.y);
+    }
+    default: {
+    }
   }
-  if (mode(1u) == 2u) {
-    return vec4f(params.numbers.y);
+  if (params.vectors == 1u) {
+    let at = places(i * 4u).y;
+    let v = b[at / 4u];
+    return decode(select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].y == 0u), 1u);
   }
-  let k = indices(i, params.stride_b);
-  return decode(vec4u(b[k.x / 4u][k.x % 4u], b[k.y / 4u][k.y % 4u], b[k.z / 4u][k.z % 4u], b[k.w / 4u][k.w % 4u]), 1u);
+  var v = vec4u();
+  for (var j = 0u; j < 4u; j++) {
+    let at = places(min(i * 4u + j, params.n - 1u)).y;
+    v = select(v, vec4u(b[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
+  }
+  return decode(v, 1u);
 }
 
 fn load_c(i: u32) -> vec4f {
-  if (mode(2u) == 0u) {
-    return decode(c[i], 2u);
+  switch (mode(2u)) {
+    case 0u: {
+      return decode(c[i], 2u);
+    }
+    case 2u: {
+      return vec4f(params.numbers.z);
+    }
+    default: {
+    }
   }
-  if (mode(2u) == 2u) {
-    return vec4f(params.numbers.z);
+  if (params.vectors == 1u) {
+    let at = places(i * 4u).z;
+    let v = c[at / 4u];
+    return decode(select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].z == 0u), 2u);
   }
-  let k = indices(i, params.stride_c);
-  return decode(vec4u(c[k.x / 4u][k.x % 4u], c[k.y / 4u][k.y % 4u], c[k.z / 4u][k.z % 4u], c[k.w / 4u][k.w % 4u]), 2u);
+  var v = vec4u();
+  for (var j = 0u; j < 4u; j++) {
+    let at = places(min(i * 4u + j, params.n - 1u)).z;
+    v = select(v, vec4u(c[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
+  }
+  return decode(v, 2u);
 }
 
 fn load_g(i: u32) -> vec4f {
-  if (mode(3u) == 0u) {
-    return decode(g[i], 3u);
+  switch (mode(3u)) {
+    case 0u: {
+      return decode(g[i], 3u);
+    }
+    case 2u: {
+      return vec4f(params.numbers.w);
+    }
+    default: {
+    }
   }
-  if (mode(3u) == 2u) {
-    return vec4f(params.numbers.w);
+  if (params.vectors == 1u) {
+    let at = places(i * 4u).w;
+    let v = g[at / 4u];
+    return decode(select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].w == 0u), 3u);
   }
-  let k = indices(i, params.stride_g);
-  return decode(vec4u(g[k.x / 4u][k.x % 4u], g[k.y / 4u][k.y % 4u], g[k.z / 4u][k.z % 4u], g[k.w / 4u][k.w % 4u]), 3u);
+  var v = vec4u();
+  for (var j = 0u; j < 4u; j++) {
+    let at = places(min(i * 4u + j, params.n - 1u)).w;
+    v = select(v, vec4u(g[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
+  }
+  return decode(v, 3u);
 }
 
 fn apply(i: u32) -> vec4f {

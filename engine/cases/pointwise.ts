@@ -1,5 +1,5 @@
 import * as F from "../functional.ts";
-import { broadcastShapes, broadcastStrides, type Shape, sizeOf } from "../shape.ts";
+import { broadcastShapes, broadcastStrides, type Shape, sizeOf, stridesOf } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
 import { away, between, type Case, type Cases, type Input } from "./case.ts";
 
@@ -24,17 +24,19 @@ function erf(x: number): number {
 export function elementwise(shapes: readonly Shape[], fn: (...v: number[]) => number): (...inputs: Float64Array[]) => Float64Array {
   const shape = broadcastShapes("twin", ...shapes);
   const strides = shapes.map((s) => broadcastStrides(s, shape));
-  return (...inputs) =>
-    Float64Array.from({ length: sizeOf(shape) }, (_, i) => {
-      const at = inputs.map(() => 0);
-      let rest = i;
-      for (let d = shape.length - 1; d >= 0; d--) {
-        const k = rest % shape[d]!;
-        rest = Math.floor(rest / shape[d]!);
-        for (let j = 0; j < at.length; j++) at[j]! += k * strides[j]![d]!;
-      }
-      return fn(...inputs.map((x, j) => x[at[j]!]!));
-    });
+  const own = stridesOf(shape);
+  const places = strides.map((s) =>
+    Uint32Array.from({ length: sizeOf(shape) }, (_, i) => own.reduce((at, o, d) => at + (Math.floor(i / o) % shape[d]!) * s[d]!, 0)),
+  );
+  return (...inputs) => {
+    const y = new Float64Array(sizeOf(shape));
+    const v = inputs.map(() => 0);
+    for (let i = 0; i < y.length; i++) {
+      for (let j = 0; j < v.length; j++) v[j] = inputs[j]![places[j]![i]!]!;
+      y[i] = fn(...v);
+    }
+    return y;
+  };
 }
 
 type Values = NonNullable<Exclude<Input, Shape>["values"]>;

@@ -116,7 +116,11 @@ function evaluate(name: string, expression: string, operands: Partial<Record<Slo
     bind[slot] = x instanceof Tensor ? x : first;
   }
   bind.y = y;
-  const [sa, sb, sc, sg] = walk.strides;
+  const last = walk.shape.length - 1;
+  const vectors =
+    last >= 0 &&
+    walk.shape[last]! % 4 === 0 &&
+    walk.strides.every((own) => own[last]! === 0 || (own[last] === 1 && own.every((stride, d) => d === last || stride % 4 === 0)));
   run(device, source, "forward", {
     bind,
     params: {
@@ -125,11 +129,9 @@ function evaluate(name: string, expression: string, operands: Partial<Record<Slo
       modes,
       types,
       numbers,
+      vectors: vectors ? 1 : 0,
       shape: walk.shape,
-      stride_a: sa!,
-      stride_b: sb!,
-      stride_c: sc!,
-      stride_g: sg!,
+      strides: walk.shape.flatMap((_, d) => walk.strides.map((own) => own[d]!)),
     },
     groups: linearGroups(Math.ceil(y.size / 256)),
   });
