@@ -35,4 +35,5 @@ export {
   where,
 } from "./ops/pointwise.ts";
 export { argmax, max, mean, min, sum } from "./ops/reduce.ts";
+export { logSoftmax, logSumExp, softmax } from "./ops/softmax.ts";
 export { detach } from "./tape.ts";
