@@ -35,5 +35,6 @@ export {
   where,
 } from "./ops/pointwise.ts";
 export { argmax, max, mean, min, sum } from "./ops/reduce.ts";
+export { type InterpolateOptions, interpolate } from "./ops/interpolate.ts";
 export { logSoftmax, logSumExp, softmax } from "./ops/softmax.ts";
 export { detach } from "./tape.ts";
