@@ -1,0 +1,160 @@
+import { readFileSync } from "node:fs";
+import { deflateRawSync } from "node:zlib";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { fileNumbers, parseSafetensors } from "../../engine/safetensors.ts";
+import { samConfigOf } from "../../model/sam/sizes.ts";
+import { compareTensors, describe, nameTensors, readCheckpoint } from "../../model/weights/index.ts";
+import { readPickle } from "../../model/weights/pickle.ts";
+
+const test = suite("weights");
+const read = (name: string) => new Uint8Array(readFileSync(new URL(`../parity/${name}`, import.meta.url)));
+const ascii = (text: string) => Buffer.from(text, "latin1");
+const message = (run: () => unknown): string => {
+  try {
+    run();
+  } catch (error) {
+    return (error as Error).message;
+  }
+  return "nothing was thrown";
+};
+
+/** A zip archive of stored or deflated entries. */
+function zip(entries: Record<string, Uint8Array>, { deflate = false, claim }: { deflate?: boolean; claim?: number } = {}): Uint8Array {
+  const parts: Buffer[] = [];
+  const directory: Buffer[] = [];
+  let at = 0;
+  for (const [name, content] of Object.entries(entries)) {
+    const data = deflate ? deflateRawSync(content) : Buffer.from(content);
+    const size = claim ?? content.length;
+    const fields = Buffer.alloc(26);
+    fields.writeUInt16LE(deflate ? 8 : 0, 4);
+    fields.writeUInt32LE(data.length, 14);
+    fields.writeUInt32LE(size, 18);
+    fields.writeUInt16LE(name.length, 22);
+    const local = Buffer.concat([Buffer.from([0x50, 0x4b, 3, 4]), fields, ascii(name)]);
+    const tail = Buffer.alloc(14);
+    tail.writeUInt32LE(at, 10);
+    directory.push(Buffer.concat([Buffer.from([0x50, 0x4b, 1, 2, 0, 0]), fields, tail, ascii(name)]));
+    parts.push(local, data);
+    at += local.length + data.length;
+  }
+  const central = Buffer.concat(directory);
+  const end = Buffer.alloc(22);
+  end.writeUInt32LE(0x06054b50, 0);
+  end.writeUInt16LE(directory.length, 8);
+  end.writeUInt16LE(directory.length, 10);
+  end.writeUInt32LE(central.length, 12);
+  end.writeUInt32LE(at, 16);
+  return new Uint8Array(Buffer.concat([...parts, central, end]));
+}
+
+/** {"w": a tensor of FloatStorage "0" with 6 elements}, as torch.save writes it in protocol 2. */
+function pickledTensor(shape: number[], strides: number[], offset: number): Uint8Array {
+  const tuple = (values: number[]) => Buffer.from([0x28, ...values.flatMap((v) => [0x4b, v]), 0x74]);
+  const word = (text: string) => Buffer.concat([Buffer.from([0x58, text.length, 0, 0, 0]), ascii(text)]);
+  return new Uint8Array(
+    Buffer.concat([
+      Buffer.from([0x80, 2, 0x7d]),
+      word("w"),
+      ascii("ctorch._utils\n_rebuild_tensor_v2\n(("),
+      word("storage"),
+      ascii("ctorch\nFloatStorage\n"),
+      word("0"),
+      word("cpu"),
+      Buffer.from([0x4b, 6]),
+      ascii("tQ"),
+      Buffer.from([0x4b, offset]),
+      tuple(shape),
+      tuple(strides),
+      Buffer.from([0x89]),
+      ascii("N"),
+      ascii("tRs."),
+    ]),
+  );
+}
+
+const numbers = new Uint8Array(Float32Array.of(0, 1, 2, 3, 4, 5).buffer);
+const archive = (pickle: Uint8Array, storage = numbers) => zip({ "a/data.pkl": pickle, "a/data/0": storage });
+
+test("the zip format of torch.save and the legacy one give every tensor", () => {
+  for (const [name, keys] of [
+    ["sam-vit.pt", 188],
+    ["sam-tiny-vit.pth", 307],
+  ] as const) {
+    const { tensors, format } = readCheckpoint(read(name), name);
+    assert.is(format, "torch");
+    assert.is(tensors.size, keys);
+    for (const [key, tensor] of tensors) {
+      const values = fileNumbers(tensor, key);
+      assert.ok(values.every(Number.isFinite), `${name}: ${key}`);
+    }
+  }
+});
+
+test("strides and offsets of a view are followed, deflated entries are read", () => {
+  const { tensors } = readCheckpoint(archive(pickledTensor([2, 2], [1, 2], 1)), "a.pt");
+  assert.equal([...fileNumbers(tensors.get("w")!)], [1, 3, 2, 4]);
+  const packed = zip({ "a/data.pkl": pickledTensor([6], [1], 0), "a/data/0": numbers }, { deflate: true });
+  assert.equal([...fileNumbers(readCheckpoint(packed, "a.pt").tensors.get("w")!)], [0, 1, 2, 3, 4, 5]);
+});
+
+test("a view that leaves its storage is refused with the tensor's name and the offset", () => {
+  assert.match(message(() => readCheckpoint(archive(pickledTensor([2, 2], [2, 1], 3)), "a.pt")), /a\.pt: tensor w: \(2, 2\) at offset 3 needs element 6.* has 6/);
+  assert.match(message(() => readCheckpoint(archive(pickledTensor([6], [1], 0), numbers.slice(0, 20)), "a.pt")), /tensor w: its storage .* has 20 bytes, 24/);
+  assert.match(message(() => readCheckpoint(archive(pickledTensor([200], [0], 0)), "a.pt")), /more elements than its storage/);
+});
+
+test("a callable that weights do not need is refused by its name and never called", () => {
+  const evil = new Uint8Array(Buffer.concat([Buffer.from([0x80, 2]), ascii("cposix\nsystem\n"), Buffer.from([0x55, 2]), ascii("ls\x85R.")]));
+  assert.match(message(() => readCheckpoint(archive(evil), "evil.pt")), /evil\.pt: the file wants to call posix\.system/);
+  const stacked = new Uint8Array(Buffer.concat([Buffer.from([0x80, 4, 0x8c, 8]), ascii("builtins"), Buffer.from([0x8c, 4]), ascii("eval\x93.")]));
+  assert.match(message(() => readCheckpoint(archive(stacked), "evil.pt")), /builtins\.eval/);
+  assert.match(message(() => readPickle(evil, 0, { file: "x", known: new Map() })), /posix\.system/);
+});
+
+test("truncated and foreign files are refused in one line", () => {
+  const whole = read("sam-vit.pt");
+  assert.match(message(() => readCheckpoint(whole.slice(0, 5000), "cut.pt")), /^cut\.pt: the archive's directory is missing; the file is truncated/);
+  const legacy = read("sam-tiny-vit.pth");
+  assert.match(message(() => readCheckpoint(legacy.slice(0, -100), "cut.pth")), /^cut\.pth: storage \S+ reaches beyond the end/);
+  assert.match(message(() => readCheckpoint(legacy.slice(0, 300), "cut.pth")), /^cut\.pth: the pickle is truncated/);
+  assert.match(message(() => readCheckpoint(ascii("hello world, no weights"), "x.pt")), /^x\.pt: no torch checkpoint/);
+  assert.match(message(() => readCheckpoint(new Uint8Array(0), "x.pt")), /^x\.pt: the file is empty/);
+  assert.match(message(() => readCheckpoint(zip({ "x.txt": ascii("x") }), "x.pt")), /without data\.pkl/);
+});
+
+test("an entry that would inflate a thousandfold is refused before it does", () => {
+  const bomb = zip({ "a/data.pkl": pickledTensor([6], [1], 0), "a/data/0": new Uint8Array(40e6) }, { deflate: true });
+  assert.match(message(() => readCheckpoint(bomb, "bomb.pt")), /bomb\.pt: entry a\/data\/0 would grow from \d+ to 40000000 bytes/);
+  const lying = zip({ "a/data.pkl": pickledTensor([6], [1], 0), "a/data/0": new Uint8Array(1e6) }, { deflate: true, claim: 500 });
+  assert.match(message(() => readCheckpoint(lying, "lie.pt")), /lie\.pt: entry a\/data/);
+});
+
+test("sizes of SAM are recovered from shapes, transformers' names become the original's", () => {
+  const vit = nameTensors(readCheckpoint(read("sam-vit.pt"), "v").tensors, "v");
+  assert.is(vit.kind, "SAM (ViT)");
+  assert.equal(samConfigOf(vit.tensors, "v"), {
+    imageSize: 96,
+    promptDim: 32,
+    encoder: { kind: "vit", dim: 32, depth: 3, heads: 2, patch: 8, mlp: 64, window: 5, globalBlocks: [1] },
+    maskChannels: 8,
+    decoder: { depth: 2, heads: 8, mlp: 48, iouHidden: 24, iouDepth: 3, candidates: 3 },
+  });
+  const hub = nameTensors(parseSafetensors(read("sam-hf.safetensors")).tensors, "h");
+  const blocks = (key: string) => /^image_encoder\.blocks\.2\./.test(key);
+  const names = [...vit.tensors.keys()].filter((key) => !blocks(key)).sort();
+  assert.equal([...hub.tensors.keys()].sort(), names);
+  const tiny = nameTensors(readCheckpoint(read("sam-tiny-vit.pth"), "t").tensors, "t");
+  assert.is(tiny.kind, "SAM (TinyViT)");
+  assert.ok(tiny.unused.includes("image_encoder.head.weight"));
+});
+
+test("a comparison names what is missing, unexpected and misshaped", () => {
+  const of = (entries: [string, number[]][]) => new Map(entries.map(([key, shape]) => [key, { shape }]));
+  const text = describe(compareTensors(of([["a", [2]], ["b", [3]]]), of([["b", [4]], ["c", [1]]])));
+  assert.is(text, "1 missing (a); 1 unexpected (c); 1 misshaped (b is (4), not (3))");
+  assert.is(describe(compareTensors(of([["a", [2]]]), of([["a", [2]]]))), undefined);
+});
+
+test.run();
