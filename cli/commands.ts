@@ -158,6 +158,7 @@ export const commands: readonly Command[] = [
     summary: "check every differentiable function and its gradient against a float64 reference",
     args: [["[op...]", "functions to check (default: all)"]],
     examples: ["wgpu-wish gradcheck", "wgpu-wish gradcheck conv2d layerNorm --json"],
+    load: () => import("./gradcheck.ts"),
   },
   {
     name: "bench",
