@@ -168,7 +168,7 @@ export class Device {
 
   /** The compute pass that gathers dispatches; `label` names the kernel when the profiler times each on its own. */
   pass(label: string): GPUComputePassEncoder {
-    this.#encoder ??= this.gpu.createCommandEncoder();
+    this.#encoder ??= this.gpu.createCommandEncoder({ label: `batch from ${label}` });
     if (this.profiler.enabled) {
       this.#pass?.end();
       this.#pass = this.#encoder.beginComputePass(this.profiler.pass(label));
@@ -212,7 +212,7 @@ export class Device {
 
   /** Bytes of a tensor's elements. Rejects with the kernel's name where a command before it was refused or the device is lost. */
   async download(x: Tensor): Promise<ArrayBuffer> {
-    this.check();
+    if (this.#closed) this.check();
     const bytes = Math.ceil((x.size * BYTES[x.dtype]) / 4) * 4;
     if (bytes === 0) return new ArrayBuffer(0);
     const staging = this.gpu.createBuffer({ label: "read", size: bytes, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });

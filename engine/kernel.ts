@@ -162,6 +162,11 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
   if (slot) writeParams(slot.view, slot.offset, label, shader.fields, call.params!);
   let group = device.cache.bindGroups.get(key);
   if (!group) {
+    for (const [n, x] of Object.entries(call.bind))
+      if (shader.bindings.get(n)!.writes)
+        for (const [other, z] of Object.entries(call.bind))
+          if (other !== n && z.storage === x.storage)
+            throw new Error(`${label}: ${n} is written and shares its memory with ${other}; give the kernel a buffer of its own to write to`);
     const entries: GPUBindGroupEntry[] = [];
     for (const n in call.bind)
       entries.push({ binding: shader.bindings.get(n)!.binding, resource: { buffer: call.bind[n]!.storage.buffer } });

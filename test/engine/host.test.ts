@@ -1,0 +1,182 @@
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import {
+  encode,
+  encodeSafetensors,
+  F,
+  type FileTensor,
+  fileNumbers,
+  fileTensor,
+  halfBits,
+  halfValue,
+  load,
+  nn,
+  optim,
+  parseSafetensors,
+  Random,
+} from "../../index.ts";
+import { philox } from "../../engine/random.ts";
+import { testDevice } from "../device.ts";
+
+const random = suite("random numbers");
+
+random("Philox gives the published words", () => {
+  // Known answers of the Random123 distribution (kat_vectors, philox4x32 10 rounds).
+  const out = new Uint32Array(4);
+  philox(out, 0, 0, 0, 0, 0, 0);
+  assert.equal([...out], [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+  const f = 0xffffffff;
+  philox(out, f, f, f, f, f, f);
+  assert.equal([...out], [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+  philox(out, 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0);
+  assert.equal([...out], [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]);
+});
+
+random("a restored state continues with the same numbers", () => {
+  const a = new Random(5);
+  for (let i = 0; i < 7; i++) a.bits();
+  const b = new Random(0);
+  b.restore(JSON.parse(JSON.stringify(a.state)));
+  assert.equal([a.bits(), a.normal(), a.int(9)], [b.bits(), b.normal(), b.int(9)]);
+});
+
+random("forks depend on the key, not on what was drawn", () => {
+  const a = new Random(5);
+  const before = a.fork("x").bits();
+  a.bits();
+  assert.is(a.fork("x").bits(), before);
+  assert.is.not(a.fork("y").bits(), before);
+});
+
+random("uniform and normal have their moments", () => {
+  const r = new Random(11);
+  const u = Array.from({ length: 20000 }, () => r.uniform());
+  const n = Array.from({ length: 20000 }, () => r.normal());
+  const mean = (v: number[]): number => v.reduce((s, x) => s + x, 0) / v.length;
+  assert.ok(Math.abs(mean(u) - 0.5) < 0.01);
+  assert.ok(Math.abs(mean(n)) < 0.03);
+  assert.ok(Math.abs(mean(n.map((v) => v * v)) - 1) < 0.05);
+});
+
+random.run();
+
+const half = suite("half precision");
+
+half("every half goes to a number and back", () => {
+  for (let h = 0; h < 65536; h++) {
+    const v = halfValue(h);
+    if (Number.isNaN(v)) assert.ok(Number.isNaN(halfValue(halfBits(v))));
+    else assert.is(halfBits(v), h, `half ${h}`);
+  }
+});
+
+half("ties round to even and large numbers to infinity", () => {
+  assert.is(halfBits(1 + 2 ** -11), halfBits(1));
+  assert.is(halfBits(1 + 3 * 2 ** -11), halfBits(1 + 2 ** -9));
+  assert.is(halfValue(halfBits(65520)), Number.POSITIVE_INFINITY);
+  assert.is(halfValue(halfBits(65519)), 65504);
+});
+
+half.run();
+
+const gpu = await testDevice();
+const files = suite("safetensors");
+
+files("tensors of every type survive a round trip", async () => {
+  const tensors = new Map([
+    ["f", gpu.tensor([1.5, -2, 3], [3])],
+    ["h", F.cast(gpu.tensor([0.5, 65504, -1], [3, 1]), "f16")],
+    ["i", gpu.tensor([-1, 2], [2], { dtype: "i32" })],
+    ["b", gpu.tensor([1, 0, 1], [3], { dtype: "bool" })],
+    ["empty", gpu.zeros([0, 4])],
+  ]);
+  const bytes = await encode(tensors, { config: "{}" });
+  assert.is(parseSafetensors(bytes).metadata.config, "{}");
+  const back = await load(gpu, bytes);
+  for (const [key, x] of tensors) {
+    assert.equal(back.get(key)!.shape, x.shape);
+    assert.equal([...(await back.get(key)!.toArray())], [...(await x.toArray())], key);
+  }
+});
+
+const file = (): Uint8Array => encodeSafetensors(new Map([["a", fileTensor([1, 2], [2])], ["b", fileTensor([3], [1])]]));
+const withHeader = (change: (h: Record<string, { data_offsets: number[]; shape: number[]; dtype: string }>) => void): Uint8Array => {
+  const bytes = file();
+  const n = Number(new DataView(bytes.buffer).getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + n)));
+  change(header);
+  const json = new TextEncoder().encode(JSON.stringify(header));
+  const out = new Uint8Array(8 + json.length + bytes.length - 8 - n);
+  new DataView(out.buffer).setBigUint64(0, BigInt(json.length), true);
+  out.set(json, 8);
+  out.set(bytes.subarray(8 + n), 8 + json.length);
+  return out;
+};
+
+for (const [what, bytes, message] of [
+  ["an empty file", new Uint8Array(), /at least 8 bytes/],
+  ["a truncated file", file().subarray(0, file().length - 2), /"b" lies at 8\.\.12, beyond the 10 bytes/],
+  ["a header that is too long", Uint8Array.from([255, 255, 255, 255, 0, 0, 0, 0, 1]), /claims/],
+  ["text", new TextEncoder().encode("hello, this is not a tensor file"), /claims|not JSON/],
+  ["bytes that follow", Uint8Array.from([...file(), 1, 2]), /2 bytes follow/],
+  ["a wrong shape", withHeader((h) => (h.a!.shape = [3])), /"a" of shape \(3\) and type F32 takes 12 bytes/],
+  ["an unknown type", withHeader((h) => (h.a!.dtype = "F31")), /F31/],
+  ["overlapping offsets", withHeader((h) => (h.b!.data_offsets = [4, 8])), /overlap/],
+  ["a negative size", withHeader((h) => (h.a!.shape = [-2])), /whole numbers/],
+] as const)
+  files(`${what} is refused`, () => {
+    assert.throws(() => parseSafetensors(bytes, "w.safetensors"), message);
+    assert.throws(() => parseSafetensors(bytes, "w.safetensors"), /^Error: w\.safetensors|w\.safetensors/);
+  });
+
+files("64-bit numbers and bfloat16 are narrowed, or refused where they do not fit", () => {
+  const i64 = (v: bigint): FileTensor => ({ dtype: "I64", shape: [1], data: new Uint8Array(BigInt64Array.of(v).buffer) });
+  assert.equal([...fileNumbers(i64(-7n))], [-7]);
+  assert.throws(() => fileNumbers(i64(2n ** 40n)), /does not fit 32 bits/);
+  assert.equal([...fileNumbers({ dtype: "BF16", shape: [1], data: new Uint8Array(Uint16Array.of(0x3fc0).buffer) })], [1.5]);
+});
+
+files.run();
+
+const modules = suite("modules");
+
+modules("state has PyTorch's keys, and loading names what is wrong", async () => {
+  class Net extends nn.Module {
+    layers = [new nn.Linear(gpu, 2, 3), new nn.Linear(gpu, 3, 1, { bias: false })];
+    neck = { 0: new nn.LayerNorm(gpu, 3), 2: new nn.Linear(gpu, 1, 1) };
+  }
+  const net = new Net();
+  assert.equal([...net.stateDict().keys()], ["layers.0.weight", "layers.0.bias", "layers.1.weight", "neck.0.weight", "neck.0.bias", "neck.2.weight", "neck.2.bias"]);
+  const other = new Net();
+  net.loadStateDict(other.stateDict());
+  assert.equal([...(await net.layers[0]!.weight.toArray())], [...(await other.layers[0]!.weight.toArray())]);
+  const state = other.stateDict();
+  state.delete("layers.0.bias");
+  state.set("extra", gpu.zeros([1]));
+  state.set("layers.1.weight", gpu.zeros([2, 2]));
+  assert.throws(() => net.loadStateDict(state), /layers\.1\.weight is \(2, 2\), the model has \(1, 3\); missing: layers\.0\.bias; unexpected: extra/);
+  assert.is(net.freeze().parameters().filter((p) => p.requiresGrad).length, 0);
+});
+
+modules.run();
+
+const optimizer = suite("AdamW");
+
+optimizer("follows torch.optim.AdamW and clip_grad_norm_", async () => {
+  // Recorded from torch 2.13: x = [1, -2, 3], loss = sum(x³), lr 0.1, weight decay 0.05, clipped to norm 0.5, three steps.
+  const x = nn.parameter(gpu.tensor([1, -2, 3], [3]));
+  const adam = new optim.AdamW([{ params: [x], lr: 0.1, weightDecay: 0.05 }]);
+  const { backward } = await import("../../index.ts");
+  const norms: number[] = [];
+  for (let i = 0; i < 3; i++) {
+    adam.zeroGrad();
+    backward(F.sum(F.pow(x, 3)));
+    norms.push(await optim.clipGradNorm([x], 0.5).item());
+    adam.step();
+  }
+  const got = [...(await x.toArray()), ...norms];
+  const want = [0.68982196, -2.2691138, 2.6570919, 29.698484, 28.301628, 27.148567];
+  for (const [i, v] of want.entries()) assert.ok(Math.abs(got[i]! - v) < 2e-5 * Math.max(1, Math.abs(v)), `${i}: ${got[i]} ${v}`);
+});
+
+optimizer.run();

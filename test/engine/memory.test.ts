@@ -1,0 +1,209 @@
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { backward, checkpoint, Device, detach, F, noGrad, nn, optim, scope, type Tensor } from "../../index.ts";
+import { run } from "../../engine/kernel.ts";
+import { testDevice } from "../device.ts";
+
+const gpu = await testDevice();
+const tape = suite("tape");
+
+tape("a tensor used twice collects both gradients", async () => {
+  const x = gpu.tensor([2, 3], [2], { requiresGrad: true });
+  backward(F.sum(F.add(F.mul(x, x), F.mul(x, 5))));
+  assert.equal([...(await x.grad!.toArray())], [9, 11]);
+});
+
+tape("a second backward adds to the gradient, and the tape is used up", async () => {
+  const x = gpu.tensor([2], [1], { requiresGrad: true });
+  const once = F.mul(x, 3);
+  backward(once);
+  backward(F.mul(x, 4));
+  assert.equal(await x.grad!.item(), 7);
+});
+
+tape("noGrad and detach cut the tape", async () => {
+  const x = gpu.tensor([2], [1], { requiresGrad: true });
+  assert.not(noGrad(() => F.mul(x, 3)).requiresGrad);
+  backward(F.mul(x, detach(F.mul(x, x))));
+  assert.equal(await x.grad!.item(), 4);
+  assert.throws(() => backward(detach(x)), /does not depend/);
+});
+
+tape("a loss that is not one number needs its gradient", () => {
+  const x = gpu.tensor([1, 2], [2], { requiresGrad: true });
+  assert.throws(() => backward(F.mul(x, 2)), /pass its gradient/);
+});
+
+tape("a diamond of shared values is walked in the right order", async () => {
+  const x = gpu.tensor([1.5], [1], { requiresGrad: true });
+  const a = F.mul(x, x); // x²
+  const b = F.mul(a, x); // x³
+  const c = F.add(F.mul(a, b), a); // x⁵ + x²
+  backward(c);
+  assert.ok(Math.abs((await x.grad!.item()) - (5 * 1.5 ** 4 + 3)) < 1e-4);
+});
+
+tape("checkpoint gives the gradients of plain recording, parameters included", async () => {
+  const w = gpu.randn([4, 4], { seed: 3, requiresGrad: true });
+  const gradients = async (wrap: boolean): Promise<number[][]> => {
+    const x = gpu.randn([3, 4], { seed: 5, requiresGrad: true });
+    w.grad = undefined;
+    const f = (v: Tensor): Tensor => F.tanh(F.matmul(F.tanh(F.matmul(v, w)), w));
+    backward(F.sum(wrap ? checkpoint(f, x) : f(x)));
+    return [[...(await x.grad!.toArray())], [...(await w.grad!.toArray())]];
+  };
+  assert.equal(await gradients(true), await gradients(false));
+});
+
+tape.run();
+
+const memory = suite("memory");
+
+memory("live bytes do not grow over training steps", async () => {
+  gpu.manualSeed(1);
+  const model = new nn.Linear(gpu, 16, 16);
+  const optimizer = new optim.AdamW([{ params: model.parameters() }]);
+  const step = (): Promise<number> =>
+    scope(async () => {
+      const loss = F.mean(F.pow(model.forward(gpu.randn([8, 16], { seed: 1 })), 2));
+      optimizer.zeroGrad();
+      backward(loss);
+      optim.clipGradNorm(model.parameters(), 1);
+      optimizer.step();
+      return loss.item();
+    });
+  const first = await step();
+  await step();
+  const { liveBytes, liveBuffers, freeBytes } = gpu.memory;
+  let last = first;
+  for (let i = 0; i < 10; i++) last = await step();
+  assert.equal([gpu.memory.liveBytes, gpu.memory.liveBuffers, gpu.memory.freeBytes], [liveBytes, liveBuffers, freeBytes]);
+  assert.ok(last < first, `the loss fell from ${first} to ${last}`);
+});
+
+memory("what a scope returns lives on, the rest is refused by name", async () => {
+  let inner: Tensor | undefined;
+  const kept = scope(() => {
+    inner = gpu.tensor([1, 2], [2]);
+    return { list: [F.mul(inner, 2)] };
+  });
+  assert.equal([...(await kept.list[0]!.toArray())], [2, 4]);
+  assert.throws(() => F.add(inner!, 1), /freed when its scope ended/);
+});
+
+memory("an error inside a scope frees what it had made", () => {
+  const before = gpu.memory.liveBuffers;
+  assert.throws(() =>
+    scope(() => {
+      gpu.zeros([100]);
+      throw new Error("planted");
+    }),
+  );
+  assert.is(gpu.memory.liveBuffers, before);
+});
+
+memory("an upload into a recycled buffer does not overtake the kernels that still read it", async () => {
+  for (let round = 0; round < 20; round++) {
+    const sums = scope(() =>
+      Array.from({ length: 5 }, (_, i) =>
+        scope(() => F.sum(gpu.tensor(new Float32Array(64).fill(i + round), [64]))),
+      ),
+    );
+    const got = await Promise.all(sums.map((s) => s.item()));
+    assert.equal(got, [0, 1, 2, 3, 4].map((i) => 64 * (i + round)));
+  }
+});
+
+memory.run();
+
+const device = suite("device");
+
+device("more than 65,535 workgroups are spread over two dimensions", async () => {
+  const n = 65536 * 64 * 4 + 4096;
+  const total = await scope(() => F.sum(F.mul(gpu.ones([n]), 0.5)).item());
+  assert.is(total, n / 2);
+});
+
+device("a command that the GPU refuses makes the next read fail with the kernel's name, and only that one", async () => {
+  const own = await Device.open();
+  const x = own.ones([4]);
+  await x.toArray();
+  const stderr = console.error;
+  console.error = () => {};
+  try {
+    run(own, "accumulate", "in_place", { bind: { y: own.ones([4]), b: x }, params: { n: 1 }, constants: { PLANTED: 1 }, groups: [1] });
+    let message = "";
+    await x.toArray().catch((error: Error) => {
+      message = error.message;
+    });
+    assert.match(message, /the GPU refused a command/);
+    assert.match(message, /accumulate/);
+    assert.equal([...(await own.ones([2]).toArray())], [1, 1]);
+  } finally {
+    console.error = stderr;
+    own.close();
+  }
+});
+
+device("a kernel may not write a buffer that it also reads", () => {
+  const x = gpu.ones([4]);
+  assert.throws(() => run(gpu, "accumulate", "in_place", { bind: { y: x, b: x }, params: { n: 1 }, groups: [1] }), /y is written and shares its memory with b/);
+});
+
+device("a closed device refuses work", async () => {
+  const own = await Device.open();
+  const x = own.ones([4]);
+  own.close();
+  let message = "";
+  await x.toArray().catch((error: Error) => {
+    message = error.message;
+  });
+  assert.match(message, /closed/);
+});
+
+device("operands of two devices are refused", async () => {
+  const own = await Device.open();
+  assert.throws(() => F.add(own.ones([1]), gpu.ones([1])), /another device/);
+  own.close();
+});
+
+device("too large a tensor is refused before anything is dispatched", () => {
+  assert.throws(() => gpu.empty([gpu.gpu.limits.maxStorageBufferBindingSize / 4 + 1024]), /larger than/);
+});
+
+device("shared memory is copied before it is uploaded", async () => {
+  const shared = new Float32Array(new SharedArrayBuffer(16));
+  shared.set([1, 2, 3, 4]);
+  assert.equal([...(await gpu.tensor(shared, [4]).toArray())], [1, 2, 3, 4]);
+});
+
+device("a device survives garbage collection while in use", async () => {
+  const { gc } = globalThis as { gc?: () => void };
+  for (let i = 0; i < 5; i++) {
+    gc?.();
+    assert.is(await F.sum(gpu.ones([10])).item(), 10);
+  }
+});
+
+device("the same seed gives the same bits", async () => {
+  const curve = async (): Promise<number[]> => {
+    gpu.manualSeed(7);
+    const model = new nn.Linear(gpu, 33, 17);
+    const optimizer = new optim.AdamW([{ params: model.parameters(), lr: 0.01 }]);
+    const losses: number[] = [];
+    for (let i = 0; i < 5; i++)
+      losses.push(
+        await scope(async () => {
+          const loss = F.mean(F.gelu(model.forward(gpu.randn([65, 33], { seed: i }))));
+          optimizer.zeroGrad();
+          backward(loss);
+          optimizer.step();
+          return loss.item();
+        }),
+      );
+    return losses;
+  };
+  assert.equal(await curve(), await curve());
+});
+
+device.run();
