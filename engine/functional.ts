@@ -1,6 +1,7 @@
 /** Every operation, under PyTorch's name in camelCase. */
 export { linear, matmul } from "./ops/matmul.ts";
 export { cat, expand, pad, permute, reshape, slice, stack, transpose } from "./ops/movement.ts";
+export { batchNorm, groupNorm, layerNorm } from "./ops/norm.ts";
 export {
   abs,
   add,

@@ -1,9 +1,10 @@
 import type { Cases } from "./case.ts";
 import { movementCases } from "./movement.ts";
+import { normCases } from "./norm.ts";
 import { pointwiseCases } from "./pointwise.ts";
 import { matmulCases, reduceCases } from "./reduce.ts";
 import { sampleCases } from "./sample.ts";
 import { softmaxCases } from "./softmax.ts";
 
 /** Every differentiable function of F, by name. */
-export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases, ...softmaxCases, ...sampleCases };
+export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases, ...softmaxCases, ...sampleCases, ...normCases };

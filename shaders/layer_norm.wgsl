@@ -1,0 +1,105 @@
+// Layer normalisation over the last axis of x: (rows, C), with n = (x - mean) / sqrt(variance + eps) and the biased variance.
+//   forward:     y  = n * weight + bias                                            an invocation owns a row
+//   grad_x:      gx = rstd * (h - mean(h) - n * mean(h * n))   with h = gy * weight
+//   grad_affine: gw = sum over rows of gy * n,  gb = sum over rows of gy          an invocation owns a column of a block of rows
+// stats keeps (mean, rstd) per row so that the gradients read x once more, not twice.
+struct Params {
+  rows: u32,
+  c: u32,
+  eps: f32,
+  has_weight: u32,
+  has_bias: u32,
+  block: u32,     // rows of a block of grad_affine
+  blocks: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> weight: array<f32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(5) var<storage, read_write> stats_out: array<vec2f>;
+@group(0) @binding(6) var<storage, read> stats: array<vec2f>;
+@group(0) @binding(7) var<storage, read> gy: array<f32>;
+@group(0) @binding(8) var<storage, read_write> gx: array<f32>;
+@group(0) @binding(9) var<storage, read_write> gw: array<f32>;
+@group(0) @binding(10) var<storage, read_write> gb: array<f32>;
+
+@compute @workgroup_size(32)
+fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let row = id.x + id.y * groups.x * 32u;
+  if (row >= params.rows) {
+    return;
+  }
+  let base = row * params.c;
+  var sum = 0.0;
+  for (var c = 0u; c < params.c; c++) {
+    sum += x[base + c];
+  }
+  let mean = sum / f32(params.c);
+  var squares = 0.0;
+  for (var c = 0u; c < params.c; c++) {
+    let d = x[base + c] - mean;
+    squares += d * d;
+  }
+  let rstd = 1.0 / sqrt(squares / f32(params.c) + params.eps);
+  stats_out[row] = vec2f(mean, rstd);
+  for (var c = 0u; c < params.c; c++) {
+    var value = (x[base + c] - mean) * rstd;
+    if (params.has_weight == 1u) {
+      value *= weight[c];
+    }
+    if (params.has_bias == 1u) {
+      value += bias[c];
+    }
+    y[base + c] = value;
+  }
+}
+
+@compute @workgroup_size(32)
+fn grad_x(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let row = id.x + id.y * groups.x * 32u;
+  if (row >= params.rows) {
+    return;
+  }
+  let base = row * params.c;
+  let mean = stats[row].x;
+  let rstd = stats[row].y;
+  var sums = vec2f();  // (sum h, sum h * n)
+  for (var c = 0u; c < params.c; c++) {
+    var h = gy[base + c];
+    if (params.has_weight == 1u) {
+      h *= weight[c];
+    }
+    sums += vec2f(h, h * (x[base + c] - mean) * rstd);
+  }
+  let means = sums / f32(params.c);
+  for (var c = 0u; c < params.c; c++) {
+    var h = gy[base + c];
+    if (params.has_weight == 1u) {
+      h *= weight[c];
+    }
+    let n = (x[base + c] - mean) * rstd;
+    gx[base + c] = rstd * (h - means.x - n * means.y);
+  }
+}
+
+@compute @workgroup_size(32)
+fn grad_affine(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 32u;
+  if (i >= params.c * params.blocks) {
+    return;
+  }
+  let first = (i / params.c) * params.block;
+  let last = min(first + params.block, params.rows);
+  var at = first * params.c + i % params.c;
+  var sums = vec2f();
+  for (var row = first; row < last; row++) {
+    let s = stats[row];
+    let g = gy[at];
+    sums += vec2f(g * (x[at] - s.x) * s.y, g);
+    at += params.c;
+  }
+  gw[i] = sums.x;
+  gb[i] = sums.y;
+}
