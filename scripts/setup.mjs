@@ -69,16 +69,19 @@ function chooseVulkan() {
     return;
   }
   let because = "";
+  let installed = false;
   if ((!adapter || /swiftshader/i.test(adapter)) && mayTryMesa()) {
     say("no GPU answers; looking for Mesa's software Vulkan (a minute or two, once)");
     because = installMesa();
-    if (because === "") adapter = probe() ?? adapter;
+    installed = because === "";
+    if (installed) adapter = probe() ?? adapter;
     else writeFileSync(join(cache, "mesa-tried"), `${because}\n`);
   }
   if (!adapter) say("no GPU adapter answers; run: npx wgpu-wish doctor");
   else if (/swiftshader/i.test(adapter)) {
     say(`no GPU: SwiftShader from node_modules computes in software, slowly${because && ` (Mesa: ${because})`}`);
-  } else if (/llvmpipe/i.test(adapter)) say("no GPU: Mesa's lavapipe computes in software");
+  } else if (/llvmpipe/i.test(adapter))
+    say(`no GPU: Mesa's lavapipe${installed ? ", now installed," : ""} computes in software`);
   else say(`GPU: ${adapter}`);
 }
 
