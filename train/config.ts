@@ -1,0 +1,290 @@
+/**
+ * A run's configuration: one flat table of settings in a YAML file, changed by key=value on the command line, frozen and saved with the
+ * run. Each setting says where its default comes from: "paper" (as far as it is known), "reference" (Mask2Former, SAM, detectron2) or
+ * "ours" (a choice that the paper leaves open).
+ */
+import { readFileSync } from "node:fs";
+import { parse as parseYaml, stringify } from "yaml";
+import { z } from "zod";
+import { BadInput } from "./errors.ts";
+
+type Origin = "paper" | "reference" | "ours";
+
+function option<T extends z.ZodType>(schema: T, origin: Origin, help: string): T {
+  return schema.meta({ origin, help });
+}
+const section = <T extends z.ZodRawShape>(shape: T) => z.strictObject(shape).prefault({} as never);
+
+const whole = z.number().int().min(1);
+const amount = z.number().min(0);
+const share = z.number().min(0).max(1);
+const weight = (value: number, origin: Origin, help: string) => option(amount.default(value), origin, help);
+const span = z.tuple([z.number().positive(), z.number().positive()]).refine(([low, high]) => low <= high, "the first must not exceed the second");
+
+const backbone = z.discriminatedUnion("kind", [
+  z.strictObject({
+    kind: z.literal("mini"),
+    widths: z.tuple([whole, whole, whole, whole]),
+    blocks: z.tuple([whole, whole, whole, whole]),
+    outputStride: z.union([z.literal(32), z.literal(16), z.literal(8)]).default(16),
+  }),
+  z.strictObject({
+    kind: z.literal("mobilenetV2"),
+    width: z.number().positive().default(1),
+    norm: z.enum(["folded", "groupNorm"]).default("folded"),
+    outputStride: z.union([z.literal(32), z.literal(16), z.literal(8)]).default(32),
+  }),
+  z.strictObject({
+    kind: z.literal("resnet"),
+    depth: z.union([z.literal(18), z.literal(34), z.literal(50), z.literal(101)]).default(50),
+    norm: z.enum(["frozenBN", "batchNorm", "groupNorm"]).default("frozenBN"),
+    outputStride: z.union([z.literal(32), z.literal(16), z.literal(8)]).default(32),
+    width: whole.default(64),
+  }),
+]);
+
+export const configSchema = z.strictObject({
+  run: option(z.string().min(1).default("runs/wish"), "ours", "folder of the run"),
+  seed: option(z.number().int().min(0).max(0xffffffff).default(0), "ours", "seeds weights, sample order, augmentation and points"),
+  mode: option(z.enum(["wish", "supervised"]).default("wish"), "ours", "wish: from weak labels; supervised: Mask2Former from masks"),
+  steps: option(whole.default(368750), "reference", "optimizer steps"),
+  batch: option(whole.default(16), "paper", "images of a forward pass"),
+  accumulate: option(whole.default(1), "ours", "forward passes whose gradients one step averages"),
+  data: section({
+    images: option(z.string().default(""), "ours", "folder of the training images"),
+    labels: option(z.string().default(""), "ours", "weak labels JSON (mode wish) or COCO instances JSON (mode supervised)"),
+    supercategories: option(z.boolean().default(false), "ours", "take COCO's supercategories as the classes"),
+    width: option(whole.default(1024), "reference", "width of the network's input while training"),
+    height: option(whole.default(1024), "reference", "height of the network's input while training"),
+    flip: option(z.boolean().default(true), "reference", "mirror half of the images"),
+    scale: option(span.default([0.1, 2]), "reference", "large-scale jitter: factor on the size that just fits the input"),
+    tagScale: option(span.default([0.5, 2]), "ours", "the same for images with tags: a narrow crop may have lost what its tags name"),
+    colour: option(share.default(0), "ours", "strength of the colour jitter"),
+    maskStride: option(whole.default(1), "ours", "masks are warped to the input's size divided by this"),
+  }),
+  val: section({
+    images: option(z.string().default(""), "ours", "folder of the evaluation images"),
+    annotations: option(z.string().default(""), "ours", "COCO instances JSON to evaluate on; empty: no evaluation"),
+    every: option(whole.default(5000), "reference", "steps between evaluations"),
+    limit: option(z.number().int().min(0).default(0), "ours", "evaluate the first so many images only; 0: all"),
+    short: option(whole.default(800), "reference", "short side of an image at test time"),
+    long: option(whole.default(1333), "reference", "limit of its long side"),
+    topk: option(whole.default(100), "reference", "instances kept for an image"),
+    pictures: option(z.number().int().min(0).default(8), "ours", "overlays drawn at each evaluation"),
+  }),
+  model: section({
+    preset: option(z.enum(["mini", "mobilenetV2", "resnet50"]).default("resnet50"), "paper", "sizes to start from; the settings below change single ones"),
+    backbone: option(backbone.optional(), "ours", "the backbone, in place of the preset's"),
+    hiddenDim: option(whole.optional(), "reference", "width of pixel decoder, mask features and queries"),
+    levels: option(z.number().int().min(1).max(3).optional(), "reference", "feature levels of both attentions"),
+    groups: option(whole.optional(), "reference", "groups of the pixel decoder's GroupNorms"),
+    encoder: option(
+      z.strictObject({ layers: z.number().int().min(0), heads: whole, points: whole, ffn: whole }).partial().optional(),
+      "reference",
+      "deformable encoder of the pixel decoder: layers, heads, points, ffn",
+    ),
+    decoder: option(z.strictObject({ layers: whole, heads: whole, ffn: whole }).partial().optional(), "reference", "masked-attention decoder: layers, heads, ffn"),
+    queries: option(whole.optional(), "reference", "objects that can be told in one image"),
+    backboneWeights: option(z.string().default(""), "reference", "pretrained weights of the backbone (ImageNet)"),
+    weights: option(z.string().default(""), "ours", "weights of a whole model to start from; a head of another shape stays as drawn"),
+  }),
+  sam: section({
+    checkpoint: option(z.string().default("assets/sam-mini.safetensors"), "ours", "the teacher: an original SAM or MobileSAM checkpoint, or a converted one"),
+    cache: option(z.string().default(""), "ours", "folder of the teacher's masks and embeddings; empty: <run>/cache"),
+    memory: option(amount.default(512), "ours", "MiB of image embeddings kept in memory"),
+  }),
+  prompt: section({
+    mode: option(z.enum(["none", "mean", "sparse", "typed"]).default("typed"), "ours", "tokens of the predicted latents: see model/config.ts"),
+    distance: option(z.enum(["kl", "l2"]).default("kl"), "paper", "kl: Kullback-Leibler divergence of softmaxes; l2: mean square, which SAM's decoder can use"),
+    direction: option(z.enum(["teacher", "student"]).default("teacher"), "ours", "teacher: KL(Z||Zhat); student: KL(Zhat||Z)"),
+    tau: option(z.number().positive().default(1), "ours", "temperature of both softmaxes"),
+  }),
+  match: section({
+    class: weight(2, "paper", "weight of the class cost (alpha)"),
+    prompt: weight(5, "paper", "weight of the prompt cost (beta)"),
+    bce: weight(5, "paper", "weight of the mask cost's cross entropy (gamma)"),
+    dice: weight(5, "paper", "weight of the mask cost's dice (gamma)"),
+    points: option(whole.default(12544), "reference", "random points at which masks are compared"),
+    candidate: option(
+      z.enum(["adaptive", "iou"]).default("adaptive"),
+      "paper",
+      "which of SAM's three masks counts: the one nearest to the prediction, or the one SAM rates best",
+    ),
+  }),
+  proxy: section({
+    soft: option(z.boolean().default(false), "ours", "use SAM's probabilities instead of its binary masks"),
+    clipToBox: option(z.boolean().default(true), "ours", "cut a box's masks at the box"),
+  }),
+  loss: section({
+    class: weight(2, "reference", "weight of the classification loss"),
+    prompt: weight(5, "ours", "weight of the prompt loss"),
+    bce: weight(5, "reference", "weight of the mask's cross entropy"),
+    dice: weight(5, "reference", "weight of the mask's dice"),
+    cam: weight(1, "paper", "weight of L_cam"),
+    self: weight(1, "paper", "weight of L_self"),
+    noObject: weight(0.1, "reference", 'weight of the class "no object"'),
+    points: option(whole.default(12544), "reference", "points at which the mask losses are taken"),
+    oversample: option(z.number().min(1).default(3), "reference", "candidates drawn for each point kept"),
+    importance: option(share.default(0.75), "reference", "share of the points taken where the prediction is least sure"),
+    deepSupervision: option(z.boolean().default(true), "reference", "supervise every decoder layer"),
+  }),
+  cam: section({
+    feature: option(z.enum(["none", "res3", "res4", "res5"]).optional(), "ours", "backbone feature of the CAM branch"),
+    warmup: option(z.number().int().min(0).default(30000), "paper", "first steps train L_cam alone; only where there are tags"),
+    tau: option(share.default(0.5), "ours", "least normalised activation of a peak"),
+    radius: option(share.default(20 / 256), "ours", "peaks keep this distance, as a share of the image's long side"),
+    maxPeaks: option(whole.default(32), "ours", "peaks of a class at most"),
+    dedupIou: option(share.default(0.5), "ours", "of two peaks whose SAM masks overlap more, the worse goes"),
+    upsample: option(whole.default(4), "ours", "factor by which the CAM is enlarged before its peaks are sought"),
+    raw: option(z.boolean().default(false), "ours", "L_self on raw logits instead of the normalised CAM"),
+  }),
+  optim: section({
+    lr: option(z.number().positive().default(1e-4), "paper", "learning rate"),
+    weightDecay: option(amount.default(0.05), "reference", "decoupled decay; none on norms and embeddings"),
+    backbone: option(amount.default(0.1), "reference", "factor on the backbone's learning rate"),
+    clip: option(amount.default(0.01), "reference", "limit of the gradient's global norm; 0: none"),
+    betas: option(z.tuple([share, share]).default([0.9, 0.999]), "reference", "AdamW's decay of its moments"),
+    schedule: option(z.enum(["constant", "step", "poly", "cosine"]).default("step"), "reference", "how the learning rate falls"),
+    milestones: option(z.array(share).default([0.88889, 0.96296]), "reference", "schedule step: shares of the steps at which it drops"),
+    gamma: option(share.default(0.1), "reference", "schedule step: factor of a drop"),
+    power: option(z.number().positive().default(0.9), "reference", "schedule poly: exponent"),
+    warmup: option(z.number().int().min(0).default(0), "reference", "steps over which it rises from 0"),
+  }),
+  log: section({
+    every: option(whole.default(20), "reference", "steps between lines of metrics.jsonl"),
+    checkpoint: option(whole.default(5000), "reference", "steps between checkpoints"),
+    keep: option(whole.default(2), "ours", "newest checkpoints kept, besides the best"),
+  }),
+});
+
+export type Config = z.infer<typeof configSchema>;
+export type ConfigInput = z.input<typeof configSchema>;
+
+/** Reads a YAML file, applies `key=value` settings, checks everything. Throws BadInput naming the file and the setting. */
+export function readConfig(path: string, settings: readonly string[] = []): Config {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (cause) {
+    throw new BadInput(`${path}: ${(cause as NodeJS.ErrnoException).code === "ENOENT" ? "there is no such file" : (cause as Error).message}`);
+  }
+  let input: unknown;
+  try {
+    input = parseYaml(text, { maxAliasCount: 0 }) ?? {};
+  } catch (cause) {
+    throw new BadInput(`${path}: is not YAML: ${(cause as Error).message.split("\n")[0]}`);
+  }
+  return resolveConfig(input, settings, path);
+}
+
+/** Checks a configuration given as an object. `name` stands in the errors. */
+export function resolveConfig(input: unknown, settings: readonly string[] = [], name = "config"): Config {
+  if (!isRecord(input)) throw new BadInput(`${name}: must hold settings by name; got ${Array.isArray(input) ? "a list" : typeof input}`);
+  const merged = structuredClone(input);
+  for (const setting of settings) apply(merged, setting);
+  refuseUnknown(configSchema, merged, name, "");
+  const result = configSchema.safeParse(merged);
+  if (!result.success) {
+    const issue = result.error.issues[0]!;
+    const where = issue.path.join(".");
+    throw new BadInput(`${name}: ${where || "the settings"}: ${issue.message}${given(merged, issue.path)}`);
+  }
+  return freeze(result.data);
+}
+
+export function configText(config: object): string {
+  return stringify(config, { flowCollectionPadding: false });
+}
+
+export interface SettingDoc {
+  key: string;
+  default: unknown;
+  origin: Origin;
+  help: string;
+}
+
+/** Every setting with its default, in the schema's order. */
+export function settings(): SettingDoc[] {
+  const defaults = configSchema.parse({}) as Record<string, unknown>;
+  const walk = (schema: z.ZodObject, values: Record<string, unknown>, prefix: string): SettingDoc[] =>
+    Object.entries(schema.shape).flatMap(([key, field]) => {
+      const inner = objectIn(field as z.ZodType);
+      const meta = (field as z.ZodType).meta() as { origin?: Origin; help?: string } | undefined;
+      if (meta?.help) return [{ key: prefix + key, default: values[key], origin: meta.origin!, help: meta.help }];
+      return inner ? walk(inner, values[key] as Record<string, unknown>, `${prefix}${key}.`) : [];
+    });
+  return walk(configSchema, defaults, "");
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** `a.b=value`, the value in YAML's notation: 1e-4, true, [0.5, 2], name. */
+function apply(target: Record<string, unknown>, setting: string): void {
+  const at = setting.indexOf("=");
+  if (at < 1) throw new BadInput(`${setting}: a setting is key=value, such as optim.lr=1e-4`);
+  const path = setting.slice(0, at).split(".");
+  let value: unknown;
+  try {
+    value = parseYaml(setting.slice(at + 1), { maxAliasCount: 0 });
+  } catch (cause) {
+    throw new BadInput(`${setting}: the value is not YAML: ${(cause as Error).message.split("\n")[0]}`);
+  }
+  let node = target;
+  for (const key of path.slice(0, -1)) {
+    if (key === "__proto__") throw new BadInput(`${setting}: there is no such setting`);
+    const next = Object.hasOwn(node, key) ? node[key] : undefined;
+    node = isRecord(next) ? next : ((node[key] = {}) as Record<string, unknown>);
+  }
+  node[path.at(-1)!] = value;
+}
+
+/** The object behind defaults and optionals; undefined where the schema is no object of settings. */
+function objectIn(schema: z.ZodType): z.ZodObject | undefined {
+  let inner: unknown = schema;
+  while (inner instanceof z.ZodDefault || inner instanceof z.ZodPrefault || inner instanceof z.ZodOptional) inner = inner.unwrap();
+  return inner instanceof z.ZodObject ? inner : undefined;
+}
+
+function refuseUnknown(schema: z.ZodObject, input: Record<string, unknown>, name: string, prefix: string): void {
+  for (const [key, value] of Object.entries(input)) {
+    const field = Object.hasOwn(schema.shape, key) ? (schema.shape[key] as z.ZodType) : undefined;
+    if (!field) {
+      const known = settings().map((s) => s.key);
+      const siblings = Object.keys(schema.shape).map((k) => prefix + k);
+      throw new BadInput(`${name}: there is no setting "${prefix}${key}"; did you mean "${nearest(prefix + key, [...siblings, ...known])}"?`);
+    }
+    const inner = objectIn(field);
+    if (inner && isRecord(value)) refuseUnknown(inner, value, name, `${prefix}${key}.`);
+  }
+}
+
+function given(input: unknown, path: readonly PropertyKey[]): string {
+  let value = input;
+  for (const key of path) value = isRecord(value) || Array.isArray(value) ? (value as Record<PropertyKey, unknown>)[key] : undefined;
+  return value === undefined ? "" : `; got ${JSON.stringify(value)}`;
+}
+
+function nearest(word: string, words: readonly string[]): string {
+  return words.map((candidate) => ({ candidate, far: distance(word, candidate) })).reduce((a, b) => (b.far < a.far ? b : a)).candidate;
+}
+
+/** Levenshtein's. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) next.push(Math.min(next[j - 1]! + 1, row[j]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    row = next;
+  }
+  return row[b.length]!;
+}
+
+function freeze<T>(value: T): T {
+  if (typeof value === "object" && value !== null) {
+    for (const inner of Object.values(value)) freeze(inner);
+    Object.freeze(value);
+  }
+  return value;
+}
