@@ -2,10 +2,13 @@
  * A Device owns one adapter's GPU device: the queue, the memory pool, the pipelines and the pending commands. It knows buffers and
  * kernels, not what they compute. Commands gather in one encoder and are submitted in batches; only reading back waits for them.
  */
+import { debugLevel, describe, log, timeTable } from "./debug.ts";
+import { linearGroups, run } from "./kernel.ts";
 import { platform } from "./platform.ts";
 import { Pool } from "./pool.ts";
 import { Profiler } from "./profiler.ts";
 import { Random } from "./random.ts";
+import { own } from "./scope.ts";
 import type { Shape } from "./shape.ts";
 import { show, sizeOf } from "./shape.ts";
 import { BYTES, type DType, empty, fill, fromHost, type HostData, type Tensor, type TensorOptions } from "./tensor.ts";
@@ -50,6 +53,11 @@ export class Device {
   #unawaited = 0;
   #failure: Error | undefined;
   #closed = false;
+  /** DEBUG, see debug.ts. */
+  readonly debug = debugLevel();
+  /** At DEBUG=4: the first dispatch that wrote something not finite, and the names of the dispatches. */
+  #found: Tensor | undefined;
+  readonly #names: string[] = [];
 
   private constructor(name: string, adapter: GPUAdapter, gpu: GPUDevice) {
     this.name = name;
@@ -62,6 +70,8 @@ export class Device {
       usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
     });
     this.profiler = new Profiler(gpu);
+    if (this.debug >= 1) log(`adapter: ${name} (${adapter.info.vendor} ${adapter.info.architecture}), subgroups of ${this.subgroupSize}`);
+    if (this.debug >= 2 && gpu.features.has("timestamp-query")) this.profiler.start();
     gpu.addEventListener("uncapturederror", (event) => {
       const message = (event as GPUUncapturedErrorEvent).error.message;
       this.#failure ??= new Error(`engine: the GPU refused a command: ${message.split("\n").slice(0, 4).join(" ")}`);
@@ -183,10 +193,23 @@ export class Device {
     return { view: this.#uniformView, offset: this.#slots++ * UNIFORM_SLOT };
   }
 
-  /** Called after each dispatch. */
-  dispatched(): void {
+  /** Called after each dispatch with the tensors that it wrote. */
+  dispatched(label: string, bind: Record<string, Tensor>, written: () => Tensor[]): void {
     this.dispatches++;
+    if (this.debug >= 3) log(describe(label, bind, this.pool.liveBytes));
+    if (this.debug >= 4 && label !== "finite/scan") this.#watch(label, written());
     if (++this.#inBatch >= BATCH || this.profiler.full) this.flush();
+  }
+
+  #watch(label: string, written: Tensor[]): void {
+    if (!this.#found) {
+      this.#found = own(empty(this, [1], "u32"), undefined);
+      this.upload(this.#found, new Uint32Array([0xffffffff]));
+    }
+    const dispatch = this.#names.push(label) - 1;
+    for (const x of written)
+      if (x.dtype === "f32")
+        run(this, "finite", "scan", { bind: { x, found: this.#found }, params: { n: x.size, dispatch }, groups: linearGroups(Math.ceil(x.size / 64)) });
   }
 
   /** Submits what has gathered. */
@@ -232,6 +255,11 @@ export class Device {
     const out = staging.getMappedRange().slice(0);
     staging.unmap();
     staging.destroy();
+    if (this.#found && x !== this.#found) {
+      const [first] = new Uint32Array(await this.download(this.#found));
+      if (first !== 0xffffffff)
+        throw new Error(`engine: ${this.#names[first!]} (dispatch ${first}) was the first kernel to write a NaN or an infinity`);
+    }
     return out;
   }
 
@@ -257,8 +285,13 @@ export class Device {
     throw failure;
   }
 
-  close(): void {
+  /** Gives the adapter back. At DEBUG=2 and above it first prints where the time went, and is done when the promise settles. */
+  async close(): Promise<void> {
     if (this.#closed) return;
+    if (this.debug >= 2 && this.profiler.enabled) {
+      await this.sync();
+      log(timeTable(await this.profiler.stop()));
+    }
     this.flush();
     this.#closed = true;
     this.gpu.destroy();

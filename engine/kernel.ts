@@ -2,6 +2,7 @@
  * From a shader's name to a dispatch. Bindings are given by name and looked up in the WGSL text; uniforms are given by field name and laid
  * out after the text's `struct Params`. Nothing here knows what a kernel computes.
  */
+import { log } from "./debug.ts";
 import type { Device } from "./device.ts";
 import { platform } from "./platform.ts";
 import type { Tensor } from "./tensor.ts";
@@ -114,6 +115,7 @@ function pipelineFor(device: Device, name: string, entry: string, call: Dispatch
       buffer: { type: "uniform", hasDynamicOffset: true, minBindingSize: shader.size },
     });
   const layout = device.gpu.createBindGroupLayout({ label, entries });
+  if (device.debug >= 1) log(`pipeline: ${key}`);
   const pipeline = device.gpu.createComputePipeline({
     label,
     layout: device.gpu.createPipelineLayout({ label, bindGroupLayouts: [layout] }),
@@ -180,7 +182,9 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
   pass.setPipeline(pipeline);
   pass.setBindGroup(0, group, slot ? [slot.offset] : []);
   pass.dispatchWorkgroups(call.groups[0]!, call.groups[1] ?? 1, call.groups[2] ?? 1);
-  device.dispatched();
+  device.dispatched(label, call.bind, () =>
+    Object.entries(call.bind).flatMap(([n, x]) => (shader.bindings.get(n)!.writes ? [x] : [])),
+  );
 }
 
 /** Workgroups for `n` pieces of work in a near-square grid; in WGSL the index is `group.x + group.y * num_groups.x`, which may pass n. */

@@ -21,12 +21,13 @@ export function currentScope(): Scope | undefined {
 }
 
 /** Hands a tensor over to a scope, or to the garbage collector. */
-export function own(x: Tensor, owner: Scope | undefined): void {
+export function own(x: Tensor, owner: Scope | undefined): Tensor {
   if (x.scope) x.scope.tensors.delete(x);
   else orphans.unregister(x);
   x.scope = owner;
   if (owner) owner.tensors.add(x);
   else orphans.register(x, { device: x.device, storage: x.storage }, x);
+  return x;
 }
 
 function isTensor(value: object): value is Tensor {
@@ -63,8 +64,7 @@ export function scope<T>(fn: () => T): T {
 
 /** Makes a tensor outlive the scope it was made in: it then belongs to the scope of `owner`, or to the garbage collector. */
 export function keep(x: Tensor, owner?: Tensor): Tensor {
-  own(x, owner?.scope);
-  return x;
+  return own(x, owner?.scope);
 }
 
 /** Frees one tensor now. */
