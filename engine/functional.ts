@@ -36,6 +36,7 @@ export {
   where,
 } from "./ops/pointwise.ts";
 export { argmax, max, mean, min, sum } from "./ops/reduce.ts";
+export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
 export { type InterpolateOptions, interpolate } from "./ops/interpolate.ts";
 export { logSoftmax, logSumExp, softmax } from "./ops/softmax.ts";
 export { detach } from "./tape.ts";

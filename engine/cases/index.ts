@@ -1,4 +1,5 @@
 import type { Cases } from "./case.ts";
+import { attentionCases } from "./attention.ts";
 import { movementCases } from "./movement.ts";
 import { normCases } from "./norm.ts";
 import { pointwiseCases } from "./pointwise.ts";
@@ -7,4 +8,4 @@ import { sampleCases } from "./sample.ts";
 import { softmaxCases } from "./softmax.ts";
 
 /** Every differentiable function of F, by name. */
-export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases, ...softmaxCases, ...sampleCases, ...normCases };
+export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases, ...softmaxCases, ...sampleCases, ...attentionCases, ...normCases };
