@@ -25,7 +25,8 @@ export function installMesa() {
         apt(["update"], 120_000);
       }
     }
-    if (candidate(suite) < OLDEST_MESA) throw new Error("the mirror's Mesa is too old");
+    if (candidate(suite) < OLDEST_MESA)
+      throw new Error("apt offers none that is new enough; are its mirrors reachable?");
     const target = suite ? ["-t", suite] : [];
     apt(["install", "-y", "--no-install-recommends", ...target, "mesa-vulkan-drivers", "libvulkan1"], 300_000);
     return "";

@@ -2,7 +2,7 @@
 // at a time. Arguments choose files by a part of their path. --checks runs types, lint and unused code first.
 // The last line is "N passed, N failed", with ", N skipped" where tests left themselves out.
 import { spawn } from "node:child_process";
-import { readdirSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { stripVTControlCharacters } from "node:util";
@@ -16,6 +16,9 @@ const args = process.argv.slice(2);
 const filters = args.filter((arg) => !arg.startsWith("--"));
 const totals = { passed: 0, failed: 0, skipped: 0 };
 const times = [];
+// What each file took the last time: the longest start first, so that none of them runs alone at the end.
+const timesFile = join(root, "node_modules", ".cache", "wgpu-wish", "test-times.json");
+const lastTimes = readTimes();
 
 if (args.includes("--checks") && filters.length === 0) {
   await check("types", ["typescript/bin/tsc", "--noEmit", "-p", "."]);
@@ -27,7 +30,7 @@ const files = readdirSync(join(root, "test"), { recursive: true })
   .map((name) => `test/${String(name).replaceAll("\\", "/")}`)
   .filter((name) => name.endsWith(".test.ts"))
   .filter((name) => filters.length === 0 || filters.some((filter) => name.includes(filter)))
-  .sort();
+  .sort((a, b) => (lastTimes[b] ?? 0) - (lastTimes[a] ?? 0) || a.localeCompare(b));
 
 if (files.length === 0) {
   console.log(`no test file matches ${filters.join(" ") || "test/**/*.test.ts"}`);
@@ -39,6 +42,10 @@ await Promise.all(
     for (let file = waiting.shift(); file !== undefined; file = waiting.shift()) await runFile(file);
   }),
 );
+
+for (const { file, ms } of times) lastTimes[file] = Math.round(ms);
+mkdirSync(dirname(timesFile), { recursive: true });
+writeFileSync(timesFile, JSON.stringify(lastTimes));
 
 const slowest = times.filter(({ ms }) => ms > SLOW_MS).sort((a, b) => b.ms - a.ms);
 if (slowest.length > 0) {
@@ -60,7 +67,8 @@ async function check(name, [tool, ...rest]) {
 async function runFile(file) {
   const { code, output, ms } = await runNode(["--import", "tsx", file]);
   times.push({ file, ms });
-  const plain = stripVTControlCharacters(output);
+  // Dawn writes two such lines whenever it looks for an adapter.
+  const plain = stripVTControlCharacters(output).replace(/^Warning: maxDynamic.*\n/gm, "");
   const total = count(plain, "Total");
   const passed = count(plain, "Passed");
   const skipped = count(plain, "Skipped");
@@ -76,6 +84,14 @@ async function runFile(file) {
   console.log(`${failed > 0 ? "FAIL" : "ok  "} ${file}  ${passed} passed${left}  ${seconds(ms)}`);
   if (failed > 0) console.log(indent(trouble === "" ? plain : `${plain}\n${trouble}`));
   else for (const line of plain.matchAll(/^skipped: .*$/gm)) console.log(`     ${line[0]}`);
+}
+
+function readTimes() {
+  try {
+    return JSON.parse(readFileSync(timesFile, "utf8"));
+  } catch {
+    return {};
+  }
 }
 
 /** uvu prints one block of totals for each suite of a file. */
