@@ -17,6 +17,7 @@ import { createRequire } from "node:module";
 import { homedir, constants as osConstants, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { brotliDecompressSync } from "node:zlib";
+import { readTar } from "./tar.ts";
 
 const ICD = "vk_swiftshader_icd.json";
 const LOADER = "libvulkan.so.1";
@@ -118,16 +119,9 @@ function unpackInto(archive: string, parent: string, folder: string): boolean {
   return complete(folder);
 }
 
-/** Reads the tar: 512-byte headers (name at 0, octal size at 124), contents padded to 512. Only the three plain files. */
 function writeArchive(archive: string, folder: string): void {
-  const tar = brotliDecompressSync(readFileSync(archive));
-  for (let at = 0; at + 512 <= tar.length && tar[at] !== 0; ) {
-    const name = tar.toString("latin1", at, at + 100).replace(/\0.*$/s, "");
-    const size = Number.parseInt(tar.toString("latin1", at + 124, at + 136), 8) || 0;
+  for (const { name, bytes } of readTar(brotliDecompressSync(readFileSync(archive)))) {
     const plain = name.split("/").at(-1) ?? "";
-    if ([ICD, LOADER, DRIVER].includes(plain)) {
-      writeFileSync(join(folder, plain), tar.subarray(at + 512, at + 512 + size), { mode: 0o755 });
-    }
-    at += 512 + Math.ceil(size / 512) * 512;
+    if ([ICD, LOADER, DRIVER].includes(plain)) writeFileSync(join(folder, plain), bytes, { mode: 0o755 });
   }
 }
