@@ -132,7 +132,7 @@ test("weights of another network are refused by name", async () => {
   const gpu = await testDevice();
   const fixture = await readFixture(gpu, "mobilenet");
   const backbone = new MobileNetV2(gpu, { width: 0.5 });
-  assert.throws(() => loadBackbone(backbone, under(fixture, "weights.")), /00\.conv/);
+  assert.throws(() => loadBackbone(backbone, under(fixture, "weights.")), /shapes differ: .*conv\.weight is/);
   const resnet = resNet(gpu, 18, { width: 8 });
   assert.throws(() => loadBackbone(resnet, under(fixture, "weights.")), /stem\.conv1/);
 });
