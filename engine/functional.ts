@@ -1,7 +1,9 @@
 /** Every operation, under PyTorch's name in camelCase. */
 export { linear, matmul } from "./ops/matmul.ts";
 export { cat, expand, pad, permute, reshape, slice, stack, transpose } from "./ops/movement.ts";
+export { conv2d, convTranspose2d } from "./ops/conv.ts";
 export { batchNorm, groupNorm, layerNorm } from "./ops/norm.ts";
+export { avgPool2d, maxPool2d } from "./ops/pool.ts";
 export {
   abs,
   add,
@@ -37,6 +39,7 @@ export {
 } from "./ops/pointwise.ts";
 export { argmax, max, mean, min, sum } from "./ops/reduce.ts";
 export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
+export { embedding, gather, indexSelect, scatterAdd } from "./ops/gather.ts";
 export { type InterpolateOptions, interpolate } from "./ops/interpolate.ts";
 export { logSoftmax, logSumExp, softmax } from "./ops/softmax.ts";
 export { detach } from "./tape.ts";

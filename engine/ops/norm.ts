@@ -173,8 +173,8 @@ class PlaneNorm {
 }
 
 export interface GroupNormOptions {
-  weight?: Tensor;
-  bias?: Tensor;
+  weight?: Tensor | undefined;
+  bias?: Tensor | undefined;
   eps?: number;
 }
 
@@ -193,11 +193,11 @@ export function groupNorm(x: Tensor, groups: number, options: GroupNormOptions =
 
 export interface BatchNormOptions {
   /** Running mean (C). */
-  mean?: Tensor;
+  mean?: Tensor | undefined;
   /** Running variance (C). */
-  variance?: Tensor;
-  weight?: Tensor;
-  bias?: Tensor;
+  variance?: Tensor | undefined;
+  weight?: Tensor | undefined;
+  bias?: Tensor | undefined;
   /** True: normalises by the batch's own statistics and moves the running ones, where given, towards them in place. */
   training?: boolean;
   momentum?: number;

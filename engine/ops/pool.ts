@@ -1,0 +1,68 @@
+/** Pooling over windows of (B, C, H, W) or (C, H, W). */
+import { linearGroups, run } from "../kernel.ts";
+import { show, sizeOf } from "../shape.ts";
+import { record } from "../tape.ts";
+import { empty, type Tensor } from "../tensor.ts";
+import { outputSize, type Pair, pair } from "./window.ts";
+
+export interface PoolOptions {
+  /** Default: the window's size. */
+  stride?: Pair | undefined;
+  /** At most half the window's size. */
+  padding?: Pair | undefined;
+}
+
+function pool(op: "maxPool2d" | "avgPool2d", x: Tensor, size: Pair, options: PoolOptions): Tensor {
+  if (x.shape.length < 3) throw new Error(`${op}: x must be (B, C, H, W) or (C, H, W); got ${show(x.shape)}`);
+  if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
+  const kernel = pair(op, "size", size, 1);
+  const step = pair(op, "stride", options.stride ?? size, 1);
+  const pad = pair(op, "padding", options.padding ?? 0, 0);
+  if (pad.some((p, d) => p * 2 > kernel[d]!))
+    throw new Error(`${op}: padding may be at most half the window ${kernel.join(" x ")}; got ${pad.join(", ")}`);
+  const lead = x.shape.slice(0, -2);
+  const input = x.shape.slice(-2);
+  const out = input.map((n, d) => outputSize(op, x.shape, n, kernel[d]!, step[d]!, 2 * pad[d]!, 1));
+  const { device } = x;
+  const y = empty(device, [...lead, ...out]);
+  const params = {
+    planes: sizeOf(lead),
+    in_h: input[0]!,
+    in_w: input[1]!,
+    out_h: out[0]!,
+    out_w: out[1]!,
+    kh: kernel[0],
+    kw: kernel[1],
+    step_y: step[0],
+    step_x: step[1],
+    top: pad[0],
+    left: pad[1],
+  };
+  const isMax = op === "maxPool2d";
+  const place = isMax ? empty(device, y.shape, "u32") : undefined;
+  run(device, "pool", isMax ? "max_forward" : "mean_forward", {
+    bind: place ? { x, y, place_out: place } : { x, y },
+    params,
+    groups: linearGroups(Math.ceil(y.size / 64)),
+  });
+  return record(op, [x], y, (gy) => {
+    const gx = empty(device, x.shape);
+    run(device, "pool", "grad_x", {
+      bind: { gy, gx, place: place ?? gy },
+      params,
+      constants: { MAX: isMax ? 1 : 0 },
+      groups: linearGroups(Math.ceil(gx.size / 64)),
+    });
+    return [gx];
+  });
+}
+
+/** Largest value of each window; the padding never wins. */
+export function maxPool2d(x: Tensor, size: Pair, options: PoolOptions = {}): Tensor {
+  return pool("maxPool2d", x, size, options);
+}
+
+/** Mean of each window; the padding counts as zeros, as PyTorch's default has it. */
+export function avgPool2d(x: Tensor, size: Pair, options: PoolOptions = {}): Tensor {
+  return pool("avgPool2d", x, size, options);
+}

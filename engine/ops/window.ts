@@ -1,0 +1,21 @@
+/** Sizes of sliding windows, shared by convolution and pooling: no GPU here. */
+import { type Shape, show } from "../shape.ts";
+
+/** One number for both directions, or (y, x). */
+export type Pair = number | readonly [number, number];
+
+/** (y, x), each a whole number from `least` up. */
+export function pair(op: string, name: string, value: Pair, least: number): [number, number] {
+  const both: [number, number] = typeof value === "number" ? [value, value] : [value[0], value[1]];
+  if (both.some((n) => !Number.isInteger(n) || n < least))
+    throw new Error(`${op}: ${name} takes one or two whole numbers from ${least} up; got ${show([value].flat())}`);
+  return both;
+}
+
+/** Windows of `size` (spread by `dilation`) every `stride` in `n` numbers and `padding` more. */
+export function outputSize(op: string, shape: Shape, n: number, size: number, stride: number, padding: number, dilation: number): number {
+  const reach = dilation * (size - 1) + 1;
+  if (n + padding < reach)
+    throw new Error(`${op}: a window that reaches over ${reach} does not fit into ${n} and ${padding} of padding; x is ${show(shape)}`);
+  return Math.floor((n + padding - reach) / stride) + 1;
+}

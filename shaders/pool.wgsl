@@ -1,0 +1,118 @@
+// Pooling of the windows kh x kw of planes (in_h, in_w) to planes (out_h, out_w). Outside the image counts as 0 for the mean, as nothing
+// for the maximum, whose place in its plane is kept: the gradient goes to the first of equal maxima. Gradients gather: an invocation owns
+// one input pixel and visits the windows that hold it.
+struct Params {
+  planes: u32,
+  in_h: u32,
+  in_w: u32,
+  out_h: u32,
+  out_w: u32,
+  kh: u32,
+  kw: u32,
+  step_y: u32,
+  step_x: u32,
+  top: i32,
+  left: i32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(3) var<storage, read_write> place_out: array<u32>;
+@group(0) @binding(4) var<storage, read> place: array<u32>;
+@group(0) @binding(5) var<storage, read> gy: array<f32>;
+@group(0) @binding(6) var<storage, read_write> gx: array<f32>;
+
+override MAX: bool = false;
+
+@compute @workgroup_size(64)
+fn max_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  let plane = i / (params.out_h * params.out_w);
+  if (plane >= params.planes) {
+    return;
+  }
+  let oy = (i / params.out_w) % params.out_h;
+  let ox = i % params.out_w;
+  let y0 = i32(oy * params.step_y) - params.top;
+  let x0 = i32(ox * params.step_x) - params.left;
+  let base = plane * params.in_h * params.in_w;
+  var best = 0.0;
+  var found = 0xffffffffu;
+  for (var ky = 0; ky < i32(params.kh); ky++) {
+    for (var kx = 0; kx < i32(params.kw); kx++) {
+      let iy = u32(y0 + ky);
+      let ix = u32(x0 + kx);
+      if (iy < params.in_h && ix < params.in_w) {
+        let at = iy * params.in_w + ix;
+        let v = x[base + at];
+        if (found == 0xffffffffu || v > best) {
+          best = v;
+          found = at;
+        }
+      }
+    }
+  }
+  y[i] = best;
+  place_out[i] = found;
+}
+
+@compute @workgroup_size(64)
+fn mean_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  let plane = i / (params.out_h * params.out_w);
+  if (plane >= params.planes) {
+    return;
+  }
+  let oy = (i / params.out_w) % params.out_h;
+  let ox = i % params.out_w;
+  let y0 = i32(oy * params.step_y) - params.top;
+  let x0 = i32(ox * params.step_x) - params.left;
+  let base = plane * params.in_h * params.in_w;
+  var sum = 0.0;
+  for (var ky = 0; ky < i32(params.kh); ky++) {
+    for (var kx = 0; kx < i32(params.kw); kx++) {
+      let iy = u32(y0 + ky);
+      let ix = u32(x0 + kx);
+      if (iy < params.in_h && ix < params.in_w) {
+        sum += x[base + iy * params.in_w + ix];
+      }
+    }
+  }
+  y[i] = sum / f32(params.kh * params.kw);
+}
+
+/// First and one past the last window of those that hold position `at` (counted from the padded start).
+fn windows(at: u32, size: u32, step: u32, count: u32) -> vec2u {
+  let first = select(0u, (at - size) / step + 1u, at >= size);
+  return vec2u(first, min(at / step + 1u, count));
+}
+
+@compute @workgroup_size(64)
+fn grad_x(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  let plane = i / (params.in_h * params.in_w);
+  if (plane >= params.planes) {
+    return;
+  }
+  let at = i - plane * params.in_h * params.in_w;
+  let rows = windows(u32(i32(at / params.in_w) + params.top), params.kh, params.step_y, params.out_h);
+  let columns = windows(u32(i32(at % params.in_w) + params.left), params.kw, params.step_x, params.out_w);
+  var sum = 0.0;
+  for (var oy = rows.x; oy < rows.y; oy++) {
+    for (var ox = columns.x; ox < columns.y; ox++) {
+      let source_at = (plane * params.out_h + oy) * params.out_w + ox;
+      if (MAX) {
+        if (place[source_at] == at) {
+          sum += gy[source_at];
+        }
+      } else {
+        sum += gy[source_at];
+      }
+    }
+  }
+  if (!MAX) {
+    sum /= f32(params.kh * params.kw);
+  }
+  gx[i] = sum;
+}
