@@ -1,0 +1,90 @@
+/** Images from and to files, as 8-bit RGB on the host. Decoding is sharp's (libvips), whose pixels equal Pillow's. */
+import { readFile, writeFile } from "node:fs/promises";
+import sharp from "sharp";
+import { resizeBilinear } from "../../model/sam/preprocess.ts";
+import { BadInput } from "../errors.ts";
+import { MAX_PIXELS } from "./mask.ts";
+
+/** 8-bit RGB, row-major, channels last: data is (height, width, 3). */
+export interface Image {
+  readonly width: number;
+  readonly height: number;
+  readonly data: Uint8Array;
+}
+
+const FORMATS = new Set(["jpeg", "png", "webp"]);
+
+/** Reads a JPEG, PNG or WebP file. Throws BadInput naming the file when it is missing, no image, truncated or corrupt. */
+export async function readImage(path: string): Promise<Image> {
+  let bytes: Uint8Array;
+  try {
+    bytes = await readFile(path);
+  } catch (error) {
+    throw new BadInput(`${path}: ${reasonOf(error, "the image")}`);
+  }
+  return decodeImage(bytes, path);
+}
+
+/**
+ * Decodes a file's bytes: turned upright as EXIF says, grey and palette to RGB, 16 bits to 8; alpha is left out, as Pillow's
+ * convert("RGB") does. Throws BadInput as readImage does.
+ * @param name what errors call the image
+ */
+export async function decodeImage(bytes: Uint8Array, name: string): Promise<Image> {
+  if (bytes.length === 0) throw new BadInput(`${name}: the image file is empty`);
+  try {
+    const source = sharp(bytes, { limitInputPixels: MAX_PIXELS, failOn: "warning" });
+    const { format, hasAlpha } = await source.metadata();
+    if (!FORMATS.has(format ?? "")) throw new Error(`format ${format} is none of JPEG, PNG and WebP`);
+    const upright = source.autoOrient();
+    const rgb = (hasAlpha ? upright.removeAlpha() : upright).toColourspace("srgb");
+    const { data, info } = await rgb.raw({ depth: "uchar" }).toBuffer({ resolveWithObject: true });
+    if (info.channels !== 3) throw new Error(`${info.channels} channels where red, green and blue are expected`);
+    return { width: info.width, height: info.height, data: new Uint8Array(data.buffer, data.byteOffset, data.length) };
+  } catch (error) {
+    const reason = error instanceof Error ? error.message.trim().replace(/\s*\n\s*/g, "; ") : String(error);
+    throw new BadInput(`${name}: cannot be read as an image (${reason}); it may be truncated or corrupt`);
+  }
+}
+
+/** Width and height of the upright image without decoding it. Throws BadInput as readImage does. */
+export async function imageSize(path: string): Promise<{ width: number; height: number }> {
+  try {
+    const { width, height, orientation = 1 } = await sharp(path, { limitInputPixels: MAX_PIXELS }).metadata();
+    // EXIF orientations 5 to 8 are turned by a quarter.
+    return orientation > 4 ? { width: height, height: width } : { width, height };
+  } catch {
+    // The full reader finds the words for what is wrong.
+    const { width, height } = await readImage(path);
+    return { width, height };
+  }
+}
+
+/** Pillow's bilinear resize with antialias, rounded to 8 bits. */
+export function resizeImage(image: Image, width: number, height: number): Image {
+  return { width, height, data: resizeBilinear(image.data, image.width, image.height, 3, width, height) };
+}
+
+export async function encodePng(image: Image): Promise<Uint8Array> {
+  const raw = { width: image.width, height: image.height, channels: 3 as const };
+  return sharp(image.data, { raw }).png({ compressionLevel: 6, adaptiveFiltering: false }).toBuffer();
+}
+
+export async function writePng(path: string, image: Image): Promise<void> {
+  await writeFile(path, await encodePng(image));
+}
+
+/** A mask of 0 and 1 as a black and white PNG. */
+export async function writeMaskPng(path: string, mask: Uint8Array, width: number, height: number): Promise<void> {
+  const raw = { width, height, channels: 1 as const };
+  await writeFile(path, await sharp(mask.map((value) => (value === 0 ? 0 : 255)), { raw }).toColourspace("b-w").png().toBuffer());
+}
+
+/** One clause for a file that could not be opened. */
+export function reasonOf(error: unknown, what: string): string {
+  const code = (error as NodeJS.ErrnoException).code;
+  if (code === "ENOENT") return `${what} does not exist`;
+  if (code === "EISDIR") return `${what} is a folder, a file is expected`;
+  if (code === "EACCES" || code === "EPERM") return `${what} may not be read`;
+  return `${what} cannot be read (${(error as Error).message})`;
+}
