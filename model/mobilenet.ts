@@ -106,9 +106,7 @@ export class MobileNetV2 extends Backbone {
 /** Convolution with TensorFlow's SAME padding: the output has ceil(size / stride) pixels, an odd rest is padded at the bottom and right. */
 class SameConv extends nn.Conv2d {
   norm: Norm | undefined;
-  readonly #kernel: number;
-  readonly #stride: number;
-  readonly #dilation: number;
+  readonly #options: { stride: number; dilation: number; groups: number };
 
   constructor(
     gpu: Device,
@@ -116,13 +114,10 @@ class SameConv extends nn.Conv2d {
     O: number,
     kernel: number,
     norm: MobileNetNorm,
-    options: { stride?: number; dilation?: number; groups?: number } = {},
+    { stride = 1, dilation = 1, groups = 1 }: { stride?: number; dilation?: number; groups?: number } = {},
   ) {
-    const { stride = 1, dilation = 1, groups = 1 } = options;
-    // At stride 1 SAME is symmetric and the convolution pads by itself; at stride 2 forward() pads.
-    const symmetric = stride === 1 ? (dilation * (kernel - 1)) / 2 : 0;
-    super(gpu, I, O, kernel, { stride, dilation, groups, padding: symmetric, bias: norm === "folded" });
-    [this.#kernel, this.#stride, this.#dilation] = [kernel, stride, dilation];
+    super(gpu, I, O, kernel, { groups, bias: norm === "folded" });
+    this.#options = { stride, dilation, groups };
     if (norm === "groupNorm") this.norm = new nn.GroupNorm(gpu, normGroups(O), O);
     nn.init.kaimingNormal_(this.weight);
   }
@@ -131,15 +126,15 @@ class SameConv extends nn.Conv2d {
     const [, , H, W] = x.shape as [number, number, number, number];
     const [top, bottom] = this.#same(H);
     const [left, right] = this.#same(W);
-    const padded = this.#stride > 1 && top + bottom + left + right > 0 ? F.pad(x, [left, right, top, bottom]) : x;
-    const y = super.forward(padded);
+    const y = F.conv2d(x, this.weight, { ...this.#options, bias: this.bias, padding: [left, right, top, bottom] });
     return this.norm ? this.norm.forward(y) : y;
   }
 
   /** Padding before and after along an axis of the given length. */
   #same(length: number): [number, number] {
-    const reach = this.#dilation * (this.#kernel - 1) + 1;
-    const total = Math.max(0, (Math.ceil(length / this.#stride) - 1) * this.#stride + reach - length);
+    const { stride, dilation } = this.#options;
+    const reach = dilation * (this.weight.shape[2]! - 1) + 1;
+    const total = Math.max(0, (Math.ceil(length / stride) - 1) * stride + reach - length);
     return [Math.floor(total / 2), Math.ceil(total / 2)];
   }
 }
