@@ -75,11 +75,3 @@ export function mix(text: string, flag: string): { tags: number; points: number;
   }
   return shares;
 }
-
-/** Names separated by commas. */
-export function names(text: string): string[] {
-  return text
-    .split(",")
-    .map((name) => name.trim())
-    .filter((name) => name !== "");
-}

@@ -92,6 +92,8 @@ async function findAdapter(wish: string): Promise<Found> {
     found = await swiftShader();
   } else {
     found = await namedAdapter(wish);
+    // The software adapter of node_modules is not among those that the system lists.
+    if (found === undefined && "swiftshader device".includes(word)) found = await swiftShader();
   }
   if (found !== undefined) return found;
   const asked = word === "" ? "no GPU adapter answers" : `no GPU adapter answers to "${wish}"`;
