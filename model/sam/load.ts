@@ -1,0 +1,60 @@
+// A SAM model from a file of weights: original SAM and MobileSAM, transformers' SamModel, sam-mini and anything of that architecture.
+import { type Device, scope } from "../../engine/index.ts";
+import { fileNumbers } from "../../engine/safetensors.ts";
+import { compareTensors, describe, nameTensors } from "../weights/names.ts";
+import { readCheckpoint } from "../weights/read.ts";
+import { CheckpointError, type HostTensor } from "../weights/tensors.ts";
+import { checkConfig, type SamConfig } from "./config.ts";
+import { Sam } from "./sam.ts";
+import { samShapes } from "./shapes.ts";
+import { samConfigOf } from "./sizes.ts";
+
+/** Sizes and tensors of a SAM checkpoint, compared with each other before any memory of the GPU is taken. */
+export interface SamCheckpoint {
+  readonly config: SamConfig;
+  /** Under the original names. */
+  readonly tensors: Map<string, HostTensor>;
+}
+
+/** A frozen model in evaluation mode. Throws CheckpointError naming the file and what is missing, unexpected or misshaped. */
+export async function loadSam(gpu: Device, bytes: Uint8Array, file: string): Promise<Sam> {
+  const { config, tensors } = readSam(bytes, file);
+  const sam = new Sam(gpu, config);
+  loadSamTensors(sam, tensors, file);
+  await gpu.sync();
+  sam.eval();
+  sam.freeze();
+  return sam;
+}
+
+export function readSam(bytes: Uint8Array, file: string): SamCheckpoint {
+  const { tensors: found, metadata } = readCheckpoint(bytes, file);
+  const { tensors } = nameTensors(found, file);
+  const config = samConfigOf(tensors, file, metadata);
+  try {
+    checkConfig(config);
+  } catch (error) {
+    throw new CheckpointError(`${file}: ${error instanceof Error ? error.message : error}`);
+  }
+  compare(samShapes(config), tensors, file);
+  return { config, tensors };
+}
+
+function compare(expected: Shapes, tensors: Shapes, file: string): void {
+  const difference = describe(compareTensors(expected, tensors));
+  if (difference) throw new CheckpointError(`${file}: the weights do not fit the model: ${difference}`);
+}
+
+type Shapes = ReadonlyMap<string, { readonly shape: readonly number[] }>;
+
+/** Copies a checkpoint's tensors into a model of the same sizes, one at a time, so that memory holds the model once. */
+export function loadSamTensors(sam: Sam, tensors: ReadonlyMap<string, HostTensor>, file: string): void {
+  const own = sam.stateDict();
+  compare(own, tensors, file);
+  for (const [key, tensor] of tensors) {
+    scope(() => {
+      const { device } = own.get(key)!;
+      sam.loadStateDict(new Map([[key, device.tensor(fileNumbers(tensor, `${file}: ${key}`), tensor.shape)]]), { strict: false });
+    });
+  }
+}

@@ -1,0 +1,172 @@
+// SAM as a whole (segment-anything: modeling/sam.py, predictor.py): image encoder, prompt encoder, mask decoder and the way back to pixels.
+import { type Device, F, nn, noGrad, scope, type Tensor } from "../../engine/index.ts";
+import { checkConfig, gridSize, type SamConfig } from "./config.ts";
+import { ImageEncoderViT } from "./image-encoder.ts";
+import { type DecodedMasks, MaskDecoder } from "./mask-decoder.ts";
+import { type PreparedImage, prepareImage, type RgbImage, type Size } from "./preprocess.ts";
+import { type EncodedPrompts, PromptEncoder, type Prompts } from "./prompt-encoder.ts";
+import { TinyViT } from "./tiny-vit.ts";
+
+/** Logits above this are mask. */
+export const MASK_THRESHOLD = 0;
+
+export class Sam extends nn.Module {
+  image_encoder: ImageEncoderViT | TinyViT;
+  prompt_encoder: PromptEncoder;
+  mask_decoder: MaskDecoder;
+  readonly #config: SamConfig;
+
+  /** `seed` draws the prompt encoder's frequencies; the other parameters follow `gpu.manualSeed`. */
+  constructor(gpu: Device, config: SamConfig, { seed = 0 }: { seed?: number } = {}) {
+    super();
+    checkConfig(config);
+    const { encoder, promptDim, imageSize, maskChannels } = config;
+    this.image_encoder =
+      encoder.kind === "vit" ? new ImageEncoderViT(gpu, encoder, imageSize, promptDim) : new TinyViT(gpu, encoder, promptDim);
+    this.prompt_encoder = new PromptEncoder(gpu, { dim: promptDim, grid: gridSize(config), imageSize, maskChannels }, seed);
+    this.mask_decoder = new MaskDecoder(gpu, promptDim, config.decoder);
+    this.#config = config;
+  }
+
+  /** Sizes, and with them the frame of the prompts: pixels of an imageSize x imageSize square. */
+  get config(): SamConfig & { readonly grid: number } {
+    return { ...this.#config, grid: gridSize(this.#config) };
+  }
+
+  /** (B, 3, S, S) as `prepareImage` makes it -> (B, C, g, g) */
+  encodeImage(image: Tensor): Tensor {
+    const side = this.#config.imageSize;
+    const [, channels, H, W] = image.shape;
+    if (image.shape.length !== 4 || channels !== 3 || H !== side || W !== side) {
+      throw new Error(`Sam.encodeImage: image must be (B, 3, ${side}, ${side}); got (${image.shape.join(", ")}); see prepareImage`);
+    }
+    return this.image_encoder.forward(image);
+  }
+
+  /** Prompts in pixels of the resized frame. */
+  encodePrompts(prompts: Prompts): EncodedPrompts {
+    return this.prompt_encoder.forward(prompts);
+  }
+
+  /** The dense embedding that goes with prompts without a mask: (1, C, g, g). */
+  noMaskEmbedding(): Tensor {
+    return this.prompt_encoder.noMask();
+  }
+
+  /**
+   * @param embedding (B, C, g, g)
+   * @param sparse (P, T, C), P a multiple of B, an image's prompts side by side
+   * @param dense (1 or P, C, g, g)
+   * @returns three candidates a prompt, or one: masks (P, 3, 4g, 4g) logits, iou (P, 3)
+   */
+  decode(embedding: Tensor, sparse: Tensor, dense: Tensor, { multimask = true }: { multimask?: boolean } = {}): DecodedMasks {
+    return this.mask_decoder.forward(embedding, this.prompt_encoder.densePe(), sparse, dense, multimask);
+  }
+
+  /** All four masks, the single one first, for training: (P, 4, 4g, 4g) and (P, 4). */
+  decodeAll(embedding: Tensor, sparse: Tensor, dense: Tensor): DecodedMasks {
+    return this.mask_decoder.predictMasks(embedding, this.prompt_encoder.densePe(), sparse, dense);
+  }
+
+  /** Logits of the low-resolution masks (P, M, 4g, 4g) at the size of the image: up to S, cut to what is image, up to `originalSize`. */
+  postprocess(masks: Tensor, inputSize: Size, originalSize: Size): Tensor {
+    const side = this.#config.imageSize;
+    const [h, w] = inputSize;
+    let x = F.interpolate(masks, { size: [side, side], mode: "bilinear" });
+    if (h < side) x = F.slice(x, 2, 0, h);
+    if (w < side) x = F.slice(x, 3, 0, w);
+    return F.interpolate(x, { size: [...originalSize], mode: "bilinear" });
+  }
+}
+
+/** Prompts in pixels of the original image. */
+export interface ImagePrompts {
+  /** (k, n, 2) and (k, n), see PointPrompts. */
+  readonly points?: Prompts["points"];
+  /** (k, 4) x0, y0, x1, y1 */
+  readonly boxes?: ArrayLike<number> | undefined;
+}
+
+export interface PromptedMasks {
+  /** masks[prompt][candidate]: originalHeight * originalWidth zeros and ones. */
+  readonly masks: Uint8Array[][];
+  /** iou[prompt][candidate] */
+  readonly iou: number[][];
+  /** (k, M, 4g, 4g) */
+  readonly lowRes: Float32Array;
+  /** (k, T, C) and (k, C, g, g) */
+  readonly sparse: Float32Array;
+  readonly dense: Float32Array;
+  readonly tokens: number;
+}
+
+/** An image, encoded once, and any number of prompts for it (the reference's SamPredictor). */
+export class SamPredictor {
+  readonly sam: Sam;
+  #prepared: PreparedImage | undefined;
+  #embedding: Tensor | undefined;
+
+  constructor(sam: Sam) {
+    this.sam = sam;
+  }
+
+  /** Encodes; the embedding (1, C, g, g) stays until the next image. */
+  setImage(image: RgbImage): Tensor {
+    const side = this.sam.config.imageSize;
+    const prepared = prepareImage(image, side);
+    const device = this.sam.prompt_encoder.no_mask_embed.weight.device;
+    const embedding = scope(() => noGrad(() => this.sam.encodeImage(device.tensor(prepared.data, [1, 3, side, side]))));
+    this.#prepared = prepared;
+    this.#embedding = embedding;
+    return embedding;
+  }
+
+  /** Prompts in the image's own pixels -> masks of its size. */
+  async predict(prompts: ImagePrompts, { multimask = true }: { multimask?: boolean } = {}): Promise<PromptedMasks> {
+    const prepared = this.#prepared;
+    const embedding = this.#embedding;
+    if (!prepared || !embedding) throw new Error("SamPredictor.predict: call setImage first");
+    const { inputSize, originalSize } = prepared;
+    const [height, width] = originalSize;
+    const area = height * width;
+    return scope(async () => {
+      const run = noGrad(() => {
+        const { sparse, dense } = this.sam.encodePrompts(toFrame(prompts, prepared.scale));
+        const { masks, iou } = this.sam.decode(embedding, sparse, dense, { multimask });
+        // A prompt at a time: full-size logits of many prompts would not fit a buffer.
+        const full = Array.from({ length: masks.shape[0]! }, (_, i) =>
+          this.sam.postprocess(F.slice(masks, 0, i, i + 1), inputSize, originalSize),
+        );
+        return { sparse, dense, masks, iou, full };
+      });
+      const scores = await run.iou.toArray();
+      const [k, M] = run.iou.shape as [number, number];
+      const masks: Uint8Array[][] = [];
+      for (const logits of run.full) {
+        const values = await logits.toArray();
+        masks.push(Array.from({ length: M }, (_, m) => Uint8Array.from(values.subarray(m * area, (m + 1) * area), isMask)));
+      }
+      return {
+        masks,
+        iou: Array.from({ length: k }, (_, i) => Array.from(scores.subarray(i * M, (i + 1) * M))),
+        lowRes: (await run.masks.toArray()) as Float32Array,
+        sparse: (await run.sparse.toArray()) as Float32Array,
+        dense: (await run.dense.toArray()) as Float32Array,
+        tokens: run.sparse.shape[1]!,
+      };
+    });
+  }
+}
+
+function isMask(logit: number): number {
+  return logit > MASK_THRESHOLD ? 1 : 0;
+}
+
+/** From the original's pixels to the resized frame's. */
+function toFrame({ points, boxes }: ImagePrompts, scale: readonly [number, number]): Prompts {
+  const scaled = (values: ArrayLike<number>) => Float32Array.from(values, (v, i) => v * scale[i % 2]!);
+  return {
+    points: points && { ...points, coords: scaled(points.coords) },
+    boxes: boxes && scaled(boxes),
+  };
+}

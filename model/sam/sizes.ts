@@ -1,0 +1,87 @@
+// The sizes of a SAM model from its tensors' shapes. Shapes show all but the input's size under TinyViT, the merging strides, the decoder's
+// heads; those are SAM's, unless the file's metadata say otherwise.
+import { CheckpointError } from "../weights/tensors.ts";
+import { mobileSam, type SamConfig, samVitB } from "./config.ts";
+
+type Shapes = ReadonlyMap<string, { readonly shape: readonly number[] }>;
+
+/** TinyViT's merging keeps the grid's size where the next stage is this wide (the rule of the reference). */
+const STRIDE_ONE_WIDTHS = new Set([320, 448, 576]);
+
+/**
+ * @param metadata of a safetensors file; `config` holds a SamConfig as JSON
+ */
+export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Record<string, string>> = {}): SamConfig {
+  const written = metadata.config;
+  if (written !== undefined) {
+    try {
+      return JSON.parse(written) as SamConfig;
+    } catch {
+      throw new CheckpointError(`${file}: metadata "config" is no JSON`);
+    }
+  }
+  const shape = (key: string, dim: number): number => {
+    const value = tensors.get(key)?.shape[dim];
+    if (value === undefined) throw new CheckpointError(`${file}: no SAM checkpoint: ${key} is missing or has fewer than ${dim + 1} dimensions`);
+    return value;
+  };
+  const count = (prefix: string) => {
+    let n = 0;
+    while ([...tensors.keys()].some((key) => key.startsWith(`${prefix}${n}.`))) n++;
+    return n;
+  };
+  const isVit = tensors.has("image_encoder.pos_embed");
+  const encoder = isVit ? vitSizes(shape, count) : tinyVitSizes(shape, count);
+  return {
+    imageSize: isVit ? shape("image_encoder.pos_embed", 1) * shape("image_encoder.patch_embed.proj.weight", 2) : mobileSam().imageSize,
+    promptDim: shape("mask_decoder.iou_token.weight", 1),
+    encoder,
+    maskChannels: shape("prompt_encoder.mask_downscaling.3.weight", 0),
+    decoder: {
+      depth: count("mask_decoder.transformer.layers."),
+      heads: samVitB().decoder.heads,
+      mlp: shape("mask_decoder.transformer.layers.0.mlp.lin1.weight", 0),
+      iouHidden: shape("mask_decoder.iou_prediction_head.layers.0.weight", 0),
+      iouDepth: count("mask_decoder.iou_prediction_head.layers."),
+      candidates: shape("mask_decoder.mask_tokens.weight", 0) - 1,
+    },
+  };
+}
+
+type ShapeOf = (key: string, dim: number) => number;
+type CountOf = (prefix: string) => number;
+
+function vitSizes(shape: ShapeOf, count: CountOf): SamConfig["encoder"] {
+  const depth = count("image_encoder.blocks.");
+  const dim = shape("image_encoder.pos_embed", 3);
+  const grid = shape("image_encoder.pos_embed", 1);
+  const sides = Array.from({ length: depth }, (_, i) => (shape(`image_encoder.blocks.${i}.attn.rel_pos_h`, 0) + 1) / 2);
+  return {
+    kind: "vit",
+    dim,
+    depth,
+    heads: dim / shape("image_encoder.blocks.0.attn.rel_pos_h", 1),
+    patch: shape("image_encoder.patch_embed.proj.weight", 2),
+    mlp: shape("image_encoder.blocks.0.mlp.lin1.weight", 0),
+    window: sides.find((side) => side !== grid) ?? 0,
+    globalBlocks: sides.flatMap((side, i) => (side === grid ? [i] : [])),
+  };
+}
+
+function tinyVitSizes(shape: ShapeOf, count: CountOf): SamConfig["encoder"] {
+  const layers = "image_encoder.layers.";
+  const stages = count(layers);
+  const indices = Array.from({ length: stages }, (_, i) => i);
+  const dims = indices.map((i) =>
+    i === 0 ? shape("image_encoder.patch_embed.seq.2.c.weight", 0) : shape(`${layers}${i - 1}.downsample.conv3.c.weight`, 0),
+  );
+  const bias = (i: number, dim: number) => shape(`${layers}${i}.blocks.0.attn.attention_biases`, dim);
+  return {
+    kind: "tiny-vit",
+    dims,
+    depths: indices.map((i) => count(`${layers}${i}.blocks.`)),
+    heads: indices.map((i) => (i === 0 ? 1 : bias(i, 0))),
+    windows: indices.map((i) => (i === 0 ? 1 : Math.round(Math.sqrt(bias(i, 1))))),
+    strides: dims.slice(1).map((dim) => (STRIDE_ONE_WIDTHS.has(dim) ? 1 : 2)),
+  };
+}
