@@ -4,7 +4,15 @@ import { join } from "node:path";
 import sharp from "sharp";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { decodeImage, encodePng, imageSize, readImage, resizeImage, writeMaskPng, writePng } from "../../train/data/image.ts";
+import {
+  decodeImage,
+  encodePng,
+  imageSize,
+  readImage,
+  resizeImage,
+  writeMaskPng,
+  writePng,
+} from "../../train/data/image.ts";
 import { makeScene } from "../../train/data/scenes.ts";
 import { BadInput } from "../../train/errors.ts";
 
@@ -42,8 +50,12 @@ test("JPEG and WebP are read; grey, palette, transparent and 16-bit images becom
   assert.is(far((await decodeImage(webp, "a.webp")).data), 0);
 
   const grey = await decodeImage(await sharp(image.data, { raw }).greyscale().png().toBuffer(), "grey.png");
-  for (let i = 0; i < grey.data.length; i += 3) assert.ok(grey.data[i] === grey.data[i + 1] && grey.data[i] === grey.data[i + 2]);
-  const palette = await decodeImage(await sharp(image.data, { raw }).png({ palette: true, colours: 8 }).toBuffer(), "palette.png");
+  for (let i = 0; i < grey.data.length; i += 3)
+    assert.ok(grey.data[i] === grey.data[i + 1] && grey.data[i] === grey.data[i + 2]);
+  const palette = await decodeImage(
+    await sharp(image.data, { raw }).png({ palette: true, colours: 8 }).toBuffer(),
+    "palette.png",
+  );
   assert.is(palette.data.length, 64 * 64 * 3);
   const clear = await sharp(image.data, { raw }).ensureAlpha(0.5).png().toBuffer();
   assert.is(far((await decodeImage(clear, "clear.png")).data), 0);
@@ -76,7 +88,11 @@ test("a missing, empty, truncated, corrupt or foreign file is refused in one lin
     ["cut.jpg", jpeg.subarray(0, jpeg.length / 2), /truncated or corrupt/],
     ["flipped.png", flipped, /truncated or corrupt/],
     ["text.png", new TextEncoder().encode("not an image"), /cannot be read as an image/],
-    ["drawing.svg", new TextEncoder().encode('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'), /none of JPEG/],
+    [
+      "drawing.svg",
+      new TextEncoder().encode('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'),
+      /none of JPEG/,
+    ],
   ];
   for (const [name, bytes, reason] of files) {
     writeFileSync(join(folder, name), bytes);
@@ -99,7 +115,8 @@ test("resizing equals Pillow's bilinear filter within one level", () => {
     const got = resizeImage({ width, height, data: Buffer.from(pixels, "base64") }, ...to);
     const expected = Buffer.from(want, "base64");
     assert.is(got.data.length, expected.length);
-    got.data.forEach((value, i) => assert.ok(Math.abs(value - expected[i]!) <= 1, `${from} to ${to}: sample ${i}`));
+    for (let i = 0; i < expected.length; i++)
+      assert.ok(Math.abs(got.data[i]! - expected[i]!) <= 1, `${from} to ${to}: sample ${i}`);
   }
 });
 
@@ -107,7 +124,10 @@ test("a mask is written black and white", async () => {
   const path = join(folder, "mask.png");
   await writeMaskPng(path, Uint8Array.of(0, 1, 1, 0, 0, 1), 3, 2);
   const { data } = await readImage(path);
-  assert.equal([...data].filter((_, i) => i % 3 === 0), [0, 255, 255, 0, 0, 255]);
+  assert.equal(
+    [...data].filter((_, i) => i % 3 === 0),
+    [0, 255, 255, 0, 0, 255],
+  );
 });
 
 test.run();

@@ -54,7 +54,10 @@ test("encoding, decoding, areas, boxes, overlaps and merging equal pycocotools'"
     const { height, width } = group;
     const pixels = group.pixels.map((text) => Uint8Array.from(text, Number));
     const runs = group.rles.map(runsOfRle);
-    assert.equal(pixels.map((mask) => encodeMask(mask, width, height)), group.rles);
+    assert.equal(
+      pixels.map((mask) => encodeMask(mask, width, height)),
+      group.rles,
+    );
     assert.equal(runs.map(maskOfRuns), pixels);
     assert.equal(runs.map(areaOfRuns), group.areas);
     assert.equal(runs.map(boxOfRuns), group.boxes);
@@ -111,7 +114,10 @@ test("what is no RLE is refused with the reason", () => {
       JSON.stringify(rle),
     );
   }
-  assert.throws(() => mergeRuns([runsOfRle({ size: [1, 2], counts: [2] }), runsOfRle({ size: [2, 1], counts: [2] })], "union"), /one size/);
+  assert.throws(
+    () => mergeRuns([runsOfRle({ size: [1, 2], counts: [2] }), runsOfRle({ size: [2, 1], counts: [2] })], "union"),
+    /one size/,
+  );
 });
 
 test.run();

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
@@ -71,7 +71,8 @@ test("a data set is COCO's layout, reads back, and is the same byte for byte", a
   await writeScenes(b, { images: 5, size: 48, seed: 9 });
   assert.equal(readFileSync(annotations), readFileSync(join(b, "annotations", "instances.json")));
   assert.equal(readdirSync(imagesDir), ["000001.png", "000002.png", "000003.png", "000004.png", "000005.png"]);
-  for (const name of readdirSync(imagesDir)) assert.equal(readFileSync(join(imagesDir, name)), readFileSync(join(b, "images", name)));
+  for (const name of readdirSync(imagesDir))
+    assert.equal(readFileSync(join(imagesDir, name)), readFileSync(join(b, "images", name)));
 
   const data = readInstances(annotations);
   await checkImages(data, imagesDir);
@@ -79,7 +80,11 @@ test("a data set is COCO's layout, reads back, and is the same byte for byte", a
   const scene = makeScene(9, 2, 48);
   const read = data.instances.filter(({ imageId }) => imageId === 3);
   assert.equal(
-    read.map((instance) => [instance.categoryId, instance.box, maskOfRuns(instanceRuns(instance, { width: 48, height: 48 }))]),
+    read.map((instance) => [
+      instance.categoryId,
+      instance.box,
+      maskOfRuns(instanceRuns(instance, { width: 48, height: 48 })),
+    ]),
     scene.instances.map(({ category, bbox, mask }) => [category, bbox, mask]),
   );
   for (const instance of data.instances) {

@@ -51,7 +51,7 @@ export interface ReadOptions {
 /** Reads and checks a COCO instances file. Throws BadInput. */
 export function readInstances(path: string, { supercategories = false }: ReadOptions = {}): Instances {
   const document = documentOf(readJson(path, "the annotations file"), path);
-  if (Array.isArray(document["weak"]) && !Array.isArray(document["annotations"])) {
+  if (Array.isArray(document.weak) && !Array.isArray(document.annotations)) {
     throw new BadInput(`${path}: holds weak labels; instances with masks are expected here (a COCO instances JSON)`);
   }
   const images = imagesOf(document, path);
@@ -67,13 +67,15 @@ export function readInstances(path: string, { supercategories = false }: ReadOpt
 }
 
 export function documentOf(value: unknown, path: string): Fields {
-  if (!isFields(value)) throw new BadInput(`${path}: expected a JSON object with images and categories, got ${kindOf(value)}`);
+  if (!isFields(value))
+    throw new BadInput(`${path}: expected a JSON object with images and categories, got ${kindOf(value)}`);
   return value;
 }
 
 export function listOf(document: Fields, key: string, path: string): Fields[] {
   const list = document[key];
-  if (!Array.isArray(list)) throw new BadInput(`${path}: "${key}" must be a list, got ${kindOf(list)}; is this a COCO instances file?`);
+  if (!Array.isArray(list))
+    throw new BadInput(`${path}: "${key}" must be a list, got ${kindOf(list)}; is this a COCO instances file?`);
   list.forEach((entry, i) => {
     if (!isFields(entry)) throw new BadInput(`${path}: ${key}[${i}] must be an object, got ${kindOf(entry)}`);
   });
@@ -85,9 +87,12 @@ export function imagesOf(document: Fields, path: string): ImageEntry[] {
     const at = `${path}: images[${i}]`;
     const { id, file_name: fileName, width, height } = entry;
     if (!isId(id)) throw new BadInput(`${at}: "id" must be a whole number, got ${show(id)}`);
-    if (typeof fileName !== "string" || fileName === "") throw new BadInput(`${at}: "file_name" must be a name, got ${show(fileName)}`);
+    if (typeof fileName !== "string" || fileName === "")
+      throw new BadInput(`${at}: "file_name" must be a name, got ${show(fileName)}`);
     if (!isCount(width) || !isCount(height) || width * height > MAX_PIXELS) {
-      throw new BadInput(`${at}: "width" and "height" must be pixels (at most ${MAX_PIXELS} in all), got ${show(width)} and ${show(height)}`);
+      throw new BadInput(
+        `${at}: "width" and "height" must be pixels (at most ${MAX_PIXELS} in all), got ${show(width)} and ${show(height)}`,
+      );
     }
     return { id, fileName, width, height };
   });
@@ -99,7 +104,8 @@ export function categoriesOf(document: Fields, path: string): Category[] {
   const categories = listOf(document, "categories", path).map((entry, i): Category => {
     const { id, name, supercategory } = entry;
     if (!isId(id)) throw new BadInput(`${path}: categories[${i}]: "id" must be a whole number, got ${show(id)}`);
-    if (typeof name !== "string") throw new BadInput(`${path}: categories[${i}]: "name" must be a text, got ${show(name)}`);
+    if (typeof name !== "string")
+      throw new BadInput(`${path}: categories[${i}]: "name" must be a text, got ${show(name)}`);
     return typeof supercategory === "string" ? { id, name, supercategory } : { id, name };
   });
   unique(categories, "categories", path);
@@ -108,12 +114,17 @@ export function categoriesOf(document: Fields, path: string): Category[] {
 }
 
 /** Supercategories as categories, and the new id of each old one. Throws BadInput where a category has none. */
-export function groupCategories(categories: readonly Category[], path: string): { categories: Category[]; idOf: Map<number, number> } {
+export function groupCategories(
+  categories: readonly Category[],
+  path: string,
+): { categories: Category[]; idOf: Map<number, number> } {
   const groups: Category[] = [];
   const idOf = new Map<number, number>();
   for (const { id, name, supercategory } of categories) {
     if (supercategory === undefined) {
-      throw new BadInput(`${path}: category "${name}" has no supercategory, but supercategories are asked for as classes`);
+      throw new BadInput(
+        `${path}: category "${name}" has no supercategory, but supercategories are asked for as classes`,
+      );
     }
     let group = groups.find((known) => known.name === supercategory);
     if (group === undefined) groups.push((group = { id: groups.length + 1, name: supercategory, supercategory }));
@@ -145,7 +156,10 @@ function instanceOf(
   if (area !== undefined && !(typeof area === "number" && Number.isFinite(area) && area >= 0)) {
     throw new BadInput(`${at}: "area" must be a number from 0, got ${show(area)}`);
   }
-  const runs = outline !== undefined && (bbox === undefined || area === undefined) ? runsOfSegmentation(outline, image) : undefined;
+  const runs =
+    outline !== undefined && (bbox === undefined || area === undefined)
+      ? runsOfSegmentation(outline, image)
+      : undefined;
   const box = bbox === undefined ? boxOfRuns(runs!) : boxOf(bbox, at);
   return {
     id,
@@ -160,8 +174,10 @@ function instanceOf(
 
 /** [x, y, width, height] of finite numbers with a size from 0. */
 export function boxOf(value: unknown, at: string): Box {
-  const isBox = Array.isArray(value) && value.length === 4 && value.every((v) => typeof v === "number" && Number.isFinite(v));
-  if (!isBox || value[2] < 0 || value[3] < 0) throw new BadInput(`${at}: "bbox" must be [x, y, width, height], got ${show(value)}`);
+  const isBox =
+    Array.isArray(value) && value.length === 4 && value.every((v) => typeof v === "number" && Number.isFinite(v));
+  if (!isBox || value[2] < 0 || value[3] < 0)
+    throw new BadInput(`${at}: "bbox" must be [x, y, width, height], got ${show(value)}`);
   return value as Box;
 }
 
@@ -171,7 +187,9 @@ function segmentationOf(value: unknown, image: ImageEntry, at: string): number[]
       // pycocotools refuses fewer than three corners too: it would take four numbers for a box.
       const isPolygon = Array.isArray(polygon) && polygon.length >= 6 && polygon.length % 2 === 0;
       if (!isPolygon || !polygon.every((v) => typeof v === "number" && Math.abs(v) < 1e6)) {
-        throw new BadInput(`${at}: segmentation[${i}] must be a polygon [x0, y0, x1, y1, x2, y2, …], got ${show(polygon)}`);
+        throw new BadInput(
+          `${at}: segmentation[${i}] must be a polygon [x0, y0, x1, y1, x2, y2, …], got ${show(polygon)}`,
+        );
       }
     });
     return value;
@@ -202,7 +220,10 @@ export function instanceRuns(instance: Instance, image: { width: number; height:
   return runsOfSegmentation(instance.segmentation, image);
 }
 
-export function runsOfSegmentation(segmentation: number[][] | Rle, { width, height }: { width: number; height: number }): Runs {
+export function runsOfSegmentation(
+  segmentation: number[][] | Rle,
+  { width, height }: { width: number; height: number },
+): Runs {
   return Array.isArray(segmentation) ? runsOfPolygons(segmentation, width, height) : runsOfRle(segmentation);
 }
 
@@ -228,7 +249,9 @@ export async function checkImages(data: { file: string; images: ImageEntry[] }, 
     const path = imagePath(imagesDir, image);
     const { width, height } = await imageSize(path);
     if (width !== image.width || height !== image.height) {
-      throw new BadInput(`${path}: is ${width}x${height}, but ${data.file} says ${image.width}x${image.height} (width x height)`);
+      throw new BadInput(
+        `${path}: is ${width}x${height}, but ${data.file} says ${image.width}x${image.height} (width x height)`,
+      );
     }
   }
 }
@@ -260,5 +283,11 @@ export function show(value: unknown): string {
 }
 
 function kindOf(value: unknown): string {
-  return value === undefined ? "nothing" : value === null ? "null" : Array.isArray(value) ? "a list" : `a ${typeof value}`;
+  return value === undefined
+    ? "nothing"
+    : value === null
+      ? "null"
+      : Array.isArray(value)
+        ? "a list"
+        : `a ${typeof value}`;
 }

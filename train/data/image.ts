@@ -77,7 +77,16 @@ export async function writePng(path: string, image: Image): Promise<void> {
 /** A mask of 0 and 1 as a black and white PNG. */
 export async function writeMaskPng(path: string, mask: Uint8Array, width: number, height: number): Promise<void> {
   const raw = { width, height, channels: 1 as const };
-  await writeFile(path, await sharp(mask.map((value) => (value === 0 ? 0 : 255)), { raw }).toColourspace("b-w").png().toBuffer());
+  await writeFile(
+    path,
+    await sharp(
+      mask.map((value) => (value === 0 ? 0 : 255)),
+      { raw },
+    )
+      .toColourspace("b-w")
+      .png()
+      .toBuffer(),
+  );
 }
 
 /** One clause for a file that could not be opened. */

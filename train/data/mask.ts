@@ -76,7 +76,9 @@ export function maskOfRuns({ height, width, counts }: Runs): Uint8Array {
 export function runsOfRle(rle: Rle): Runs {
   const [height, width] = rle.size;
   if (!isSize(height) || !isSize(width) || rle.size.length !== 2 || height * width > MAX_PIXELS) {
-    throw new BadInput(`RLE size must be [height, width] of at most ${MAX_PIXELS} pixels, got ${JSON.stringify(rle.size)}`);
+    throw new BadInput(
+      `RLE size must be [height, width] of at most ${MAX_PIXELS} pixels, got ${JSON.stringify(rle.size)}`,
+    );
   }
   const list = typeof rle.counts === "string" ? countsOfString(rle.counts) : rle.counts;
   let sum = 0;
@@ -95,7 +97,11 @@ export function rleOfRuns({ height, width, counts }: Runs): { size: [number, num
 }
 
 /** Row-major 0/1 pixels -> what a COCO results file holds. */
-export function encodeMask(mask: Uint8Array, width: number, height: number): { size: [number, number]; counts: string } {
+export function encodeMask(
+  mask: Uint8Array,
+  width: number,
+  height: number,
+): { size: [number, number]; counts: string } {
   return rleOfRuns(runsOfMask(mask, width, height));
 }
 
@@ -131,7 +137,8 @@ function countsOfString(text: string): number[] {
   let shift = 0;
   for (let i = 0; i < text.length; i++) {
     const group = text.charCodeAt(i) - FIRST;
-    if (!(group >= 0 && group < 64)) throw new BadInput(`RLE counts hold "${text[i]}", which is none of their characters`);
+    if (!(group >= 0 && group < 64))
+      throw new BadInput(`RLE counts hold "${text[i]}", which is none of their characters`);
     if (shift > 30) throw new BadInput("RLE counts hold a number of more than 32 bits");
     value |= (group & 0x1f) << shift;
     shift += 5;

@@ -10,7 +10,11 @@ import { makeFolder, writeJson } from "./json.ts";
 import { areaOfRuns, type Box, boxOfRuns, encodeMask, runsOfMask } from "./mask.ts";
 import { type Colour, clutter, type Thing, things } from "./shapes.ts";
 
-export const sceneCategories: Category[] = Object.keys(things).map((name, i) => ({ id: i + 1, name, supercategory: "thing" }));
+export const sceneCategories: Category[] = Object.keys(things).map((name, i) => ({
+  id: i + 1,
+  name,
+  supercategory: "thing",
+}));
 
 export interface SceneInstance {
   /** Category id, 1..K. */
@@ -52,7 +56,8 @@ interface Placed {
 
 /** @param size width and height in pixels, at least 16 */
 export function makeScene(seed: number, index: number, size: number): Scene {
-  if (!(Number.isInteger(size) && size >= 16)) throw new Error(`makeScene: size must be a whole number from 16, got ${size}`);
+  if (!(Number.isInteger(size) && size >= 16))
+    throw new Error(`makeScene: size must be a whole number from 16, got ${size}`);
   const random = new Random(seed).fork(index);
   const ground = colour(random, [0.05, 0.5], [0.25, 0.85]);
   const canvas = paintGround(random, ground, size);

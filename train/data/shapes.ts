@@ -30,7 +30,10 @@ function ball(random: Random): Thing {
     surface: (u, v) => {
       const dome = Math.sqrt(Math.max(0, 1 - u * u - v * v));
       const shine = Math.max(0, 1 - 6 * ((u - shineU) ** 2 + (v - shineV) ** 2));
-      return [Math.sin(spots * u + 1) * Math.sin(spots * v) > 1 - patch ? 0.8 : 0, 0.55 + 0.5 * dome + 0.6 * shine * shine];
+      return [
+        Math.sin(spots * u + 1) * Math.sin(spots * v) > 1 - patch ? 0.8 : 0,
+        0.55 + 0.5 * dome + 0.6 * shine * shine,
+      ];
     },
   };
 }
@@ -132,12 +135,14 @@ export function clutter(random: Random): { thing: Thing; radius: number } {
       thing: { outline: (u, v) => Math.max(Math.abs(v) - thickness, Math.abs(u) - 1), surface },
     };
   }
-  if (kind === 1) return { radius: random.uniform(0.012, 0.03), thing: { outline: (u, v) => Math.hypot(u, v) - 1, surface } };
+  if (kind === 1)
+    return { radius: random.uniform(0.012, 0.03), thing: { outline: (u, v) => Math.hypot(u, v) - 1, surface } };
   const [waves, height] = [random.uniform(4, 9), random.uniform(0.15, 0.35)];
   return {
     radius: random.uniform(0.12, 0.3),
     thing: {
-      outline: (u, v) => Math.max(Math.abs(v - height * Math.sin(waves * u)) / Math.hypot(1, waves * height) - 0.035, Math.abs(u) - 1),
+      outline: (u, v) =>
+        Math.max(Math.abs(v - height * Math.sin(waves * u)) / Math.hypot(1, waves * height) - 0.035, Math.abs(u) - 1),
       surface,
     },
   };
