@@ -41,5 +41,6 @@ export { argmax, max, mean, min, sum } from "./ops/reduce.ts";
 export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
 export { embedding, gather, indexSelect, scatterAdd } from "./ops/gather.ts";
 export { type InterpolateOptions, interpolate } from "./ops/interpolate.ts";
+export { type GridSampleOptions, gridSample } from "./ops/sample.ts";
 export { logSoftmax, logSumExp, softmax } from "./ops/softmax.ts";
 export { detach } from "./tape.ts";

@@ -1,5 +1,6 @@
 /** Cases of the operations that read images at positions. Positions keep away from pixel borders, where derivatives jump. */
 import * as F from "../functional.ts";
+import type { Random } from "../random.ts";
 import type { Case, Cases } from "./case.ts";
 
 type Options = Parameters<typeof F.interpolate>[1];
@@ -39,6 +40,51 @@ const interpolate = (shape: readonly number[], options: Options): Case => ({
   reference: (x) => resize64(x, shape, options),
 });
 
+type GridOptions = Parameters<typeof F.gridSample>[2];
+
+/** Coordinates whose positions keep a tenth of a pixel away from pixel centres, where the slope jumps, some outside the image. */
+function coordinates(h: number, w: number, options: GridOptions, reach: number) {
+  return (random: Random, i: number): number => {
+    const size = i % 2 === 0 ? w : h;
+    const cell = random.int(size + 2 * reach) - reach;
+    const position = cell + random.uniform(0.1, 0.4) + (random.uniform() < 0.5 ? 0 : 0.5);
+    return options?.alignCorners ? (size > 1 ? (2 * position) / (size - 1) - 1 : 0) : (2 * position + 1) / size - 1;
+  };
+}
+
+function sample64(x: Float64Array, grid: Float64Array, shape: readonly number[], points: number, options: GridOptions = {}): Float64Array {
+  const [n, c, h, w] = shape as [number, number, number, number];
+  const y = new Float64Array(n * c * points);
+  const position = (v: number, size: number): number => {
+    const at = options.alignCorners ? ((v + 1) * (size - 1)) / 2 : ((v + 1) * size - 1) / 2;
+    return options.paddingMode === "border" ? Math.min(Math.max(at, 0), size - 1) : at;
+  };
+  for (let b = 0; b < n; b++)
+    for (let p = 0; p < points; p++) {
+      const px = position(grid[(b * points + p) * 2]!, w);
+      const py = position(grid[(b * points + p) * 2 + 1]!, h);
+      const nearest = options.mode === "nearest";
+      const [x0, y0] = nearest ? [Math.round(px), Math.round(py)] : [Math.floor(px), Math.floor(py)];
+      const [fx, fy] = nearest ? [0, 0] : [px - x0, py - y0];
+      for (let ch = 0; ch < c; ch++) {
+        const at = (r: number, q: number): number => (r < 0 || r >= h || q < 0 || q >= w ? 0 : x[((b * c + ch) * h + r) * w + q]!);
+        y[(b * c + ch) * points + p] =
+          (1 - fy) * ((1 - fx) * at(y0, x0) + fx * at(y0, x0 + 1)) + fy * ((1 - fx) * at(y0 + 1, x0) + fx * at(y0 + 1, x0 + 1));
+      }
+    }
+  return y;
+}
+
+function gridSample(x: readonly number[], out: readonly [number, number], options: GridOptions = {}, reach = 2): Case {
+  const [n, , h, w] = x as [number, number, number, number];
+  return {
+    name: `(${x}) at (${out}) ${JSON.stringify(options)}`,
+    inputs: [x, { shape: [n, ...out, 2], values: coordinates(h, w, options, reach) }],
+    run: ([a, grid]) => F.gridSample(a!, grid!, options),
+    reference: (a, grid) => sample64(a, grid, x, out[0] * out[1], options),
+  };
+}
+
 export const sampleCases: Cases = {
   interpolate: [
     interpolate([1, 1, 1, 1], { size: [3, 2], mode: "bilinear" }),
@@ -54,6 +100,19 @@ export const sampleCases: Cases = {
     interpolate([1, 1, 2, 333], { size: [1, 1024], mode: "bilinear" }),
     interpolate([1, 130, 3, 3], { size: [5, 5], mode: "bilinear" }),
     interpolate([1, 8, 32, 32], { size: [64, 64], mode: "bilinear" }),
+  ],
+  gridSample: [
+    gridSample([1, 1, 1, 1], [1, 7]),
+    gridSample([2, 3, 5, 7], [3, 4]),
+    gridSample([2, 3, 5, 7], [3, 4], { alignCorners: true }),
+    gridSample([1, 6, 5, 7], [1, 65], { paddingMode: "border" }),
+    gridSample([1, 2, 4, 3], [5, 13], { paddingMode: "border", alignCorners: true }),
+    gridSample([1, 2, 6, 5], [5, 13], { mode: "nearest" }),
+    gridSample([1, 2, 6, 5], [5, 13], { mode: "nearest", paddingMode: "border", alignCorners: true }),
+    gridSample([1, 5, 3, 333], [1, 130]),
+    { ...gridSample([1, 1, 8, 8], [1, 130], {}, -3), name: "many samples in few cells" },
+    { ...gridSample([1, 1, 4, 4], [1, 9], {}, 40), name: "mostly far outside" },
+    { ...gridSample([4, 1, 32, 32], [1, 1000], {}, 0), name: "real: points of masks" },
   ],
 };
 
