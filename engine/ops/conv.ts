@@ -2,6 +2,7 @@
  * Convolution and its transpose. Three products do all the work: `correlate` (images by windows), `spread` (its transpose, the gradient of
  * the images) and `weigh` (the gradient of the weights); a transposed convolution is the same three in other roles.
  */
+import type { Device } from "../device.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { sameShape, show } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -137,14 +138,23 @@ function kernelParams(s: Sizes, p: Packed, image: readonly [number, number], gri
   };
 }
 
+/** Lanes of the subgroups where there is a kernel for that many. */
+function subgroupLanes(device: Device): number {
+  const lanes = device.subgroupSize;
+  return lanes === 4 || lanes === 8 ? lanes : 0;
+}
+
 /** Multiplies windows of x with packed weights into the pixels `grid` of y. */
 function product(x: Tensor, p: Packed, bias: Tensor | undefined, y: Tensor, params: ReturnType<typeof kernelParams>): void {
   const pixels = params.batch * params.grid_h * params.grid_w;
-  const tiles = Math.ceil(pixels / 4) * params.co4 * params.groups;
-  run(x.device, "conv2d", "forward", {
+  const lanes = subgroupLanes(x.device);
+  const tiles = lanes
+    ? Math.ceil(pixels / 8) * Math.ceil(params.co4 / lanes)
+    : Math.ceil((Math.ceil(pixels / 4) * params.co4) / 64);
+  run(x.device, lanes ? `conv2d_subgroup${lanes}` : "conv2d", "forward", {
     bind: { x, packed: p.packed, table: p.table, bias: bias ?? p.packed, y },
     params: { ...params, has_bias: bias ? 1 : 0 },
-    groups: linearGroups(Math.ceil(tiles / 64)),
+    groups: linearGroups(tiles * params.groups),
   });
 }
 
@@ -252,10 +262,13 @@ function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: Sizes): Tensor {
   });
   const parts = empty(device, [splits, s.groups, p.rows, co4 * 4]);
   const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
-  run(device, "conv2d", "weight", {
+  const lanes = subgroupLanes(device);
+  run(device, lanes ? `conv2d_subgroup${lanes}` : "conv2d", "weight", {
     bind: { x, packed: turned, table: p.table, parts },
     params: { ...kernelParams(s, p, s.input, grid, s.stride, s.output), split, splits },
-    groups: linearGroups(Math.ceil((splits * s.groups * (p.rows / 4) * co4) / 64)),
+    groups: linearGroups(
+      splits * s.groups * (lanes ? (p.rows / 8) * Math.ceil(co4 / lanes) : Math.ceil(((p.rows / 4) * co4) / 64)),
+    ),
   });
   run(device, "conv_pack", "sum_weights", { bind: { parts, gw }, params: packParams, groups: linearGroups(Math.ceil(gw.size / 64)) });
   return gw;
