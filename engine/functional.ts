@@ -39,6 +39,7 @@ export {
 } from "./ops/pointwise.ts";
 export { argmax, max, mean, min, sum } from "./ops/reduce.ts";
 export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
+export { msDeformAttn } from "./ops/deform.ts";
 export { embedding, gather, indexSelect, scatterAdd } from "./ops/gather.ts";
 export { type InterpolateOptions, interpolate } from "./ops/interpolate.ts";
 export { type GridSampleOptions, gridSample } from "./ops/sample.ts";

@@ -85,6 +85,54 @@ function gridSample(x: readonly number[], out: readonly [number, number], option
   };
 }
 
+interface Deform {
+  name: string;
+  b?: number;
+  q: number;
+  m: number;
+  d: number;
+  p: number;
+  shapes: readonly (readonly [number, number])[];
+  reach?: number;
+}
+
+function deform({ name, b = 1, q, m, d, p, shapes, reach = 1 }: Deform): Case {
+  const s = shapes.reduce((sum, [h, w]) => sum + h * w, 0);
+  const l = shapes.length;
+  const location = (random: Random, i: number): number => {
+    const size = shapes[Math.floor(i / (2 * p)) % l]![i % 2 === 0 ? 1 : 0];
+    return (random.int(size + 2 * reach) - reach + random.uniform(0.1, 0.9) + 0.5) / size;
+  };
+  return {
+    name,
+    inputs: [[b, s, m, d], { shape: [b, q, m, l, p, 2], values: location }, [b, q, m, l, p]],
+    run: ([value, locations, weights]) => F.msDeformAttn(value!, shapes, locations!, weights!),
+    reference: (value, locations, weights) => {
+      const y = new Float64Array(b * q * m * d);
+      for (let head = 0; head < b * q * m; head++) {
+        const image = Math.floor(head / (q * m));
+        let first = 0;
+        shapes.forEach(([h, w], level) => {
+          for (let k = 0; k < p; k++) {
+            const sample = (head * l + level) * p + k;
+            const px = locations[2 * sample]! * w - 0.5;
+            const py = locations[2 * sample + 1]! * h - 0.5;
+            for (const row of [Math.floor(py), Math.floor(py) + 1])
+              for (const column of [Math.floor(px), Math.floor(px) + 1]) {
+                if (row < 0 || row >= h || column < 0 || column >= w) continue;
+                const share = (1 - Math.abs(py - row)) * (1 - Math.abs(px - column)) * weights[sample]!;
+                const from = ((image * s + first + row * w + column) * m + (head % m)) * d;
+                for (let c = 0; c < d; c++) y[head * d + c]! += share * value[from + c]!;
+              }
+          }
+          first += h * w;
+        });
+      }
+      return y;
+    },
+  };
+}
+
 export const sampleCases: Cases = {
   interpolate: [
     interpolate([1, 1, 1, 1], { size: [3, 2], mode: "bilinear" }),
@@ -113,6 +161,13 @@ export const sampleCases: Cases = {
     { ...gridSample([1, 1, 8, 8], [1, 130], {}, -3), name: "many samples in few cells" },
     { ...gridSample([1, 1, 4, 4], [1, 9], {}, 40), name: "mostly far outside" },
     { ...gridSample([4, 1, 32, 32], [1, 1000], {}, 0), name: "real: points of masks" },
+  ],  msDeformAttn: [
+    deform({ name: "1", q: 1, m: 1, d: 1, p: 1, shapes: [[1, 1]], reach: 0 }),
+    deform({ name: "odd", b: 2, q: 5, m: 3, d: 7, p: 2, shapes: [[3, 5], [2, 1]] }),
+    deform({ name: "one past a workgroup", q: 65, m: 1, d: 4, p: 1, shapes: [[4, 3]] }),
+    deform({ name: "mostly outside", q: 13, m: 2, d: 4, p: 3, shapes: [[2, 3], [1, 1]], reach: 4 }),
+    deform({ name: "all in one cell", q: 130, m: 1, d: 4, p: 4, shapes: [[3, 3]], reach: -1 }),
+    deform({ name: "one level of a large map", q: 3, m: 1, d: 4, p: 4, shapes: [[1, 333]] }),
+    deform({ name: "real", q: 84, m: 8, d: 8, p: 4, shapes: [[2, 2], [4, 4], [8, 8]] }),
   ],
 };
-
