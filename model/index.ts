@@ -26,4 +26,5 @@ export {
   type SamPredictOptions,
 } from "./predict.ts";
 export { miniNet, ResNet, resNet } from "./resnet.ts";
+export * from "./sam/index.ts";
 export { type PromptKind, promptSlots, promptTarget, Wish, type WishOutput } from "./wish.ts";

@@ -53,6 +53,11 @@ export class Sam extends nn.Module {
     return this.prompt_encoder.noMask();
   }
 
+  /** The token that stands in for a missing box beside points: (1, C). */
+  notAPointEmbedding(): Tensor {
+    return this.prompt_encoder.not_a_point_embed.weight;
+  }
+
   /**
    * @param embedding (B, C, g, g)
    * @param sparse (P, T, C), P a multiple of B, an image's prompts side by side

@@ -1,6 +1,6 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { type Device, F, type Tensor } from "../../engine/index.ts";
+import { type Device, F, noGrad, type Tensor } from "../../engine/index.ts";
 import {
   type Instance,
   instancesOf,
@@ -11,6 +11,7 @@ import {
   type WishOutput,
   wishMini,
 } from "../../model/index.ts";
+import { prepareImage, Sam, samMini } from "../../model/sam/index.ts";
 import { testDevice } from "../device.ts";
 
 const test = suite("predict");
@@ -127,6 +128,25 @@ test("SAM's decoder gets the tokens of the model's prompt mode, and its best rat
   await rejects(() => predictWithSam(mean, sam, image, options), /"mean" gives no SAM prompt/);
   const other = new Wish(gpu, wishMini(2, { ...small, prompt: { mode: "typed", dim: 16 } }));
   await rejects(() => predictWithSam(other, sam, image, options), /16 channels, the SAM at hand has 12/);
+});
+
+test("latents go through a whole SAM, and a multi-candidate mask ends at the original size", async () => {
+  const gpu = await testDevice();
+  gpu.manualSeed(4);
+  const sam = new Sam(gpu, samMini()).eval();
+  const small = { hiddenDim: 16, groups: 4, queries: 4, encoder: { heads: 2 }, decoder: { heads: 2, layers: 1 } };
+  const model = new Wish(gpu, wishMini(2, { ...small, prompt: { mode: "typed", dim: 64 } }));
+  const rgb = { width: 60, height: 40, data: Uint8Array.from({ length: 7200 }, (_, i) => (i * 37) % 256) };
+  const prepared = prepareImage(rgb, 128);
+  const embedding = noGrad(() => sam.encodeImage(gpu.tensor(prepared.data, [1, 3, 128, 128])));
+  const image = F.mul(gpu.rand([1, 3, 40, 60], { seed: 5 }), 255);
+  const options = { original: [40, 60] as const, embedding, samSize: prepared.inputSize };
+  const before = gpu.memory.liveBytes;
+  const instances = await predictWithSam(model, sam, image, options);
+  assert.ok(instances.length > 0);
+  for (const { mask, score } of instances) assert.ok(mask.length === 2400 && score >= 0 && score <= 1);
+  await predictWithSam(model, sam, image, { ...options, kind: "point", multimask: false });
+  assert.ok(gpu.memory.liveBytes - before < 1e6, "only constants such as positions stay");
 });
 
 async function rejects(run: () => Promise<unknown>, message: RegExp): Promise<void> {
