@@ -1,4 +1,16 @@
 /** Every operation, under PyTorch's name in camelCase. */
+export {
+  type BinaryCrossEntropyOptions,
+  binaryCrossEntropyWithLogits,
+  type CrossEntropyOptions,
+  crossEntropy,
+  dice,
+  type KlDivOptions,
+  klDiv,
+  mseLoss,
+  type Reduction,
+  smoothL1,
+} from "./ops/loss.ts";
 export { linear, matmul } from "./ops/matmul.ts";
 export { cat, expand, pad, permute, reshape, slice, stack, transpose } from "./ops/movement.ts";
 export { conv2d, convTranspose2d } from "./ops/conv.ts";

@@ -2,6 +2,7 @@ import type { Cases } from "./case.ts";
 import { attentionCases } from "./attention.ts";
 import { convCases } from "./conv.ts";
 import { gatherCases } from "./gather.ts";
+import { lossCases } from "./loss.ts";
 import { movementCases } from "./movement.ts";
 import { normCases } from "./norm.ts";
 import { pointwiseCases } from "./pointwise.ts";
@@ -10,4 +11,4 @@ import { sampleCases } from "./sample.ts";
 import { softmaxCases } from "./softmax.ts";
 
 /** Every differentiable function of F, by name. */
-export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases, ...softmaxCases, ...sampleCases, ...attentionCases, ...gatherCases, ...normCases, ...convCases };
+export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases, ...softmaxCases, ...sampleCases, ...attentionCases, ...gatherCases, ...lossCases, ...normCases, ...convCases };
