@@ -67,7 +67,7 @@ export function resizeImage(image: Image, width: number, height: number): Image 
 
 export async function encodePng(image: Image): Promise<Uint8Array> {
   const raw = { width: image.width, height: image.height, channels: 3 as const };
-  return sharp(image.data, { raw }).png({ compressionLevel: 6, adaptiveFiltering: false }).toBuffer();
+  return sharp(image.data, { raw }).png({ compressionLevel: 3 }).toBuffer();
 }
 
 export async function writePng(path: string, image: Image): Promise<void> {

@@ -1,0 +1,42 @@
+/** `wgpu-wish weaken`: weak labels from full masks. */
+import { resolve } from "node:path";
+import { readInstances } from "../train/data/coco.ts";
+import { describe, type Shares, weaken, writeWeak } from "../train/data/weak.ts";
+import { BadInput } from "../train/errors.ts";
+import type { Call } from "./command.ts";
+
+interface Options {
+  ann: string;
+  out: string;
+  tags?: number;
+  points?: number;
+  boxes?: number;
+  budget?: number;
+  mix?: Shares;
+  seed: number;
+  point: "center" | "uniform";
+}
+
+export async function run({ options, terminal }: Call<Options>): Promise<void> {
+  const { ann, out, tags, points, boxes, budget, mix, seed, point } = options;
+  const shares = {
+    ...(tags !== undefined && { tags }),
+    ...(points !== undefined && { points }),
+    ...(boxes !== undefined && { boxes }),
+  };
+  if (resolve(ann) === resolve(out)) throw new BadInput(`--out: ${out} is the file with the masks; name another`);
+  if (budget !== undefined && Object.keys(shares).length > 0) {
+    throw new BadInput("--budget takes its shares from --mix; leave out --tags, --points and --boxes");
+  }
+  if ((budget === undefined) !== (mix === undefined))
+    throw new BadInput("--budget and --mix belong together; give both or neither");
+  const plan = budget === undefined || mix === undefined ? shares : { budget, mix };
+  const document = weaken(readInstances(ann), plan, { seed, point });
+  writeWeak(out, document);
+
+  const { counts, spent } = document.info;
+  if (budget !== undefined && budget - spent >= 12)
+    terminal.warn(`${spent} of the budget of ${budget} is spent: there are no more images`);
+  const summary = `${describe(counts)}, ${counts.unlabelled} unlabelled; cost ${spent}`;
+  terminal.result({ out, ...document.info }, `${out}: ${summary}`);
+}
