@@ -12,6 +12,10 @@ interface Window {
   scale?: number;
 }
 
+/** The shader's RUN: neighbours that one thread copies; and the row from which that pays. */
+const RUN = 16;
+const LEAST_RUN = 4;
+
 /** y[k] = x[offset + k · strides] for every k in `shape`. */
 export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
   const y = empty(x.device, shape, x.dtype);
@@ -19,20 +23,44 @@ export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
   const bounded = window.low !== undefined;
   const walk = bounded ? { shape: [...shape], strides: [[...window.strides]] } : collapse(shape, [window.strides]);
   if (walk.shape.length > 8) throw new Error(`strided copy: more than 8 separate dimensions; got shape (${shape.join(", ")})`);
-  run(x.device, "strided", "read_window", {
-    bind: { x, y },
-    params: {
-      n: y.size,
-      rank: walk.shape.length,
-      offset: window.offset ?? 0,
-      scale: window.scale ?? 1,
-      shape: walk.shape,
-      stride: walk.strides[0]!,
-      low: window.low ?? [],
-      bound: window.bound ?? [],
-    },
-    constants: { BOUNDED: bounded ? 1 : 0, SCALED: window.scale !== undefined && window.scale !== 1 ? 1 : 0 },
-    groups: linearGroups(Math.ceil(y.size / 64)),
+  const params = {
+    n: y.size,
+    rank: walk.shape.length,
+    offset: window.offset ?? 0,
+    scale: window.scale ?? 1,
+    shape: walk.shape,
+    stride: walk.strides[0]!,
+    low: window.low ?? [],
+    bound: window.bound ?? [],
+  };
+  const constants = { BOUNDED: bounded ? 1 : 0, SCALED: scaled ? 1 : 0 };
+  const inner = walk.shape.at(-1) ?? 1;
+  if (bounded || inner < LEAST_RUN) {
+    const last = walk.shape.length - 1;
+  const scaled = window.scale !== undefined && window.scale !== 1;
+  if (!bounded && !scaled && last >= 0 && walk.shape[last]! % 4 === 0) {
+    const strides = walk.strides[0]!;
+    const offset = window.offset ?? 0;
+    const quads = strides[last] === 1 && offset % 4 === 0 && strides.every((s, d) => d === last || s % 4 === 0);
+    run(x.device, "strided", "read_quads", {
+      bind: quads ? { x4: x, y4: y } : { x, y4: y },
+      params: { n: y.size, rank: walk.shape.length, offset, scale: 1, shape: walk.shape, stride: strides, low: [], bound: [] },
+      constants: { QUADS: quads ? 1 : 0 },
+      groups: linearGroups(Math.ceil(y.size / 256)),
+    });
+    return y;
+  }
+  run(x.device, "strided", "read_window", { bind: { x, y }, params, constants, groups: linearGroups(Math.ceil(y.size / 64)) });
+    return y;
+  }
+  const n = (y.size / inner) * Math.ceil(inner / RUN);
+  const strides = walk.strides[0]!;
+  const fours = strides.at(-1) === 1 && inner % 4 === 0 && params.offset % 4 === 0 && strides.slice(0, -1).every((s) => s % 4 === 0);
+  run(x.device, "strided", fours ? "read_runs4" : "read_runs", {
+    bind: fours ? { x4: x, y4: y } : { x, y },
+    params: { ...params, n },
+    constants: { SCALED: constants.SCALED },
+    groups: linearGroups(Math.ceil(n / 64)),
   });
   return y;
 }
