@@ -52,8 +52,10 @@ export {
 export { argmax, max, mean, min, sum } from "./ops/reduce.ts";
 export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
 export { msDeformAttn } from "./ops/deform.ts";
+export { type DropoutOptions, dropout } from "./ops/dropout.ts";
 export { embedding, gather, indexSelect, scatterAdd } from "./ops/gather.ts";
 export { type InterpolateOptions, interpolate } from "./ops/interpolate.ts";
 export { type GridSampleOptions, gridSample } from "./ops/sample.ts";
 export { logSoftmax, logSumExp, softmax } from "./ops/softmax.ts";
+export { topk } from "./ops/topk.ts";
 export { detach } from "./tape.ts";

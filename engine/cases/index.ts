@@ -8,7 +8,8 @@ import { normCases } from "./norm.ts";
 import { pointwiseCases } from "./pointwise.ts";
 import { matmulCases, reduceCases } from "./reduce.ts";
 import { sampleCases } from "./sample.ts";
+import { selectCases } from "./select.ts";
 import { softmaxCases } from "./softmax.ts";
 
 /** Every differentiable function of F, by name. */
-export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases, ...softmaxCases, ...sampleCases, ...attentionCases, ...gatherCases, ...lossCases, ...normCases, ...convCases };
+export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases, ...softmaxCases, ...sampleCases, ...attentionCases, ...gatherCases, ...lossCases, ...selectCases, ...normCases, ...convCases };

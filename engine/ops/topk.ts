@@ -1,0 +1,34 @@
+/** The largest elements of rows. */
+import { linearGroups, run } from "../kernel.ts";
+import { show } from "../shape.ts";
+import { record } from "../tape.ts";
+import { empty, fill, type Tensor } from "../tensor.ts";
+import { sortKeys } from "./sort.ts";
+
+/**
+ * The k largest of the last dimension, from the largest down, with their indices (i32): (…, n) -> two of (…, k). Of equal ones the lower
+ * index comes first, so the result is the same every time. Values pass gradients.
+ */
+export function topk(x: Tensor, k: number): { values: Tensor; indices: Tensor } {
+  const n = x.shape.at(-1);
+  if (x.dtype !== "f32" || n === undefined) throw new Error(`topk: x must be f32 with at least one dimension; got ${x.dtype} ${show(x.shape)}`);
+  if (!Number.isInteger(k) || k < 0 || k > n) throw new Error(`topk: k must lie in 0..${n}, the last dimension of x ${show(x.shape)}; got ${k}`);
+  const { device } = x;
+  const shape = [...x.shape.slice(0, -1), k];
+  const values = empty(device, shape);
+  const indices = empty(device, shape, "i32");
+  if (values.size === 0) return { values, indices };
+  const rows = x.size / n;
+  const params = { rows, n, k };
+  const groups = linearGroups(Math.ceil(values.size / 64));
+  const keys = empty(device, [rows, n], "u32");
+  run(device, "topk", "keys", { bind: { x, keys_out: keys }, params, groups: linearGroups(Math.ceil(x.size / 64)) });
+  const { order } = sortKeys(keys, rows, n, 32);
+  run(device, "topk", "pick", { bind: { x, order, values, indices }, params, groups });
+  record("topk", [x], values, (g) => {
+    const gx = fill(empty(device, x.shape), 0);
+    run(device, "topk", "grad", { bind: { g, indices_in: indices, gx }, params, groups });
+    return [gx];
+  });
+  return { values, indices };
+}
