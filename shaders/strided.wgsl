@@ -1,7 +1,6 @@
 // Copies between a contiguous array and a strided window of another, 32 bits an element.
 //   read_window:  y[i] = x[offset + sum over d of k_d * stride_d], 0 where some k_d + low_d lies outside 0..bound_d - 1
 //   write_window: y[offset + sum over d of k_d * stride_d] = x[i]
-//   read_quads: the same for four neighbours of y at once, where the last size of `shape` is a multiple of 4 and nothing is bounded
 // with k the coordinates of i in `shape`. `scale` multiplies f32 values where SCALED.
 struct Params {
   n: u32,
@@ -23,7 +22,6 @@ struct Params {
 
 override BOUNDED: bool = false;
 override SCALED: bool = false;
-override QUADS: bool = false;
 
 @compute @workgroup_size(64)
 fn read_window(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
@@ -89,9 +87,6 @@ fn read_runs(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) 
 }
 
 // The same where the last dimension lies contiguous and everything is a multiple of four.
-@group(0) @binding(3) var<storage, read> x4: array<vec4u>;
-@group(0) @binding(4) var<storage, read_write> y4: array<vec4u>;
-
 @compute @workgroup_size(64)
 fn read_runs4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
@@ -119,30 +114,6 @@ fn read_runs4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups)
       value = bitcast<vec4u>(bitcast<vec4f>(value) * params.scale);
     }
     y4[out + j] = value;
-  }
-}
-
-// `offset` and all strides but the last are multiples of 4 where the last is 1; otherwise x is read one by one.
-@compute @workgroup_size(64)
-fn read_quads(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  let i = id.x + id.y * groups.x * 64u;
-  if (i * 4u >= params.n) {
-    return;
-  }
-  var rest = i * 4u;
-  var at = u32(params.offset);
-  var step = 0u;
-  for (var d = i32(params.rank) - 1; d >= 0; d--) {
-    let n = params.shape[d / 4][d % 4];
-    let s = u32(params.stride[d / 4][d % 4]);
-    at += (rest % n) * s;
-    rest /= n;
-    step = select(step, s, d == i32(params.rank) - 1);
-  }
-  if (QUADS) {
-    y4[i] = x4[at / 4u];
-  } else {
-    y4[i] = vec4u(x[at], x[at + step], x[at + 2u * step], x[at + 3u * step]);
   }
 }
 

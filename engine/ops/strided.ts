@@ -33,24 +33,10 @@ export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
     low: window.low ?? [],
     bound: window.bound ?? [],
   };
-  const constants = { BOUNDED: bounded ? 1 : 0, SCALED: scaled ? 1 : 0 };
+  const constants = { BOUNDED: bounded ? 1 : 0, SCALED: window.scale !== undefined && window.scale !== 1 ? 1 : 0 };
   const inner = walk.shape.at(-1) ?? 1;
   if (bounded || inner < LEAST_RUN) {
-    const last = walk.shape.length - 1;
-  const scaled = window.scale !== undefined && window.scale !== 1;
-  if (!bounded && !scaled && last >= 0 && walk.shape[last]! % 4 === 0) {
-    const strides = walk.strides[0]!;
-    const offset = window.offset ?? 0;
-    const quads = strides[last] === 1 && offset % 4 === 0 && strides.every((s, d) => d === last || s % 4 === 0);
-    run(x.device, "strided", "read_quads", {
-      bind: quads ? { x4: x, y4: y } : { x, y4: y },
-      params: { n: y.size, rank: walk.shape.length, offset, scale: 1, shape: walk.shape, stride: strides, low: [], bound: [] },
-      constants: { QUADS: quads ? 1 : 0 },
-      groups: linearGroups(Math.ceil(y.size / 256)),
-    });
-    return y;
-  }
-  run(x.device, "strided", "read_window", { bind: { x, y }, params, constants, groups: linearGroups(Math.ceil(y.size / 64)) });
+    run(x.device, "strided", "read_window", { bind: { x, y }, params, constants, groups: linearGroups(Math.ceil(y.size / 64)) });
     return y;
   }
   const n = (y.size / inner) * Math.ceil(inner / RUN);
