@@ -3,7 +3,7 @@ import { linearGroups, run } from "../kernel.ts";
 import { axis, type Shape, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
-import { expandTo, permuteData } from "./strided.ts";
+import { expandTo } from "./strided.ts";
 
 const SUM = 0;
 const MAX = 1;
@@ -32,25 +32,29 @@ function reduceMiddle(x: Tensor, outer: number, r: number, inner: number, kind: 
   }
 }
 
-/** Splits the dimensions into (outer, reduced, inner), moving the reduced ones together where they are not. */
-function arrange(op: string, x: Tensor, dims: number | readonly number[] | undefined): { x: Tensor; dims: number[]; outer: number; r: number; inner: number } {
+/** The dimensions named, sorted; all of them by default. */
+function listed(op: string, x: Tensor, dims: number | readonly number[] | undefined): number[] {
   const rank = x.shape.length;
-  const all = [...x.shape.keys()];
-  const list = dims === undefined ? all : [...new Set([dims].flat().map((d) => axis(op, d, rank)))].sort((a, b) => a - b);
-  const joined = list.every((d, i) => i === 0 || d === list[i - 1]! + 1 || x.shape.slice(list[i - 1]! + 1, d).every((n) => n === 1));
-  if (joined && list.length > 0) {
-    const outer = sizeOf(x.shape.slice(0, list[0]!));
-    const inner = sizeOf(x.shape.slice(list.at(-1)! + 1));
-    return { x, dims: list, outer, r: sizeOf(list.map((d) => x.shape[d]!)), inner };
-  }
-  const rest = all.filter((d) => !list.includes(d));
-  return {
-    x: permuteData(x, [...rest, ...list]),
-    dims: list,
-    outer: sizeOf(rest.map((d) => x.shape[d]!)),
-    r: sizeOf(list.map((d) => x.shape[d]!)),
-    inner: 1,
-  };
+  if (dims === undefined) return [...x.shape.keys()];
+  return [...new Set([dims].flat().map((d) => axis(op, d, rank)))].sort((a, b) => a - b);
+}
+
+/** Reduces `dims` (sorted) to size 1, one run of neighbours after the other from the last to the first: nothing is moved in between. */
+function reduceDims(x: Tensor, dims: readonly number[], kind: number, scale: number): Tensor {
+  const wanted = dims.filter((d) => x.shape[d] !== 1);
+  const shape = [...x.shape];
+  let y = x;
+  do {
+    // The last run: neighbours, or parted by sizes of 1 alone.
+    let first = wanted.length - 1;
+    while (first > 0 && shape.slice(wanted[first - 1]! + 1, wanted[first]).every((n) => n === 1)) first--;
+    const run = wanted.splice(Math.max(first, 0));
+    const [from, to] = [run[0] ?? 0, run.at(-1) ?? -1];
+    const r = sizeOf(shape.slice(from, to + 1));
+    y = reduceMiddle(y, sizeOf(shape.slice(0, from)), r, sizeOf(shape.slice(to + 1)), kind, wanted.length === 0 ? scale : 1);
+    for (const d of run) shape[d] = 1;
+  } while (wanted.length > 0);
+  return alias(y, shape);
 }
 
 function reducedShape(shape: Shape, dims: readonly number[], keepdim: boolean): number[] {
@@ -63,10 +67,10 @@ export interface ReduceOptions {
 
 function total(op: string, x: Tensor, dims: number | readonly number[] | undefined, options: ReduceOptions, mean: boolean): Tensor {
   if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
-  const a = arrange(op, x, dims);
-  const scale = mean ? 1 / a.r : 1;
-  const y = alias(reduceMiddle(a.x, a.outer, a.r, a.inner, SUM, scale), reducedShape(x.shape, a.dims, options.keepdim ?? false));
-  const kept = reducedShape(x.shape, a.dims, true);
+  const list = listed(op, x, dims);
+  const scale = mean ? 1 / sizeOf(list.map((d) => x.shape[d]!)) : 1;
+  const y = alias(reduceDims(x, list, SUM, scale), reducedShape(x.shape, list, options.keepdim ?? false));
+  const kept = reducedShape(x.shape, list, true);
   return record(op, [x], y, (gy) => [expandTo(alias(gy, kept), x.shape, scale)]);
 }
 
@@ -82,10 +86,10 @@ export function mean(x: Tensor, dims?: number | readonly number[], options: Redu
 
 function extremum(op: "max" | "min", x: Tensor, dims: number | readonly number[] | undefined, options: ReduceOptions): Tensor {
   if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
-  const a = arrange(op, x, dims);
-  if (a.r === 0) throw new Error(`${op}: there is nothing to choose from along dims ${a.dims} of shape ${show(x.shape)}`);
-  const kept = reducedShape(x.shape, a.dims, true);
-  const y = alias(reduceMiddle(a.x, a.outer, a.r, a.inner, op === "max" ? MAX : MIN, 1), reducedShape(x.shape, a.dims, options.keepdim ?? false));
+  const list = listed(op, x, dims);
+  if (list.some((d) => x.shape[d] === 0)) throw new Error(`${op}: there is nothing to choose from along dims ${list} of shape ${show(x.shape)}`);
+  const kept = reducedShape(x.shape, list, true);
+  const y = alias(reduceDims(x, list, op === "max" ? MAX : MIN, 1), reducedShape(x.shape, list, options.keepdim ?? false));
   return record(op, [x], y, (gy) => {
     // 1 where x is the extremum; several share the gradient.
     const hit = empty(x.device, x.shape);
@@ -130,6 +134,5 @@ export function sumTo(g: Tensor, shape: Shape): Tensor {
   const lead = g.shape.length - shape.length;
   const dims = [...g.shape.keys()].filter((d) => d < lead || (shape[d - lead] === 1 && g.shape[d] !== 1));
   if (dims.length === 0) return alias(g, shape);
-  const a = arrange("sum", g, dims);
-  return alias(reduceMiddle(a.x, a.outer, a.r, a.inner, SUM, 1), shape);
+  return alias(reduceDims(g, dims, SUM, 1), shape);
 }
