@@ -38,7 +38,8 @@ struct Place {
 }
 
 // The location is cut into 12 bits and a rest, whose products with the size are exact: the position keeps its last bits.
-fn place(location: vec2f, level: vec4u) -> Place {
+fn place(any_location: vec2f, level: vec4u) -> Place {
+  let location = clamp(any_location, vec2f(-1e4), vec2f(1e4));
   let size = vec2f(f32(level.y), f32(level.x));
   let high = bitcast<vec2f>(bitcast<vec2u>(location) & vec2u(0xfffff000u));
   let low = location - high;

@@ -38,7 +38,8 @@ struct Place {
 }
 
 // The coordinate is cut into 12 bits and a rest, whose products with the scale are exact: a position near 300 keeps its last bits.
-fn place(coordinate: vec2f) -> Place {
+fn place(any_coordinate: vec2f) -> Place {
+  let coordinate = clamp(any_coordinate, vec2f(-1e4), vec2f(1e4));
   let size = vec2f(f32(params.w), f32(params.h));
   let high = bitcast<vec2f>(bitcast<vec2u>(coordinate) & vec2u(0xfffff000u));
   let low = coordinate - high;
