@@ -1,0 +1,127 @@
+/**
+ * L_seg (wish.md 2.5, 6.8): classification of all queries, and prompt, mask cross entropy and dice of the matched pairs, summed over the
+ * supervised decoder layers. Masks are compared at points, most of them where the prediction is least sure (Kirillov et al., PointRend).
+ */
+import { type Device, F, noGrad, type Random, scope, type Tensor } from "../engine/index.ts";
+import { type LatentOptions, type LatentTargets, matched, predictedSide } from "./latents.ts";
+import type { LayerStack, Pair } from "./matching.ts";
+import { indexTensor, type TargetTensors } from "./targets.ts";
+
+export interface SegmentationOptions {
+  /** Weight of the class "no object". */
+  noObject: number;
+  points: number;
+  oversample: number;
+  importance: number;
+}
+
+/** Unweighted, summed over the layers; absent where nothing of the batch gives it. */
+export interface SegmentationLosses {
+  class?: Tensor;
+  prompt?: Tensor;
+  bce?: Tensor;
+  dice?: Tensor;
+}
+
+const IGNORE = -100;
+
+export function segmentationLosses(
+  gpu: Device,
+  stack: LayerStack,
+  targets: TargetTensors,
+  pairs: readonly (readonly Pair[])[],
+  latents: { targets: LatentTargets; options: LatentOptions } | undefined,
+  options: SegmentationOptions,
+  random: Random,
+): SegmentationLosses {
+  const out: SegmentationLosses = {};
+  if (targets.images.some((image) => image.supervised)) out.class = classLoss(gpu, stack, targets, pairs, options.noObject);
+  const matchedPairs = pairs.flatMap((layer, l) => layer.map((pair) => ({ ...pair, row: rowOf(stack, l, pair), object: targets.offsets[pair.image]! + pair.target })));
+  if (matchedPairs.length === 0) return out;
+
+  const objects = Math.max(1, targets.total); // num_masks
+  const rows = indexTensor(gpu, matchedPairs.map((pair) => pair.row));
+  const [, , h, w] = stack.maskLogits.shape as [number, number, number, number];
+  const logits = F.reshape(F.indexSelect(flatten(stack.maskLogits), 0, rows), [matchedPairs.length, 1, h, w]);
+  const chosen = indexTensor(gpu, matchedPairs.map((pair) => pair.object * targets.candidates + pair.candidate));
+  const { x, t } = samplePoints(gpu, logits, F.indexSelect(targets.masks!, 0, chosen), options, random);
+  out.bce = F.div(F.sum(F.mean(F.binaryCrossEntropyWithLogits(x, t, { reduction: "none" }), [1])), objects);
+  out.dice = F.div(F.dice(x, t, { reduction: "sum" }), objects);
+
+  if (latents && stack.latents) {
+    const labelled = matchedPairs.filter((pair) => targets.images[pair.image]!.targets[pair.target]!.prompt);
+    const [B, Q, S, D] = stack.latents.shape as [number, number, number, number];
+    const z = F.indexSelect(F.reshape(stack.latents, [B * Q, S * D]), 0, indexTensor(gpu, labelled.map((pair) => pair.row)));
+    const predicted = predictedSide(F.reshape(z, [labelled.length, S, D]), latents.options);
+    const distances = matched(predicted, latents.targets, indexTensor(gpu, labelled.map((pair) => pair.object)));
+    out.prompt = F.div(F.sum(distances), objects);
+  }
+  return out;
+}
+
+/**
+ * Cross entropy of all queries, weighted mean of each layer. Every layer matches the same number of objects, so the layers' weights have
+ * one sum and the mean over all of them, times their number, is the sum of the layers' means.
+ */
+function classLoss(gpu: Device, stack: LayerStack, targets: TargetTensors, pairs: readonly (readonly Pair[])[], noObject: number): Tensor {
+  const [B, Q, classes] = stack.classLogits.shape as [number, number, number];
+  const labels = new Int32Array(B * Q).fill(classes - 1);
+  for (const [b, image] of targets.images.entries()) if (!image.supervised) labels.fill(IGNORE, b * Q, (b + 1) * Q);
+  for (const [layer, list] of pairs.entries())
+    for (const pair of list) labels[rowOf(stack, layer, pair)] = targets.images[pair.image]!.targets[pair.target]!.classIndex;
+  const weight = gpu.tensor(Float32Array.from({ length: classes }, (_, c) => (c === classes - 1 ? noObject : 1)));
+  const label = gpu.tensor(labels, [B * Q], { dtype: "i32" });
+  const mean = F.crossEntropy(F.reshape(stack.classLogits, [B * Q, classes]), label, { weight, ignoreIndex: IGNORE });
+  return F.mul(mean, stack.layers);
+}
+
+function rowOf(stack: LayerStack, layer: number, pair: Pair): number {
+  return (pair.image * stack.layers + layer) * stack.queries + pair.query;
+}
+
+/** (B, Q, …) -> (B * Q, the rest) */
+function flatten(x: Tensor): Tensor {
+  const [B, Q, ...rest] = x.shape as [number, number, ...number[]];
+  return F.reshape(x, [B * Q, rest.reduce((a, b) => a * b, 1)]);
+}
+
+/** Logits (M, 1, h, w) and masks (M, 1, H, W) -> both at the points chosen: (M, P). The masks are not differentiated. */
+export function samplePoints(
+  gpu: Device,
+  logits: Tensor,
+  masks: Tensor,
+  options: Pick<SegmentationOptions, "points" | "oversample" | "importance">,
+  random: Random,
+): { x: Tensor; t: Tensor } {
+  const M = logits.shape[0]!;
+  const grid = uncertainPoints(gpu, logits, options, random);
+  const P = grid.shape[2]!;
+  const t = noGrad(() => scope(() => F.reshape(sample(masks, grid), [M, P])));
+  return { x: F.reshape(sample(logits, grid), [M, P]), t };
+}
+
+/** PointRend's get_uncertain_point_coords_with_randomness: (M, 1, P, 2), from -1 to 1. */
+function uncertainPoints(gpu: Device, logits: Tensor, { points: P, oversample, importance }: Pick<SegmentationOptions, "points" | "oversample" | "importance">, random: Random): Tensor {
+  const M = logits.shape[0]!;
+  const draw = (n: number): Tensor => gpu.tensor(Float32Array.from({ length: M * n * 2 }, () => random.uniform(-1, 1)), [M, n, 2]);
+  const unsure = Math.floor(importance * P);
+  return scope(() =>
+    noGrad(() => {
+      const kept: Tensor[] = [];
+      if (unsure > 0) {
+        const n = Math.max(unsure, Math.floor(P * oversample));
+        const candidates = draw(n);
+        const sure = F.abs(F.reshape(sample(logits, F.reshape(candidates, [M, 1, n, 2])), [M, n]));
+        const { indices } = F.topk(F.neg(sure), unsure); // (M, unsure)
+        const pairs = F.expand(F.reshape(indices, [M, unsure, 1]), [M, unsure, 2]);
+        kept.push(F.gather(candidates, 1, pairs));
+      }
+      if (P > unsure) kept.push(draw(P - unsure));
+      return F.reshape(F.cat(kept, 1), [M, 1, P, 2]);
+    }),
+  );
+}
+
+function sample(x: Tensor, grid: Tensor): Tensor {
+  return F.gridSample(x, grid, { mode: "bilinear", paddingMode: "zeros", alignCorners: false });
+}

@@ -1,0 +1,137 @@
+/** Models from configurations, and trained models from runs and weight files. */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import type { Device, Tensor } from "../engine/index.ts";
+import { loadBackbone, Wish, type WishConfig, type WishOverrides, wishMini, wishMobileNetV2, wishResNet50 } from "../model/index.ts";
+import { bestCheckpoint, latestCheckpoint, readCheckpointHead, readWeights, saveWeights } from "./checkpoint.ts";
+import { type Config, readConfig } from "./config.ts";
+import type { Category } from "./data/coco.ts";
+import { BadInput } from "./errors.ts";
+import { findAsset } from "./teacher.ts";
+
+const WEIGHTS_FORMAT = "wgpu-wish model 1";
+
+/** The sizes of a run's model; promptDim is the width of the teacher's prompt embedding. */
+export function modelConfig(config: Config, classes: number, promptDim: number): WishConfig {
+  const { preset, backboneWeights: _, weights: __, ...given } = config.model;
+  const { feature } = config.cam;
+  const wish = config.mode === "wish";
+  const overrides = {
+    ...Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)),
+    prompt: wish ? { mode: config.prompt.mode, dim: promptDim } : { mode: "none" },
+    ...(wish ? (feature ? { cam: { feature } } : {}) : { cam: { feature: "none" } }),
+  } as WishOverrides;
+  const presets = { mini: wishMini, mobilenetV2: wishMobileNetV2, resnet50: wishResNet50 };
+  return presets[preset](classes, overrides);
+}
+
+/** A model as the configuration wants it at the start: drawn from the seed, then the weights it names. */
+export async function newModel(gpu: Device, config: Config, sizes: WishConfig): Promise<{ model: Wish; notes: string[] }> {
+  gpu.manualSeed(config.seed);
+  const model = new Wish(gpu, sizes);
+  const notes: string[] = [];
+  const { backboneWeights, weights } = config.model;
+  if (backboneWeights) {
+    const path = findAsset(backboneWeights);
+    const { weights: tensors } = await readWeights(gpu, path);
+    try {
+      loadBackbone(model.backbone, tensors);
+    } catch (cause) {
+      throw new BadInput(`${path}: does not fit the backbone: ${(cause as Error).message}`);
+    }
+    notes.push(`backbone from ${path}`);
+  }
+  if (weights) {
+    const path = findAsset(weights);
+    const { weights: tensors } = await readWeights(gpu, path);
+    const { fitting, left } = fit(model, tensors);
+    if (fitting.size === 0) throw new BadInput(`${path}: no tensor of it fits the model; name weights of this architecture and these sizes`);
+    model.loadStateDict(fitting, { strict: false });
+    notes.push(`weights from ${path}${left.length > 0 ? `; drawn anew: ${left.slice(0, 4).join(", ")}${left.length > 4 ? ` and ${left.length - 4} more` : ""}` : ""}`);
+  }
+  return { model, notes };
+}
+
+function fit(model: Wish, tensors: ReadonlyMap<string, Tensor>): { fitting: Map<string, Tensor>; left: string[] } {
+  const fitting = new Map<string, Tensor>();
+  const left: string[] = [];
+  for (const [name, own] of model.stateDict()) {
+    const x = tensors.get(name);
+    if (x && x.shape.join() === own.shape.join()) fitting.set(name, x);
+    else left.push(name);
+  }
+  return { fitting, left };
+}
+
+export interface Trained {
+  model: Wish;
+  categories: Category[];
+  /** The run's configuration; undefined for weights alone. */
+  config: Config | undefined;
+  /** The file the weights come from. */
+  file: string;
+  step: number | undefined;
+  /** What kinds of labels it was trained with, for inference through SAM. */
+  kinds: string[];
+}
+
+/** The model of a run: its best checkpoint where one was evaluated, else its last. */
+export async function loadRun(gpu: Device, run: string, which: "best" | "last" = "best"): Promise<Trained> {
+  const file = (which === "best" ? bestCheckpoint(run) : undefined) ?? latestCheckpoint(run);
+  if (!file) throw new BadInput(`${run}: holds no checkpoint; give the folder of a run that wgpu-wish train has written`);
+  const configFile = join(run, "config.yaml");
+  const trained = await loadTrained(gpu, file);
+  return existsSync(configFile) ? { ...trained, config: readConfig(configFile) } : trained;
+}
+
+/** A model from a checkpoint, or from weights written by `exportWeights`. */
+export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
+  const { weights, metadata } = await readWeights(gpu, file);
+  let sizes: WishConfig;
+  let categories: Category[];
+  let step: number | undefined;
+  let kinds: string[] = [];
+  if (metadata.format === WEIGHTS_FORMAT) {
+    sizes = parsed(file, metadata.model);
+    categories = parsed(file, metadata.categories);
+    kinds = parsed(file, metadata.kinds ?? "[]");
+  } else {
+    if (!metadata.state) throw new BadInput(`${file}: is neither a checkpoint nor a model written by wgpu-wish; expected one of them`);
+    const { state } = await readCheckpointHead(file);
+    ({ sizes, categories, step, kinds } = state as unknown as { sizes: WishConfig; categories: Category[]; step: number; kinds: string[] });
+    if (!sizes || !categories) throw new BadInput(`${file}: holds no segmentation model (the sizes are missing); is it a checkpoint of sam-train?`);
+  }
+  const model = new Wish(gpu, sizes);
+  try {
+    model.loadStateDict(weights);
+  } catch (cause) {
+    throw new BadInput(`${file}: ${(cause as Error).message}`);
+  }
+  model.eval();
+  return { model, categories, config: undefined, file, step, kinds };
+}
+
+/** Writes a model's weights alone with all that is needed to use them. */
+export async function exportWeights(
+  path: string,
+  model: Wish,
+  categories: readonly Category[],
+  kinds: readonly string[],
+  options: { half?: boolean } = {},
+): Promise<void> {
+  const metadata = {
+    format: WEIGHTS_FORMAT,
+    model: JSON.stringify(model.config),
+    categories: JSON.stringify(categories),
+    kinds: JSON.stringify(kinds),
+  };
+  await saveWeights(path, model, metadata, options);
+}
+
+function parsed<T>(file: string, text: string | undefined): T {
+  try {
+    return JSON.parse(text ?? "") as T;
+  } catch {
+    throw new BadInput(`${file}: the model's description in the metadata is missing or damaged`);
+  }
+}

@@ -1,0 +1,134 @@
+/** One optimizer step: forward, pseudo points for images with tags, matching, losses, backward, update. */
+import { backward, type Device, F, optim, Random, scope, type Tensor } from "../engine/index.ts";
+import type { Wish } from "../model/index.ts";
+import { camLoss, selfLoss } from "./cam.ts";
+import type { Config } from "./config.ts";
+import { segmentationLosses } from "./criterion.ts";
+import type { Item, Sample } from "./data/loader.ts";
+import { latentTargets } from "./latents.ts";
+import { match, stackLayers } from "./matching.ts";
+import type { Proxy } from "./proxies.ts";
+import { labelled, pseudoLabelled } from "./pseudo.ts";
+import { rateFactor } from "./schedule.ts";
+import { type ImageTargets, uploadTargets } from "./targets.ts";
+import type { Teacher } from "./teacher.ts";
+
+export interface Trainer {
+  gpu: Device;
+  config: Config;
+  model: Wish;
+  optimizer: optim.AdamW;
+  /** Each group's rate before the schedule. */
+  rates: readonly number[];
+  /** Undefined when training from masks. */
+  teacher: Teacher | undefined;
+  items: readonly Item[];
+  /** SAM's masks of each item's labels. */
+  proxies: readonly (readonly Proxy[] | undefined)[];
+  /** Some images have tags: then there is a warm-up on the CAM alone. */
+  hasTags: boolean;
+}
+
+/** Weighted terms, which sum to `loss`, and what else a step tells. */
+export type StepReport = Record<string, number>;
+
+/** Something that must be a number is not; the model has not been changed by this step. */
+export class NotFinite extends Error {
+  override readonly name = "NotFinite";
+}
+
+/** @param batches one batch of samples for each forward pass (config.accumulate of them); @param step from 0 */
+export async function trainStep(trainer: Trainer, batches: readonly (readonly Sample[])[], step: number): Promise<StepReport> {
+  const { config, model, optimizer } = trainer;
+  const factor = rateFactor(config.optim, step, config.steps);
+  for (const [i, group] of optimizer.groups.entries()) group.lr = trainer.rates[i]! * factor;
+  return scope(async () => {
+    optimizer.zeroGrad();
+    const report: StepReport = {};
+    const names: string[] = [];
+    const values: Tensor[] = [];
+    for (const [micro, samples] of batches.entries()) {
+      const random = new Random(config.seed).fork(`step ${step}.${micro}`);
+      const { terms, counts } = await lossTerms(trainer, samples, step, random);
+      for (const [name, count] of Object.entries(counts)) report[name] = (report[name] ?? 0) + count;
+      if (terms.size === 0) continue;
+      const weighted = [...terms.values()].map((term) => F.div(term, batches.length));
+      backward(weighted.reduce((a, b) => F.add(a, b)));
+      names.push(...terms.keys());
+      values.push(...weighted);
+    }
+    if (values.length === 0) return { loss: 0, ...report };
+
+    // The limit is given by clipping itself; without one the norm is still worth knowing.
+    const limit = config.optim.clip > 0 ? config.optim.clip : 1e30;
+    const norm = optim.clipGradNorm(model.parameters(), limit);
+    const host = (await F.cat([...values.map((x) => F.reshape(x, [1])), norm], 0).toArray()) as Float32Array;
+    const sums: StepReport = {};
+    for (const [i, name] of names.entries()) sums[name] = (sums[name] ?? 0) + host[i]!;
+    for (const [name, value] of Object.entries(sums)) if (!Number.isFinite(value)) throw new NotFinite(`the loss term "${name}" is ${value} at step ${step}`);
+    const gradient = host.at(-1)!;
+    if (!Number.isFinite(gradient)) throw new NotFinite(`the gradient's norm is ${gradient} at step ${step} while every loss term is finite`);
+    optimizer.step();
+    return { loss: Object.values(sums).reduce((a, b) => a + b, 0), ...sums, gradient, lr: optimizer.groups[0]!.lr, ...report };
+  });
+}
+
+interface Terms {
+  /** Weighted, in the order of the report. */
+  terms: Map<string, Tensor>;
+  counts: StepReport;
+}
+
+/** The loss terms of one batch. */
+export async function lossTerms(trainer: Trainer, samples: readonly Sample[], step: number, random: Random): Promise<Terms> {
+  const { gpu, config, model, teacher } = trainer;
+  const { loss: weights } = config;
+  const first = samples[0]!;
+  const sizes = samples.map(({ valid: [w, h] }): [number, number] => [h, w]);
+  const images = imageTensor(gpu, samples);
+  const terms = new Map<string, Tensor>();
+  const add = (name: string, term: Tensor | undefined, weight: number): void => {
+    if (term && weight > 0) terms.set(name, F.mul(term, weight));
+  };
+
+  if (config.mode === "wish" && trainer.hasTags && step < config.cam.warmup) {
+    const { cam, inputSize } = model.forwardCam(images, { sizes });
+    add("cam", camLoss(gpu, cam, samples, inputSize), weights.cam);
+    return { terms, counts: { objects: 0 } };
+  }
+
+  const output = model.forward(images, { sizes });
+  const stride = config.data.maskStride;
+  const maskSize = [first.width / stride, first.height / stride] as const;
+  let targets: ImageTargets[] = samples.map((sample) => labelled(sample, config, maskSize, trainer.proxies[sample.item]));
+  if (teacher && output.cam) targets = await pseudoLabelled(targets, samples, output.cam, { ...trainer, teacher }, maskSize);
+  const uploaded = uploadTargets(gpu, targets, maskSize);
+
+  const stack = stackLayers(config.loss.deepSupervision ? output.predictions : output.predictions.slice(-1));
+  const z = teacher ? latentTargets(gpu, uploaded, teacher.promptEncoder([first.width, first.height]), config.prompt) : undefined;
+  const latents = z && { targets: z, options: config.prompt };
+  const pairs = await match(gpu, stack, uploaded, latents, config.match, random.fork("match"));
+  const losses = segmentationLosses(gpu, stack, uploaded, pairs, latents, config.loss, random.fork("loss"));
+  add("class", losses.class, weights.class);
+  add("prompt", losses.prompt, weights.prompt);
+  add("bce", losses.bce, weights.bce);
+  add("dice", losses.dice, weights.dice);
+  if (output.cam) {
+    add("cam", camLoss(gpu, output.cam, samples, output.inputSize), weights.cam);
+    add("self", selfLoss(gpu, output.cam, stack, uploaded, pairs.at(-1)!, output.inputSize, config.cam.raw), weights.self);
+  }
+  return { terms, counts: { objects: uploaded.total } };
+}
+
+/** HWC bytes -> (B, 3, H, W), 0..255. */
+export function imageTensor(gpu: Device, samples: readonly Pick<Sample, "rgb" | "width" | "height">[]): Tensor {
+  const { width, height } = samples[0]!;
+  const area = width * height;
+  const values = new Float32Array(samples.length * 3 * area);
+  for (const [b, { rgb }] of samples.entries())
+    for (let c = 0; c < 3; c++) {
+      const plane = (b * 3 + c) * area;
+      for (let i = 0; i < area; i++) values[plane + i] = rgb[i * 3 + c]!;
+    }
+  return gpu.tensor(values, [samples.length, 3, height, width]);
+}
