@@ -142,16 +142,23 @@ test("no cycle of imports", () => {
   assert.equal(cycles, []);
 });
 
-test("every shader is used", () => {
-  const text = files
-    .filter((file) => PURE.includes(layerOf(file)))
+/** The name stands in quotes in the engine, or with its number open: `matmul_subgroup${size}`. */
+function isNamed(name: string, text: string): boolean {
+  return new RegExp(`["'\`](${name}["'\`]|${name.replace(/\d+$/, "")}\\$\\{)`).test(text);
+}
+
+test("every shader and each of its entry points is used", () => {
+  const engine = files
+    .filter((file) => layerOf(file) === "engine")
     .map((file) => sources.get(file))
     .join("\n");
-  const unused = readdirSync(join(packageRoot, "shaders"))
-    .filter((name) => name.endsWith(".wgsl"))
-    .map((name) => name.slice(0, -".wgsl".length))
-    // `matmul_subgroup8` may be spelt `matmul_subgroup${size}`.
-    .filter((name) => !new RegExp(`["'\`](${name}["'\`]|${name.replace(/\d+$/, "")}\\$\\{)`).test(text));
+  const unused: string[] = [];
+  for (const file of readdirSync(join(packageRoot, "shaders"))) {
+    const shader = file.replace(/\.wgsl$/, "");
+    if (!isNamed(shader, engine)) unused.push(file);
+    const entries = readFileSync(join(packageRoot, "shaders", file), "utf8").matchAll(/@compute[^{;]*?\bfn\s+(\w+)/g);
+    for (const [, entry = ""] of entries) if (!isNamed(entry, engine)) unused.push(`${file}: ${entry}`);
+  }
   assert.equal(unused, []);
 });
 
