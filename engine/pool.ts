@@ -19,6 +19,20 @@ export function sizeClass(bytes: number): number {
   return Math.ceil(bytes / step) * step;
 }
 
+/**
+ * Keeps the oldest buffer at the end, to be handed out first. Steps that ask for the same sizes in the same order then get the same
+ * buffers, whatever the order in which they were given back, and kernel.ts finds every bind group it made in the step before.
+ */
+function insert(list: Storage[], storage: Storage): void {
+  let [low, high] = [0, list.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (list[middle]!.id > storage.id) low = middle + 1;
+    else high = middle;
+  }
+  list.splice(low, 0, storage);
+}
+
 export class Pool {
   /** Bytes in buffers that tensors own, and the most they ever were. */
   liveBytes = 0;
@@ -65,7 +79,7 @@ export class Pool {
     this.liveBuffers--;
     this.freeBytes += storage.bytes;
     const list = this.#free.get(storage.bytes);
-    if (list) list.push(storage);
+    if (list) insert(list, storage);
     else this.#free.set(storage.bytes, [storage]);
   }
 
