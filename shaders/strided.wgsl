@@ -70,14 +70,28 @@ fn read_runs(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) 
   let count = min(RUN, inner - first);
   let out = rest * inner + first;
   var at = params.offset + i32(first) * step;
+  var inside = true;
   for (var d = i32(last) - 1; d >= 0; d--) {
     let n = params.shape[d / 4][d % 4];
     let q = rest / n;
-    at += i32(rest - q * n) * params.stride[d / 4][d % 4];
+    let k = i32(rest - q * n);
+    at += k * params.stride[d / 4][d % 4];
+    if (BOUNDED) {
+      let c = k + params.low[d / 4][d % 4];
+      inside = inside && c >= 0 && c < params.bound[d / 4][d % 4];
+    }
     rest = q;
   }
   for (var j = 0u; j < count; j++) {
-    var value = x[u32(at)];
+    var here = inside;
+    if (BOUNDED) {
+      let c = i32(first + j) + params.low[last / 4][last % 4];
+      here = inside && c >= 0 && c < params.bound[last / 4][last % 4];
+    }
+    var value = 0u;
+    if (here) {
+      value = x[u32(at)];
+    }
     if (SCALED) {
       value = bitcast<u32>(bitcast<f32>(value) * params.scale);
     }

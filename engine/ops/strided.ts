@@ -35,17 +35,17 @@ export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
   };
   const constants = { BOUNDED: bounded ? 1 : 0, SCALED: window.scale !== undefined && window.scale !== 1 ? 1 : 0 };
   const inner = walk.shape.at(-1) ?? 1;
-  if (bounded || inner < LEAST_RUN) {
+  if (inner < LEAST_RUN) {
     run(x.device, "strided", "read_window", { bind: { x, y }, params, constants, groups: linearGroups(Math.ceil(y.size / 64)) });
     return y;
   }
   const n = (y.size / inner) * Math.ceil(inner / RUN);
   const strides = walk.strides[0]!;
-  const fours = strides.at(-1) === 1 && inner % 4 === 0 && params.offset % 4 === 0 && strides.slice(0, -1).every((s) => s % 4 === 0);
+  const fours = !bounded && strides.at(-1) === 1 && inner % 4 === 0 && params.offset % 4 === 0 && strides.slice(0, -1).every((s) => s % 4 === 0);
   run(x.device, "strided", fours ? "read_runs4" : "read_runs", {
     bind: fours ? { x4: x, y4: y } : { x, y },
     params: { ...params, n },
-    constants: { SCALED: constants.SCALED },
+    constants: fours ? { SCALED: constants.SCALED } : constants,
     groups: linearGroups(Math.ceil(n / 64)),
   });
   return y;
