@@ -114,6 +114,7 @@ async function runCommand(command: Command, parser: Parser): Promise<number> {
     },
   };
   try {
+    await import("../index.ts"); // Hands Node's files and GPU to the engine; commands without a GPU save through it, too.
     const module = await command.load?.();
     return (await module?.run(call as Call<never>)) ?? DONE;
   } finally {
