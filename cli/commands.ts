@@ -1,6 +1,6 @@
 /** Every command's name, arguments, options and examples. Loading this file loads no GPU, no image library, no model. */
 import type { Command } from "./command.ts";
-import { amount, box, count, mix, names, point, seed, share } from "./values.ts";
+import { amount, box, count, mix, point, seed, share } from "./values.ts";
 
 const overrides = ["[key=value...]", "settings of the config to change, such as optim.lr=1e-4"] as const;
 
@@ -19,12 +19,14 @@ export const commands: readonly Command[] = [
     name: "scenes",
     summary: "make a COCO-layout data set of procedural scenes with exact masks",
     options: [
-      { flags: "--out <dir>", help: "folder to write images/ and instances.json to", required: true },
+      { flags: "--out <dir>", help: "folder for images/ and annotations/instances.json", required: true },
       { flags: "--images <n>", help: "number of images", parse: count, required: true },
       { flags: "--size <px>", help: "width and height of an image", parse: count, default: 128 },
       { flags: "--seed <n>", help: "the same seed gives the same files", parse: seed, default: 0 },
     ],
+    notes: "Objects of six classes, textured, some behind others, on noisy grounds among clutter.",
     examples: ["wgpu-wish scenes --out data/scenes --images 200 --seed 7"],
+    load: () => import("./scenes.ts"),
   },
   {
     name: "doctor",
@@ -49,9 +51,10 @@ export const commands: readonly Command[] = [
     ],
     notes: "Either shares of the images (--tags, --points, --boxes; absent ones are 0) or --budget with --mix.",
     examples: [
-      "wgpu-wish weaken --ann data/scenes/instances.json --out weak.json --tags 0.4 --points 0.3 --boxes 0.3",
+      "wgpu-wish weaken --ann data/scenes/annotations/instances.json --out weak.json --tags 0.4 --points 0.3 --boxes 0.3",
       "wgpu-wish weaken --ann instances.json --out weak.json --budget 1200 --mix tags:0.2,points:0.4,boxes:0.4",
     ],
+    load: () => import("./weaken.ts"),
   },
   {
     name: "show",
@@ -65,7 +68,7 @@ export const commands: readonly Command[] = [
       { flags: "--limit <n>", help: "at most this many images", parse: count },
     ],
     examples: [
-      "wgpu-wish show gt --ann data/scenes/instances.json --images data/scenes/images --out previews",
+      "wgpu-wish show gt --ann data/scenes/annotations/instances.json --images data/scenes/images --out previews",
       "wgpu-wish show cam --run runs/quickstart --out previews",
     ],
   },
@@ -105,8 +108,15 @@ export const commands: readonly Command[] = [
     name: "sam-train",
     summary: "train or fine-tune the SAM architecture on instance masks",
     args: [["<config>", "YAML file"], overrides],
-    options: [{ flags: "--resume", help: "continue the run from its last checkpoint" }],
-    examples: ["wgpu-wish sam-train configs/sam-mini.yaml steps=2000"],
+    options: [
+      { flags: "--resume", help: "continue the run from its last checkpoint, bit for bit" },
+      { flags: "--eval", help: "train nothing: measure the run's last checkpoint, or weights=FILE, from points and from boxes" },
+    ],
+    examples: [
+      "wgpu-wish sam-train configs/sam-mini.yaml steps=2000",
+      "wgpu-wish sam-train configs/sam-mini.yaml --eval weights=assets/sam-mini.safetensors",
+    ],
+    load: () => import("./sam-train.ts"),
   },
   {
     name: "train",
@@ -164,7 +174,9 @@ export const commands: readonly Command[] = [
     name: "bench",
     summary: "measure kernels and whole steps",
     args: [["[name...]", "what to measure (default: all)"]],
-    options: [{ flags: "--compare <names>", help: "other engines: tfjs,jax-js,onnxruntime", parse: names }],
+    notes:
+      "A name stands for all that begin with it. Figures are medians of repeats on the adapter that --adapter names.",
     examples: ["wgpu-wish bench", "wgpu-wish bench matmul --json"],
+    load: () => import("./bench.ts"),
   },
 ];

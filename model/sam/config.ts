@@ -70,11 +70,11 @@ export const mobileSam = (): SamConfig => ({
   },
 });
 
-/** The small teacher of the embedded default: TinyViT of three stages at 128 px, stride 8. */
+/** The small teacher of the embedded default: TinyViT of three stages at 128 px, stride 16. */
 export const samMini = (): SamConfig => ({
   imageSize: 128,
   promptDim: 64,
-  encoder: { kind: "tiny-vit", dims: [32, 64, 128], depths: [1, 1, 2], heads: [1, 2, 4], windows: [8, 8, 8], strides: [2, 1] },
+  encoder: { kind: "tiny-vit", dims: [24, 48, 96], depths: [1, 1, 2], heads: [1, 2, 4], windows: [8, 8, 8], strides: [2, 2] },
   maskChannels: 16,
   decoder: { depth: 2, heads: 4, mlp: 256, iouHidden: 64, iouDepth: 3, candidates: 3 },
 });
