@@ -1,0 +1,149 @@
+/** A model's results on a data set with masks: predictions image by image, COCO's metrics over them, pictures of the first ones. */
+import { join } from "node:path";
+import { type Device, noGrad, scope } from "../engine/index.ts";
+import { type Instance as Predicted, instancesOf, predictWithSam, type Wish } from "../model/index.ts";
+import { prepareImage } from "../model/sam/index.ts";
+import { type Category, classIndex, type ImageEntry, imagePath, instanceRuns, type Instances, instancesByImage } from "./data/coco.ts";
+import { type Image, readImage, writePng } from "./data/image.ts";
+import { evalSample } from "./data/loader.ts";
+import { encodeMask, maskOfRuns } from "./data/mask.ts";
+import { type Curve, evaluateDetailed, type Metrics, type Result } from "./eval/coco-ap.ts";
+import { BadInput } from "./errors.ts";
+import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
+import { imageTensor } from "./step.ts";
+import type { Teacher } from "./teacher.ts";
+
+export interface InferenceOptions {
+  /** Test-time size of an image: its short side, and the limit of its long one. */
+  short: number;
+  long: number;
+  topk: number;
+  /** Instances below this are left out. */
+  score?: number;
+  /** Given: masks are drawn by SAM's decoder from the predicted latents (variant b). */
+  sam?: { teacher: Teacher; kind: "point" | "box" };
+}
+
+/** Instances of one image, in its own pixels, by falling score. */
+export async function segment(gpu: Device, model: Wish, image: Image, options: InferenceOptions): Promise<Predicted[]> {
+  const sample = await evalSample(image, { short: options.short, long: options.long });
+  const original = [image.height, image.width] as const;
+  const { topk, score = 0 } = options;
+  return scope(async () => {
+    const input = imageTensor(gpu, [sample]);
+    if (!options.sam) {
+      const output = noGrad(() => model.forward(input));
+      return instancesOf(output, input, { original, topk, score });
+    }
+    const { teacher, kind } = options.sam;
+    const side = teacher.sam.config.imageSize;
+    const prepared = prepareImage(image, side);
+    const embedding = noGrad(() => teacher.sam.encodeImage(gpu.tensor(prepared.data, [1, 3, side, side])));
+    return predictWithSam(model, teacher.sam, input, { original, topk, score, embedding, samSize: prepared.inputSize, kind });
+  });
+}
+
+export interface EvaluationOptions extends InferenceOptions {
+  /** Evaluate the first so many images only; 0: all. */
+  limit?: number;
+  /** Overlays written to `folder`, of the first images. */
+  pictures?: { count: number; folder: string };
+  iou?: "segm" | "bbox";
+  onImage?: (done: number, total: number) => void;
+  signal?: AbortSignal;
+}
+
+export interface Evaluation {
+  metrics: Metrics;
+  curves: Curve[];
+  results: Result[];
+  pictures: string[];
+}
+
+/** @param categories the model's classes in order; each must be one of the data set's, by id and name */
+export async function evaluateModel(
+  gpu: Device,
+  model: Wish,
+  categories: readonly Category[],
+  truth: Instances,
+  imagesDir: string,
+  options: EvaluationOptions,
+): Promise<Evaluation> {
+  checkCategories(categories, truth);
+  const images = options.limit ? truth.images.slice(0, options.limit) : truth.images;
+  const byImage = instancesByImage(truth);
+  const results: Result[] = [];
+  const pictures: string[] = [];
+  const panels: Image[] = [];
+  model.eval();
+  for (const [i, entry] of images.entries()) {
+    if (options.signal?.aborted) break;
+    const image = await readImage(imagePath(imagesDir, entry));
+    const found = await segment(gpu, model, image, options);
+    results.push(...resultsOf(found, entry.id, categories));
+    if (options.pictures && i < options.pictures.count) {
+      const truthPanel = drawOverlay(image, truthOverlay(truth, byImage.get(entry.id) ?? [], entry), { scale: pictureScale(image) });
+      const predictedPanel = drawOverlay(image, predictionOverlay(found, categories), { scale: pictureScale(image) });
+      const path = join(options.pictures.folder, `${String(entry.id).padStart(6, "0")}.png`);
+      await writePng(path, contactSheet([truthPanel, predictedPanel], { columns: 2 }));
+      pictures.push(path);
+      panels.push(truthPanel, predictedPanel);
+    }
+    options.onImage?.(i + 1, images.length);
+  }
+  model.train();
+  if (panels.length > 0) await writePng(join(options.pictures!.folder, "sheet.png"), contactSheet(panels, { columns: 4 }));
+  const { metrics, curves } = evaluateDetailed(truth, results, { iou: options.iou ?? "segm", imageIds: images.map((image) => image.id) });
+  return { metrics, curves, results, pictures };
+}
+
+/** COCO results of one image. */
+export function resultsOf(found: readonly Predicted[], imageId: number, categories: readonly Category[]): Result[] {
+  return found.map(({ label, score, mask, size, box }) => ({
+    imageId,
+    categoryId: categories[label]!.id,
+    score,
+    segmentation: encodeMask(mask, size[1], size[0]),
+    box,
+  }));
+}
+
+/** Instances that a picture shows: the surer ones, one for each query. */
+export function shown(found: readonly Predicted[], least = 0.3): Predicted[] {
+  const seen = new Set<number>();
+  return found.filter(({ query, score }) => score >= least && !seen.has(query) && seen.add(query));
+}
+
+export function predictionOverlay(found: readonly Predicted[], categories: readonly Category[], least = 0.3): Overlay {
+  return {
+    masks: shown(found, least).map(({ mask, label, score }) => ({ mask, classIndex: label, label: categories[label]!.name, score })),
+    caption: "predicted",
+  };
+}
+
+function truthOverlay(truth: Instances, instances: readonly Instances["instances"][number][], entry: ImageEntry): Overlay {
+  const index = classIndex(truth.categories);
+  return {
+    masks: instances
+      .filter((instance) => !instance.crowd)
+      .map((instance) => ({
+        mask: maskOfRuns(instanceRuns(instance, entry)),
+        classIndex: index.get(instance.categoryId)!,
+        label: truth.categories.find((c) => c.id === instance.categoryId)!.name,
+      })),
+    caption: "truth",
+  };
+}
+
+/** Small images are enlarged so that captions can be read. */
+export function pictureScale({ width, height }: { width: number; height: number }): number {
+  return Math.max(1, Math.round(256 / Math.max(width, height)));
+}
+
+function checkCategories(categories: readonly Category[], truth: Instances): void {
+  for (const { id, name } of categories) {
+    const other = truth.categories.find((category) => category.id === id);
+    if (other?.name !== name)
+      throw new BadInput(`${truth.file}: class ${id} is ${other ? `"${other.name}"` : "not there"}, the model was trained with "${name}"; evaluate on a file with the same categories`);
+  }
+}

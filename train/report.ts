@@ -1,0 +1,115 @@
+/** report.html of a run: losses, AP over time, precision over recall, AP of each class, pictures and settings in one file. */
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { type Config, configText } from "./config.ts";
+import type { Category } from "./data/coco.ts";
+import type { Evaluation } from "./evaluate.ts";
+import { writeWhole } from "./files.ts";
+import { type Entry, isEvaluation, type LoggedEvaluation, type LoggedStep, readDiary } from "./metrics.ts";
+import { barChart, escape, type Line, lineChart } from "./plot.ts";
+
+const TERMS = ["class", "prompt", "bce", "dice", "cam", "self"];
+/** A page of 30 MB helps nobody. */
+const MOST_PICTURES = 12;
+
+export interface ReportParts {
+  config: Config;
+  categories: readonly Category[];
+  evaluation: Evaluation | undefined;
+  /** Sentences at the top: where the run started from, on which adapter it ran. */
+  notes?: readonly string[];
+}
+
+export async function writeReport(run: string, { config, categories, evaluation, notes = [] }: ReportParts): Promise<void> {
+  const entries = readDiary(run);
+  const steps = entries.filter((entry: Entry): entry is LoggedStep => !isEvaluation(entry));
+  const evaluations = entries.filter(isEvaluation);
+  const parts = [
+    `<h1>${escape(run)}</h1>`,
+    ...notes.map((note) => `<p>${escape(note)}</p>`),
+    summary(config, categories, steps, evaluations),
+    `<h2>Losses</h2><p>Weighted terms, which add up to the loss; means over ${config.log.every} steps.</p><div class="row">`,
+    lineChart(series(steps, ["loss"]), { title: "loss", x: "step" }),
+    lineChart(series(steps, TERMS), { title: "terms", x: "step" }),
+    "</div>",
+    evaluations.length > 0 ? `<h2>Accuracy</h2><div class="row">${accuracy(evaluations)}${curves(evaluation)}${perClass(evaluations)}</div>` : "",
+    pictures(run),
+    `<h2>Speed and memory</h2><div class="row">${lineChart(series(steps, ["imagesPerSecond"]), { title: "images a second", x: "step" })}${lineChart(
+      [{ name: "live MiB", points: steps.map((s) => [s.step, (s.liveBytes ?? 0) / 2 ** 20]) }],
+      { title: "GPU memory between steps, MiB", x: "step" },
+    )}</div>`,
+    `<h2>Settings</h2><details><summary>config.yaml</summary><pre>${escape(configText(config))}</pre></details>`,
+  ];
+  await writeWhole(join(run, "report.html"), page(run, parts.join("\n")));
+}
+
+function summary(config: Config, categories: readonly Category[], steps: readonly LoggedStep[], evaluations: readonly LoggedEvaluation[]): string {
+  const last = evaluations.at(-1);
+  const best = evaluations.reduce((a, b) => (b.evaluation.AP > a ? b.evaluation.AP : a), -1);
+  const rows: [string, string][] = [
+    ["mode", config.mode === "wish" ? "WISH, from weak labels" : "Mask2Former, from masks"],
+    ["classes", categories.map((c) => c.name).join(", ")],
+    ["steps", `${steps.at(-1)?.step ?? 0} of ${config.steps}, ${config.batch * config.accumulate} images each`],
+  ];
+  if (last) {
+    const names = ["AP", "AP50", "AP75", "AR100"] as const;
+    rows.push([`step ${last.step}`, names.map((name) => `${name} ${last.evaluation[name].toFixed(3)}`).join(" · ")]);
+    rows.push(["best AP", best.toFixed(3)]);
+  }
+  return `<table>${rows.map(([name, value]) => `<tr><th>${escape(name)}</th><td>${escape(value)}</td></tr>`).join("")}</table>`;
+}
+
+function series(steps: readonly LoggedStep[], names: readonly string[]): Line[] {
+  return names.map((name) => ({ name, points: steps.flatMap((s): [number, number][] => (s[name] === undefined ? [] : [[s.step, s[name]]])) }));
+}
+
+function accuracy(evaluations: readonly LoggedEvaluation[]): string {
+  const lines = (["AP", "AP50", "AP75"] as const).map((name): Line => ({ name, points: evaluations.map((e) => [e.step, Math.max(0, e.evaluation[name])]) }));
+  return lineChart(lines, { title: "COCO AP of masks", x: "step", y: [0, 1] });
+}
+
+function curves(evaluation: Evaluation | undefined): string {
+  if (!evaluation) return "";
+  return [0.5, 0.75]
+    .map((iou) => {
+      const lines = evaluation.curves
+        .filter((curve) => curve.iou === iou)
+        .map((curve): Line => ({ name: curve.name, points: Array.from(curve.recall, (r, i): [number, number] => [r, curve.precision[i]!]).filter(([, p]) => p >= 0) }));
+      return lineChart(lines, { title: `precision over recall, IoU ${iou}`, x: "recall", y: [0, 1] });
+    })
+    .join("");
+}
+
+function perClass(evaluations: readonly LoggedEvaluation[]): string {
+  const { perClass } = evaluations.at(-1)!.evaluation;
+  return barChart(
+    Object.entries(perClass).map(([name, value]) => ({ name, value })),
+    { title: "AP of each class" },
+  );
+}
+
+function pictures(run: string): string {
+  const folder = join(run, "pictures");
+  if (!existsSync(folder)) return "";
+  const names = readdirSync(folder)
+    .filter((name) => name.endsWith(".png") && name !== "sheet.png")
+    .sort()
+    .slice(0, MOST_PICTURES);
+  const images = names.map((name) => `<img alt="${escape(name)}" src="data:image/png;base64,${readFileSync(join(folder, name)).toString("base64")}">`);
+  return images.length > 0 ? `<h2>Pictures</h2><p>Truth on the left, prediction on the right.</p><div class="pictures">${images.join("")}</div>` : "";
+}
+
+function page(title: string, body: string): string {
+  return `<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>${escape(title)}</title><style>
+:root{color-scheme:light dark;--line:#8884}body{font:15px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}th{text-align:left;padding:.15rem 1rem .15rem 0;font-weight:600}
+.row{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:1 1 480px;max-width:560px}svg{width:100%;height:auto}
+svg text{font:11px system-ui,sans-serif;fill:currentColor}svg .title{font-size:13px;font-weight:600}.grid{stroke:var(--line)}
+figcaption{display:flex;flex-wrap:wrap;gap:.2rem .9rem;font-size:12px;padding-left:52px}figcaption i{display:inline-block;width:10px;height:10px;margin-right:5px;border-radius:2px}
+.pictures{display:flex;flex-wrap:wrap;gap:.6rem}.pictures img{max-width:100%;border:1px solid var(--line)}pre{overflow:auto;font-size:12px}
+</style></head><body>
+${body}
+</body></html>
+`;
+}
