@@ -71,6 +71,7 @@ export const commands: readonly Command[] = [
       "wgpu-wish show gt --ann data/scenes/annotations/instances.json --images data/scenes/images --out previews",
       "wgpu-wish show cam --run runs/quickstart --out previews",
     ],
+    load: () => import("./show.ts"),
   },
   {
     name: "convert",
@@ -80,6 +81,7 @@ export const commands: readonly Command[] = [
       ["<out>", "safetensors file to write"],
     ],
     examples: ["wgpu-wish convert mobile_sam.pt mobile_sam.safetensors"],
+    load: () => import("./convert.ts"),
   },
   {
     name: "sam",
@@ -103,6 +105,7 @@ export const commands: readonly Command[] = [
       "wgpu-wish sam --checkpoint mobile_sam.pt --image dog.jpg --point 320,240 --out out",
       "wgpu-wish sam --checkpoint sam_vit_b_01ec64.pth --image dog.jpg --box 40,60,400,380 --single --out out --json",
     ],
+    load: () => import("./sam.ts"),
   },
   {
     name: "sam-train",
@@ -127,6 +130,7 @@ export const commands: readonly Command[] = [
       "wgpu-wish train configs/coco-mini.yaml",
       "wgpu-wish train configs/coco-mini.yaml optim.lr=5e-5 --resume",
     ],
+    load: () => import("./train.ts"),
   },
   {
     name: "eval",
@@ -140,6 +144,7 @@ export const commands: readonly Command[] = [
       { flags: "--protocol <name>", help: "voc adds VOC's metrics", choices: ["coco", "voc"], default: "coco" },
     ],
     examples: ["wgpu-wish eval --run runs/quickstart", "wgpu-wish eval --gt instances.json --dt results.json --json"],
+    load: () => import("./eval.ts"),
   },
   {
     name: "predict",

@@ -1,0 +1,136 @@
+/** `sam`: promptable segmentation of one image. */
+import { join } from "node:path";
+import { encodeSafetensors, type FileTensor, fileTensor } from "../engine/safetensors.ts";
+import { type ImagePrompts, loadSam, type PromptedMasks, SamPredictor } from "../model/sam/index.ts";
+import { CheckpointError } from "../model/weights/index.ts";
+import { type Image, readImage, writeMaskPng, writePng } from "../train/data/image.ts";
+import { encodeMask } from "../train/data/mask.ts";
+import { BadInput } from "../train/errors.ts";
+import { readNamed, writeWhole } from "../train/files.ts";
+import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
+import type { Call } from "./command.ts";
+import { table } from "./terminal.ts";
+import type { PointPrompt } from "./values.ts";
+
+interface Options {
+  checkpoint: string;
+  image: string;
+  point: PointPrompt[];
+  box: [number, number, number, number][];
+  single?: boolean;
+  engine: "webgpu" | "onnx";
+  out: string;
+  dump?: string;
+}
+
+/** One prompt of the command line: all points together, or a box. */
+interface Prompt {
+  readonly given: ImagePrompts;
+  readonly overlay: Pick<Overlay, "points" | "boxes">;
+}
+
+interface MaskEntry {
+  readonly prompt: number;
+  readonly candidate: number;
+  readonly iou: number;
+  readonly area: number;
+  readonly rle: { size: [number, number]; counts: string };
+}
+
+export async function run(call: Call<Options>): Promise<void> {
+  const { options, terminal } = call;
+  if (options.engine === "onnx") throw new BadInput("--engine onnx: onnxruntime is no part of this program; use --engine webgpu");
+  if (options.point.length === 0 && options.box.length === 0) throw new BadInput("sam: give at least one --point X,Y or --box X0,Y0,X1,Y1");
+  const image = await readImage(options.image);
+  const prompts = promptsOf(options, image);
+  const bytes = await readNamed(options.checkpoint, "weights of SAM or MobileSAM");
+  const gpu = await call.open();
+  let sam: Awaited<ReturnType<typeof loadSam>>;
+  try {
+    sam = await loadSam(gpu, bytes, options.checkpoint);
+  } catch (error) {
+    if (error instanceof CheckpointError) throw new BadInput(error.message);
+    throw error;
+  }
+  const predictor = new SamPredictor(sam);
+  const embedding = predictor.setImage(image);
+  const results: PromptedMasks[] = [];
+  for (const { given } of prompts) results.push(await predictor.predict(given, { multimask: !options.single }));
+
+  const entries = results.flatMap(({ masks, iou }, prompt) =>
+    masks[0]!.map((mask, candidate): MaskEntry => {
+      const area = mask.reduce((sum, value) => sum + value, 0);
+      return { prompt, candidate, iou: iou[0]![candidate]!, area, rle: encodeMask(mask, image.width, image.height) };
+    }),
+  );
+  const files = await writePictures(options.out, image, prompts, results);
+  if (options.dump) {
+    const values = (await embedding.toArray()) as Float32Array;
+    await writeWhole(options.dump, encodeSafetensors(dumpOf(results, values, embedding.shape, Boolean(options.single))));
+    files.push(options.dump);
+  }
+  const rows = entries.map(({ prompt, candidate, iou, area }) => [prompt, candidate, iou.toFixed(3), area]);
+  terminal.result(
+    { image: { width: image.width, height: image.height }, masks: entries, files },
+    `${table(["prompt", "candidate", "predicted IoU", "pixels"], rows)}\n${files.length} files in ${options.out}`,
+  );
+}
+
+function promptsOf({ point, box, image: name }: Options, { width, height }: Image): Prompt[] {
+  const outside = (x: number, y: number) => x < 0 || y < 0 || x > width || y > height;
+  for (const { x, y } of point) {
+    if (outside(x, y)) throw new BadInput(`--point ${x},${y}: lies outside of ${name}, which has ${width}x${height} pixels`);
+  }
+  for (const [x0, y0, x1, y1] of box) {
+    if (outside(x0, y0) || outside(x1, y1)) throw new BadInput(`--box ${[x0, y0, x1, y1]}: reaches beyond ${name}, which has ${width}x${height} pixels`);
+  }
+  const prompts: Prompt[] = [];
+  if (point.length > 0) {
+    prompts.push({
+      given: { points: { coords: point.flatMap(({ x, y }) => [x, y]), labels: point.map(({ label }) => label), count: 1 } },
+      overlay: { points: point.map(({ x, y, label }) => ({ x, y, classIndex: label === 1 ? 4 : 0 })) },
+    });
+  }
+  for (const [x0, y0, x1, y1] of box) {
+    prompts.push({ given: { boxes: [x0, y0, x1, y1] }, overlay: { boxes: [{ box: [x0, y0, x1 - x0, y1 - y0], classIndex: 2 }] } });
+  }
+  return prompts;
+}
+
+/** A mask's PNG for each candidate, and one picture of all of them, a row a prompt. */
+async function writePictures(out: string, image: Image, prompts: readonly Prompt[], results: readonly PromptedMasks[]): Promise<string[]> {
+  const files: string[] = [];
+  const overlays: Image[] = [];
+  for (const [p, { masks, iou }] of results.entries()) {
+    for (const [c, mask] of masks[0]!.entries()) {
+      const file = join(out, `mask-${p}-${c}.png`);
+      await writeMaskPng(file, mask, image.width, image.height);
+      files.push(file);
+      const caption = `prompt ${p}, candidate ${c}: ${iou[0]![c]!.toFixed(3)}`;
+      overlays.push(drawOverlay(image, { masks: [{ mask, classIndex: p + 1 }], ...prompts[p]!.overlay, caption }));
+    }
+  }
+  const sheet = join(out, "overlay.png");
+  await writePng(sheet, contactSheet(overlays, { columns: results[0]!.masks[0]!.length }));
+  return [...files, sheet];
+}
+
+/** The raw tensors; prompts of fewer tokens are padded with zeros. */
+function dumpOf(results: readonly PromptedMasks[], embedding: Float32Array, shape: readonly number[], single: boolean): Map<string, FileTensor> {
+  const [, C, h, w] = shape as [number, number, number, number];
+  const P = results.length;
+  const M = single ? 1 : results[0]!.iou[0]!.length;
+  const T = Math.max(...results.map(({ tokens }) => tokens));
+  const sparse = new Float32Array(P * T * C);
+  const concat = (pick: (result: PromptedMasks) => ArrayLike<number>) => Float32Array.from(results.flatMap((result) => Array.from(pick(result))));
+  results.forEach((result, p) => {
+    sparse.set(result.sparse, p * T * C);
+  });
+  return new Map([
+    ["image_embeddings", fileTensor(embedding, shape)],
+    ["sparse_embeddings", fileTensor(sparse, [P, T, C])],
+    ["dense_embeddings", fileTensor(concat(({ dense }) => dense), [P, C, h, w])],
+    ["low_res_masks", fileTensor(concat(({ lowRes }) => lowRes), [P, M, 4 * h, 4 * w])],
+    ["iou_predictions", fileTensor(concat(({ iou }) => iou[0]!), [P, M])],
+  ]);
+}
