@@ -1,18 +1,19 @@
-// Convolution as a matrix product whose left side is gathered from the image: no copy of the windows is made.
+// Convolution as a matrix product whose left side is gathered from the image: no copy of the windows is made. packed and table: see
+// conv_pack.wgsl; x: the image in its frame.
 //   forward: y[b, g, c, pixel] = bias[g, c] + sum over k of x[b, g, window of the pixel at k] * packed[g, k, c]
-// packed and table: see conv_pack.wgsl. The pixels are a grid of rows x columns; pixel (r, q) reads from (r * step_y, q * step_x) of x on
-// and is written to (r * out_step_y + out_y, q * out_step_x + out_x) of y: the gradient of a strided convolution is one such grid a phase.
-//   weight:  parts[split, g, k, c] = sum over a split's pixels of x[window at k] * packed[pixel, g, c]
-// For every adapter; conv2d_subgroup4 and conv2d_subgroup8 are faster where subgroups have that many lanes.
+// The pixels are a grid: pixel (r, q) reads from (r * step_y, q * step_x) of x on and is written to (r * out_step_y + out_y, q * out_step_x +
+// out_x) of y: the gradient of a strided convolution is one such grid a phase.
+//   weight:  parts[split, g, k, c] = sum over a split's pixels of x[window at k] * packed[g, pixel, c]
+// For every adapter; conv2d_subgroup4 and conv2d_subgroup8 are faster where subgroups have that many lanes. Here a panel is one vector wide.
 struct Params {
   batch: u32,
   groups: u32,
   ci: u32,
   co: u32,
-  co4: u32,
+  panels: u32,
   rows: u32,
-  in_h: i32,
-  in_w: i32,
+  in_h: u32,
+  in_w: u32,
   grid_h: u32,
   grid_w: u32,
   step_y: u32,
@@ -26,80 +27,82 @@ struct Params {
   has_bias: u32,
   split: u32,    // pixels of a split
   splits: u32,
+  filled: u32,   // all pixels, filled up
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> packed: array<vec4f>;
-@group(0) @binding(3) var<storage, read> table: array<vec2i>;
+@group(0) @binding(3) var<storage, read> table: array<i32>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
 @group(0) @binding(6) var<storage, read_write> parts: array<vec4f>;
 
-/// What x holds at the table's entry seen from the pixel at (y, x), 0 outside the image.
-fn window(base: i32, iy: i32, ix: i32, entry: vec2i) -> f32 {
-  let inside = u32(iy + (entry.y >> 16u)) < u32(params.in_h) && u32(ix + ((entry.y << 16u) >> 16u)) < u32(params.in_w);
-  var value = 0.0;
-  if (inside) {
-    value = x[base + entry.x];
+/// Where pixel p of group g stands: (its window's start in x, its place in the first channel of y).
+fn locate(p: u32, g: u32) -> vec2u {
+  let grid = params.grid_h * params.grid_w;
+  let image = p / grid;
+  let r = (p - image * grid) / params.grid_w;
+  let q = p - image * grid - r * params.grid_w;
+  let plane = image * params.groups + g;
+  let at = (plane * params.ci * params.in_h + r * params.step_y) * params.in_w + q * params.step_x;
+  let row = plane * params.co * params.out_h + r * params.out_step_y + params.out_y;
+  return vec2u(at, row * params.out_w + q * params.out_step_x + params.out_x);
+}
+
+/// Four output channels of one pixel, as many as there are.
+fn store(to: u32, c: u32, v: vec4f) {
+  let plane = params.out_h * params.out_w;
+  for (var j = 0u; j < min(4u, params.co - c); j++) {
+    y[to + (c + j) * plane] = v[j];
   }
-  return value;
+}
+
+fn bias_of(g: u32, c: u32) -> vec4f {
+  var add = vec4f();
+  if (params.has_bias == 1u) {
+    for (var j = 0u; j < min(4u, params.co - c); j++) {
+      add[j] = bias[g * params.co + c + j];
+    }
+  }
+  return add;
 }
 
 // An invocation owns four pixels, a quarter of all apart so that neighbours read neighbours, and four output channels.
 @compute @workgroup_size(64)
 fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
-  let grid = params.grid_h * params.grid_w;
-  let pixels = params.batch * grid;
+  let pixels = params.batch * params.grid_h * params.grid_w;
   let quarter = (pixels + 3u) / 4u;
-  if (i >= quarter * params.co4 * params.groups) {
+  if (i >= quarter * params.panels * params.groups) {
     return;
   }
-  let c4 = (i / quarter) % params.co4;
-  let g = i / (quarter * params.co4);
-  var image: vec4u;
-  var r: vec4u;
-  var q: vec4u;
-  var base: vec4i;
-  for (var j = 0u; j < 4u; j++) {
-    let p = min(i % quarter + j * quarter, pixels - 1u);
-    image[j] = p / grid;
-    r[j] = (p % grid) / params.grid_w;
-    q[j] = p % params.grid_w;
-    base[j] = i32((image[j] * params.groups + g) * params.ci * u32(params.in_h * params.in_w) + r[j] * params.step_y * u32(params.in_w) + q[j] * params.step_x);
-  }
-  let iy = vec4i(r * params.step_y);
-  let ix = vec4i(q * params.step_x);
+  let panel = i / quarter;
+  let g = panel / params.panels;
+  let c = (panel - g * params.panels) * 4u;
+  let p = i - panel * quarter;
+  let place0 = locate(p, g);
+  let place1 = locate(min(p + quarter, pixels - 1u), g);
+  let place2 = locate(min(p + 2u * quarter, pixels - 1u), g);
+  let place3 = locate(min(p + 3u * quarter, pixels - 1u), g);
   var c0 = vec4f();
   var c1 = vec4f();
   var c2 = vec4f();
   var c3 = vec4f();
-  var at = g * params.rows * params.co4 + c4;
   for (var k = 0u; k < params.rows; k++) {
-    let entry = table[k];
-    let w = packed[at];
-    at += params.co4;
-    c0 = fma(vec4f(window(base.x, iy.x, ix.x, entry)), w, c0);
-    c1 = fma(vec4f(window(base.y, iy.y, ix.y, entry)), w, c1);
-    c2 = fma(vec4f(window(base.z, iy.z, ix.z, entry)), w, c2);
-    c3 = fma(vec4f(window(base.w, iy.w, ix.w, entry)), w, c3);
+    let shift = u32(table[k]);
+    let w = packed[panel * params.rows + k];
+    c0 = fma(vec4f(x[place0.x + shift]), w, c0);
+    c1 = fma(vec4f(x[place1.x + shift]), w, c1);
+    c2 = fma(vec4f(x[place2.x + shift]), w, c2);
+    c3 = fma(vec4f(x[place3.x + shift]), w, c3);
   }
-  let plane = params.out_h * params.out_w;
-  for (var c = 0u; c < min(4u, params.co - c4 * 4u); c++) {
-    let channel = g * params.co + c4 * 4u + c;
-    var add = 0.0;
-    if (params.has_bias == 1u) {
-      add = bias[channel];
-    }
-    let sums = vec4f(c0[c], c1[c], c2[c], c3[c]) + add;
-    for (var j = 0u; j < 4u; j++) {
-      if (i % quarter + j * quarter < pixels) {
-        let to = (r[j] * params.out_step_y + params.out_y) * params.out_w + q[j] * params.out_step_x + params.out_x;
-        y[(image[j] * params.groups * params.co + channel) * plane + to] = sums[j];
-      }
-    }
-  }
+  let add = bias_of(g, c);
+  // Where a quarter reaches past the last pixel, the same number is written twice.
+  store(place0.y, c, c0 + add);
+  store(place1.y, c, c1 + add);
+  store(place2.y, c, c2 + add);
+  store(place3.y, c, c3 + add);
 }
 
 // An invocation owns four k and four output channels of one split.
@@ -107,49 +110,36 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
 fn weight(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
   let tiles = params.rows / 4u;
-  if (i >= params.co4 * tiles * params.groups * params.splits) {
+  let all_panels = params.panels * params.groups;
+  if (i >= tiles * all_panels * params.splits) {
     return;
   }
-  let c4 = i % params.co4;
-  let k = ((i / params.co4) % tiles) * 4u;
-  let g = (i / (params.co4 * tiles)) % params.groups;
-  let split = i / (params.co4 * tiles * params.groups);
-  let e0 = table[k];
-  let e1 = table[k + 1u];
-  let e2 = table[k + 2u];
-  let e3 = table[k + 3u];
-  let grid = params.grid_h * params.grid_w;
+  let k = (i % tiles) * 4u;
+  let panel = (i / tiles) % all_panels;
+  let split = i / (tiles * all_panels);
+  let shift0 = u32(table[k]);
+  let shift1 = u32(table[k + 1u]);
+  let shift2 = u32(table[k + 2u]);
+  let shift3 = u32(table[k + 3u]);
+  let pixels = params.batch * params.grid_h * params.grid_w;
   let first = split * params.split;
-  let last = min(first + params.split, params.batch * grid);
-  var image = first / grid;
-  var r = (first % grid) / params.grid_w;
-  var q = first % params.grid_w;
+  let last = min(first + params.split, pixels);
+  let g = panel / params.panels;
   var c0 = vec4f();
   var c1 = vec4f();
   var c2 = vec4f();
   var c3 = vec4f();
   for (var p = first; p < last; p++) {
-    let iy = i32(r * params.step_y);
-    let ix = i32(q * params.step_x);
-    let base = i32((image * params.groups + g) * params.ci) * params.in_h * params.in_w + iy * params.in_w + ix;
-    let v = packed[(p * params.groups + g) * params.co4 + c4];
-    c0 = fma(vec4f(window(base, iy, ix, e0)), v, c0);
-    c1 = fma(vec4f(window(base, iy, ix, e1)), v, c1);
-    c2 = fma(vec4f(window(base, iy, ix, e2)), v, c2);
-    c3 = fma(vec4f(window(base, iy, ix, e3)), v, c3);
-    q++;
-    if (q == params.grid_w) {
-      q = 0u;
-      r++;
-      if (r == params.grid_h) {
-        r = 0u;
-        image++;
-      }
-    }
+    let at = locate(p, g).x;
+    let v = packed[panel * params.filled + p];
+    c0 = fma(vec4f(x[at + shift0]), v, c0);
+    c1 = fma(vec4f(x[at + shift1]), v, c1);
+    c2 = fma(vec4f(x[at + shift2]), v, c2);
+    c3 = fma(vec4f(x[at + shift3]), v, c3);
   }
-  let to = ((split * params.groups + g) * params.rows + k) * params.co4 + c4;
+  let to = (split * all_panels + panel) * params.rows + k;
   parts[to] = c0;
-  parts[to + params.co4] = c1;
-  parts[to + 2u * params.co4] = c2;
-  parts[to + 3u * params.co4] = c3;
+  parts[to + 1u] = c1;
+  parts[to + 2u] = c2;
+  parts[to + 3u] = c3;
 }

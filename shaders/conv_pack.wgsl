@@ -1,14 +1,15 @@
-// What the convolution kernels read and write besides the images. A group's weights are packed as rows k = (input channel, tap y, tap x) of
-// its output channels, in vectors of four filled up with zeros, so that lanes run along output channels. `table` gives for each k where its
-// number stands: (offset from the pixel that the window starts at, shift in y and x as two 16-bit numbers). Rows past the last k lie outside.
-//   weights:     packed, table from weight, for the taps ky0 + ky_step * i, kx0 + kx_step * j, shifted by ty0 + ty_step * i, tx0 + tx_step * j
-//   pixels:      (B, G, co, P) -> (B, P, G, co4) vectors: the gradient that the weights' gradient multiplies with
-//   sum_weights: the weights' gradient from its parts (splits, G, k, co4)
+// What the convolution kernels read and write besides the images. A group's channels stand in panels of `lanes` vectors of four, filled up
+// with zeros, and a panel's numbers one after the other as its kernel reads them.
+//   weights:     (G, panels, k, lanes) from weight, k = (input channel, tap y, tap x), for the taps ky0 + ky_step * i, kx0 + kx_step * j,
+//                and `table`: for each k how far from its window's start in the frame x is read (taps shifted by ty0 + ty_step * i, …)
+//   pixels:      (B, G, co, P) -> (G, panels, B * P, lanes): the gradient that the weights' gradient multiplies with
+//   sum_weights: the weights' gradient from its parts (splits, G, panels, k, lanes)
 struct Params {
   groups: u32,
   ci: u32,        // of a group
   co: u32,
-  co4: u32,
+  panels: u32,
+  lanes: u32,
   rows: u32,      // k, filled up
   taps_y: u32,
   taps_x: u32,
@@ -24,32 +25,32 @@ struct Params {
   ty_step: i32,
   tx0: i32,
   tx_step: i32,
-  in_h: i32,
-  in_w: i32,
+  frame_h: u32,
+  frame_w: u32,
   batch: u32,
   pixels: u32,
+  filled: u32,    // batch * pixels, filled up
   splits: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weight: array<f32>;
 @group(0) @binding(2) var<storage, read_write> packed: array<vec4f>;
-@group(0) @binding(3) var<storage, read_write> table: array<vec2i>;
+@group(0) @binding(3) var<storage, read_write> table: array<i32>;
 @group(0) @binding(4) var<storage, read> gy: array<f32>;
 @group(0) @binding(5) var<storage, read> parts: array<f32>;
 @group(0) @binding(6) var<storage, read_write> gw: array<f32>;
 
-const OUTSIDE = -30000;
-
 @compute @workgroup_size(64)
 fn weights(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
-  if (i >= params.groups * params.rows * params.co4) {
+  if (i >= params.groups * params.panels * params.rows * params.lanes) {
     return;
   }
-  let c = (i % params.co4) * 4u;
-  let k = (i / params.co4) % params.rows;
-  let g = i / (params.co4 * params.rows);
+  let k = (i / params.lanes) % params.rows;
+  let panel = i / (params.lanes * params.rows);
+  let g = panel / params.panels;
+  let c = ((panel - g * params.panels) * params.lanes + i % params.lanes) * 4u;
   let taps = params.taps_y * params.taps_x;
   let ci = k / max(taps, 1u);
   let live = taps > 0u && ci < params.ci;
@@ -58,11 +59,10 @@ fn weights(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   let i_x = tap - i_y * params.taps_x;
   let ky = params.ky0 + params.ky_step * i_y;
   let kx = params.kx0 + params.kx_step * i_x;
-  if (i < params.rows * params.co4 && c == 0u) {
+  if (panel == 0u && c == 0u) {
     let ty = params.ty0 + params.ty_step * i32(i_y);
     let tx = params.tx0 + params.tx_step * i32(i_x);
-    let offset = (i32(ci) * params.in_h + ty) * params.in_w + tx;
-    table[k] = select(vec2i(0, OUTSIDE << 16u), vec2i(offset, (ty << 16u) | (tx & 0xffff)), live);
+    table[k] = select(0, (i32(ci * params.frame_h) + ty) * i32(params.frame_w) + tx, live);
   }
   var w = vec4f();
   for (var j = 0u; j < 4u; j++) {
@@ -76,21 +76,21 @@ fn weights(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
 @compute @workgroup_size(64)
 fn pixels(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
-  if (i >= params.batch * params.pixels * params.groups * params.co4) {
+  let per_group = params.panels * params.lanes;
+  if (i >= params.filled * params.groups * per_group) {
     return;
   }
-  let p = i % params.pixels;
-  let c = ((i / params.pixels) % params.co4) * 4u;
-  let plane = i / (params.pixels * params.co4);  // (image, group)
-  let image = plane / params.groups;
-  let g = plane - image * params.groups;
+  let p = i % params.filled;
+  let image = p / params.pixels;
+  let g = i / (params.filled * per_group);
+  let c4 = (i / params.filled) % per_group;
   var v = vec4f();
   for (var j = 0u; j < 4u; j++) {
-    if (c + j < params.co) {
-      v[j] = gy[(plane * params.co + c + j) * params.pixels + p];
+    if (c4 * 4u + j < params.co && image < params.batch) {
+      v[j] = gy[((image * params.groups + g) * params.co + c4 * 4u + j) * params.pixels + p - image * params.pixels];
     }
   }
-  packed[((image * params.pixels + p) * params.groups + g) * params.co4 + c / 4u] = v;
+  packed[((i / (params.filled * params.lanes)) * params.filled + p) * params.lanes + c4 % params.lanes] = v;
 }
 
 @compute @workgroup_size(64)
@@ -103,11 +103,12 @@ fn sum_weights(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
   let c = i % params.co;
   let k = (i / params.co) % (params.ci * taps);
   let g = i / (params.co * params.ci * taps);
-  var at = (g * params.rows + k) * params.co4 * 4u + c;
+  let width = params.lanes * 4u;
+  var at = ((g * params.panels + c / width) * params.rows + k) * width + c % width;
   var sum = 0.0;
   for (var s = 0u; s < params.splits; s++) {
     sum += parts[at];
-    at += params.groups * params.rows * params.co4 * 4u;
+    at += params.groups * params.panels * params.rows * width;
   }
   let ci = k / taps;
   gw[g * params.w_group + c * params.w_out + ci * params.w_in + (k - ci * taps)] = sum;

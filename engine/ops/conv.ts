@@ -41,6 +41,10 @@ interface Grid {
   step: readonly [number, number];
 }
 
+/** Pixels that a subgroup owns in conv2d_subgroup*.wgsl's forward, and k in its weight. */
+const TILE = 8;
+const TILE_K = 8;
+
 const area = (size: readonly [number, number]): number => size[0] * size[1];
 
 function allTaps(s: Sizes): [Taps, Taps] {
@@ -57,31 +61,72 @@ function phaseTaps(s: Sizes, d: 0 | 1, phase: number): Taps {
   return { first: a, step: b - a, count: found.length, shift: found.length > 0 ? at(a) : 0, shiftStep: at(b) - at(a) };
 }
 
+/** Lanes of the subgroups where there is a kernel for that many; otherwise 1. */
+function lanesOf(device: Device): 1 | 4 | 8 {
+  const lanes = device.subgroupSize;
+  return lanes === 4 || lanes === 8 ? lanes : 1;
+}
+
+const kernelOf = (lanes: number): string => (lanes === 1 ? "conv2d" : `conv2d_subgroup${lanes}`);
+
+/** An image with room for every window around it, and where in it the image starts. */
+interface Frame {
+  x: Tensor;
+  size: readonly [number, number];
+  start: readonly [number, number];
+}
+
+/** The frame of x (B, C, size) for windows of any of `taps` at the pixels 0, read, …, (grid - 1) * read: x itself where they all lie inside. */
+function frameOf(x: Tensor, size: readonly [number, number], windows: readonly { taps: [Taps, Taps]; grid: Grid }[], read: readonly [number, number]): Frame {
+  const before = [0, 0];
+  const after = [0, 0];
+  for (const { taps, grid } of windows)
+    for (const d of [0, 1] as const) {
+      const { count, shift, shiftStep } = taps[d];
+      if (taps[0].count * taps[1].count === 0) continue;
+      const ends = [shift, shift + (count - 1) * shiftStep];
+      before[d] = Math.max(before[d]!, -Math.min(...ends));
+      after[d] = Math.max(after[d]!, Math.max(...ends) + (grid.size[d] - 1) * read[d] - (size[d] - 1));
+    }
+  const [top, left] = before as [number, number];
+  if (top + left + after[0]! + after[1]! === 0) return { x, size, start: [0, 0] };
+  const [h, w] = [size[0] + top + after[0]!, size[1] + left + after[1]!];
+  const planes = x.size / area(size);
+  const framed = empty(x.device, [planes, h, w]);
+  run(x.device, "conv_border", "forward", {
+    bind: { x, y: framed },
+    params: { rows: planes * h, in_h: size[0], in_w: size[1], frame_h: h, frame_w: w, top, left },
+    groups: linearGroups(planes * h),
+  });
+  return { x: framed, size: [h, w], start: [top, left] };
+}
+
 interface Packed {
   packed: Tensor;
   table: Tensor;
   rows: number;
+  panels: number;
   params: Record<string, number>;
 }
 
 /**
- * The weights in the order in which the kernels read them, and the table of where their numbers meet the image; see conv_pack.wgsl.
+ * The weights in the order in which the kernels read them, and the table of where their numbers meet the frame; see conv_pack.wgsl.
  * `transposed` sums over output channels and gives input channels.
  */
-function pack(weight: Tensor, s: Sizes, taps: [Taps, Taps], transposed: boolean): Packed {
-  const [ky, kx] = taps;
+function pack(weight: Tensor, s: Sizes, [ky, kx]: [Taps, Taps], frame: Frame, transposed: boolean): Packed {
   const [ci, co] = transposed ? [s.co, s.ci] : [s.ci, s.co];
-  const image = transposed ? s.output : s.input;
   const perInput = area(s.kernel);
+  const lanes = lanesOf(weight.device);
   const rows = Math.max(8, Math.ceil((ci * ky.count * kx.count) / 8) * 8);
-  const co4 = Math.ceil(co / 4);
-  const packed = empty(weight.device, [s.groups, rows, co4 * 4]);
-  const table = empty(weight.device, [rows, 2], "i32");
+  const panels = Math.ceil(co / (4 * lanes));
+  const packed = empty(weight.device, [s.groups, panels, rows, lanes * 4]);
+  const table = empty(weight.device, [rows], "i32");
   const params = {
     groups: s.groups,
     ci,
     co,
-    co4,
+    panels,
+    lanes,
     rows,
     taps_y: ky.count,
     taps_x: kx.count,
@@ -93,35 +138,36 @@ function pack(weight: Tensor, s: Sizes, taps: [Taps, Taps], transposed: boolean)
     w_group: s.co * s.ci * perInput,
     w_in: transposed ? s.ci * perInput : perInput,
     w_out: transposed ? perInput : s.ci * perInput,
-    ty0: ky.shift,
+    ty0: ky.shift + frame.start[0],
     ty_step: ky.shiftStep,
-    tx0: kx.shift,
+    tx0: kx.shift + frame.start[1],
     tx_step: kx.shiftStep,
-    in_h: image[0],
-    in_w: image[1],
+    frame_h: frame.size[0],
+    frame_w: frame.size[1],
     batch: s.batch,
     pixels: 0,
+    filled: 0,
     splits: 0,
   };
   run(weight.device, "conv_pack", "weights", {
     bind: { weight, packed, table },
     params,
-    groups: linearGroups(Math.ceil((s.groups * rows * co4) / 64)),
+    groups: linearGroups(Math.ceil(packed.size / 4 / 64)),
   });
-  return { packed, table, rows, params };
+  return { packed, table, rows, panels, params };
 }
 
 /** Parameters of the kernels of conv2d*.wgsl. */
-function kernelParams(s: Sizes, p: Packed, image: readonly [number, number], grid: Grid, read: readonly [number, number], out: readonly [number, number]) {
+function kernelParams(s: Sizes, p: Packed, frame: Frame, grid: Grid, read: readonly [number, number], out: readonly [number, number]) {
   return {
     batch: s.batch,
     groups: s.groups,
     ci: p.params.ci!,
     co: p.params.co!,
-    co4: p.params.co4!,
+    panels: p.panels,
     rows: p.rows,
-    in_h: image[0],
-    in_w: image[1],
+    in_h: frame.size[0],
+    in_w: frame.size[1],
     grid_h: grid.size[0],
     grid_w: grid.size[1],
     step_y: read[0],
@@ -135,26 +181,19 @@ function kernelParams(s: Sizes, p: Packed, image: readonly [number, number], gri
     has_bias: 0,
     split: 0,
     splits: 0,
+    filled: 0,
   };
 }
 
-/** Lanes of the subgroups where there is a kernel for that many. */
-function subgroupLanes(device: Device): number {
-  const lanes = device.subgroupSize;
-  return lanes === 4 || lanes === 8 ? lanes : 0;
-}
-
-/** Multiplies windows of x with packed weights into the pixels `grid` of y. */
-function product(x: Tensor, p: Packed, bias: Tensor | undefined, y: Tensor, params: ReturnType<typeof kernelParams>): void {
+/** Multiplies windows of the frame with packed weights into the pixels `grid` of y. */
+function product(frame: Frame, p: Packed, bias: Tensor | undefined, y: Tensor, params: ReturnType<typeof kernelParams>): void {
   const pixels = params.batch * params.grid_h * params.grid_w;
-  const lanes = subgroupLanes(x.device);
-  const tiles = lanes
-    ? Math.ceil(pixels / 8) * Math.ceil(params.co4 / lanes)
-    : Math.ceil((Math.ceil(pixels / 4) * params.co4) / 64);
-  run(x.device, lanes ? `conv2d_subgroup${lanes}` : "conv2d", "forward", {
-    bind: { x, packed: p.packed, table: p.table, bias: bias ?? p.packed, y },
+  const lanes = lanesOf(y.device);
+  const panels = p.panels * params.groups;
+  run(y.device, kernelOf(lanes), "forward", {
+    bind: { x: frame.x, packed: p.packed, table: p.table, bias: bias ?? p.packed, y },
     params: { ...params, has_bias: bias ? 1 : 0 },
-    groups: linearGroups(tiles * params.groups),
+    groups: linearGroups(lanes === 1 ? Math.ceil((Math.ceil(pixels / 4) * panels) / 64) : Math.ceil(pixels / TILE) * panels),
   });
 }
 
@@ -198,9 +237,11 @@ function correlate(x: Tensor, weight: Tensor, s: Sizes, bias?: Tensor): Tensor {
     });
     return y;
   }
-  const p = pack(weight, s, allTaps(s), false);
+  const taps = allTaps(s);
   const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
-  product(x, p, bias, y, kernelParams(s, p, s.input, grid, s.stride, s.output));
+  const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
+  const p = pack(weight, s, taps, frame, false);
+  product(frame, p, bias, y, kernelParams(s, p, frame, grid, s.stride, s.output));
   return y;
 }
 
@@ -218,13 +259,17 @@ function spread(gy: Tensor, weight: Tensor, s: Sizes, bias?: Tensor): Tensor {
     return gx;
   }
   // With a stride, pixels of different phase see different taps: one pass a phase wastes none.
+  const windows: { taps: [Taps, Taps]; grid: Grid }[] = [];
   for (let py = 0; py < Math.min(s.stride[0], s.input[0]); py++)
     for (let px = 0; px < Math.min(s.stride[1], s.input[1]); px++) {
-      const p = pack(weight, s, [phaseTaps(s, 0, py), phaseTaps(s, 1, px)], true);
-      const size: [number, number] = [Math.ceil((s.input[0] - py) / s.stride[0]), Math.ceil((s.input[1] - px) / s.stride[1])];
-      const grid: Grid = { size, offset: [py, px], step: s.stride };
-      product(gy, p, bias, gx, kernelParams(s, p, s.output, grid, [1, 1], s.input));
+      const size = [Math.ceil((s.input[0] - py) / s.stride[0]), Math.ceil((s.input[1] - px) / s.stride[1])] as const;
+      windows.push({ taps: [phaseTaps(s, 0, py), phaseTaps(s, 1, px)], grid: { size, offset: [py, px], step: s.stride } });
     }
+  const frame = frameOf(gy, s.output, windows, [1, 1]);
+  for (const { taps, grid } of windows) {
+    const p = pack(weight, s, taps, frame, true);
+    product(frame, p, bias, gx, kernelParams(s, p, frame, grid, [1, 1], s.input));
+  }
   return gx;
 }
 
@@ -245,30 +290,31 @@ function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: Sizes): Tensor {
     });
     return alias(sumTo(parts, [1, gw.size]), weight.shape);
   }
-  const p = pack(weight, s, allTaps(s), false);
+  const taps = allTaps(s);
+  const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
+  const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
+  const p = pack(weight, s, taps, frame, false);
   const plane = area(s.output);
   const pixels = s.batch * plane;
-  const co4 = p.params.co4!;
-  // Enough splits to keep the adapter busy and rounding small, not so many that their sum costs more than they do.
-  const tiles = s.groups * (p.rows / 8) * Math.ceil(co4 / 8);
-  const splits = Math.max(1, Math.min(Math.ceil(pixels / 64), Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 2048))));
-  const split = Math.ceil(pixels / splits);
-  const turned = empty(device, [s.batch, plane, s.groups, co4 * 4]);
-  const packParams = { ...p.params, pixels: plane, splits };
+  const lanes = lanesOf(device);
+  // Splits of about 1024 pixels keep the gradient's panel in the cache and rounding small; more of them where few tiles are to be had.
+  const tiles = s.groups * p.panels * (p.rows / 8);
+  const wanted = Math.max(1, Math.min(Math.ceil(pixels / 64), Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 1024))));
+  const split = Math.ceil(pixels / wanted / 8) * 8;
+  const splits = Math.ceil(pixels / split);
+  const filled = Math.ceil(pixels / 8) * 8;
+  const turned = empty(device, [s.groups, p.panels, filled, lanes * 4]);
+  const packParams = { ...p.params, pixels: plane, filled, splits };
   run(device, "conv_pack", "pixels", {
     bind: { gy, packed: turned },
     params: packParams,
     groups: linearGroups(Math.ceil(turned.size / 4 / 64)),
   });
-  const parts = empty(device, [splits, s.groups, p.rows, co4 * 4]);
-  const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
-  const lanes = subgroupLanes(device);
-  run(device, lanes ? `conv2d_subgroup${lanes}` : "conv2d", "weight", {
-    bind: { x, packed: turned, table: p.table, parts },
-    params: { ...kernelParams(s, p, s.input, grid, s.stride, s.output), split, splits },
-    groups: linearGroups(
-      splits * s.groups * (lanes ? (p.rows / 8) * Math.ceil(co4 / lanes) : Math.ceil(((p.rows / 4) * co4) / 64)),
-    ),
+  const parts = empty(device, [splits, s.groups, p.panels, p.rows, lanes * 4]);
+  run(device, kernelOf(lanes), "weight", {
+    bind: { x: frame.x, packed: turned, table: p.table, parts },
+    params: { ...kernelParams(s, p, frame, grid, s.stride, s.output), split, splits, filled },
+    groups: linearGroups(lanes === 1 ? Math.ceil((splits * tiles * 2) / 64) : splits * s.groups * p.panels * (p.rows / TILE_K)),
   });
   run(device, "conv_pack", "sum_weights", { bind: { parts, gw }, params: packParams, groups: linearGroups(Math.ceil(gw.size / 64)) });
   return gw;
