@@ -1,0 +1,108 @@
+/** `wgpu-wish show`: PNG previews of labels. */
+import { basename, extname, join } from "node:path";
+import { type ImageEntry, imagePath, instanceRuns, instancesByImage, readInstances } from "../train/data/coco.ts";
+import { readImage, writePng } from "../train/data/image.ts";
+import { makeFolder } from "../train/data/json.ts";
+import { maskOfRuns } from "../train/data/mask.ts";
+import { readWeak, type WeakEntry } from "../train/data/weak.ts";
+import { BadInput } from "../train/errors.ts";
+import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
+import type { Call } from "./command.ts";
+
+export interface ShowOptions {
+  run?: string;
+  ann?: string;
+  images?: string;
+  out: string;
+  limit?: number;
+}
+
+/** Pictures on the sheet that shows many at once. */
+const ON_SHEET = 16;
+const DEFAULT_LIMIT = 64;
+
+export async function run({ args: [what], options, terminal }: Call<ShowOptions>): Promise<void> {
+  const { ann, images: folder, out, limit = DEFAULT_LIMIT } = options;
+  if (ann === undefined || folder === undefined) throw new BadInput(`show ${what}: give --ann and --images`);
+  const { images, overlayOf } = what === "weak" ? weakOverlays(ann) : instanceOverlays(ann);
+  await makeFolder(out);
+  const bar = terminal.progress(Math.min(limit, images.length));
+  const files: string[] = [];
+  const shown = [];
+  for (const entry of images.slice(0, limit)) {
+    const image = await readImage(imagePath(folder, entry));
+    if (image.width !== entry.width || image.height !== entry.height) {
+      throw new BadInput(
+        `${imagePath(folder, entry)}: is ${image.width}x${image.height}, but ${ann} says ${entry.width}x${entry.height} (width x height)`,
+      );
+    }
+    const picture = drawOverlay(image, overlayOf(entry));
+    const file = join(out, `${basename(entry.fileName, extname(entry.fileName))}.png`);
+    await writePng(file, picture);
+    files.push(file);
+    if (shown.length < ON_SHEET) shown.push(picture);
+    bar.update(files.length);
+  }
+  const sheet = join(out, "sheet.png");
+  await writePng(sheet, contactSheet(shown));
+  if (images.length > limit) terminal.log(`${limit} of ${images.length} images; --limit shows more`);
+  terminal.result({ files, sheet }, `${files.length} pictures in ${out}, the first of them on ${sheet}`);
+}
+
+interface Overlays {
+  images: ImageEntry[];
+  overlayOf(image: ImageEntry): Overlay;
+}
+
+export function instanceOverlays(path: string): Overlays {
+  const data = readInstances(path);
+  const byImage = instancesByImage(data);
+  const names = data.categories.map(({ name }) => name);
+  const index = new Map(data.categories.map(({ id }, i) => [id, i]));
+  return {
+    images: data.images,
+    overlayOf: (image) => {
+      const instances = byImage.get(image.id)!;
+      const labelled = instances.map((instance) => {
+        const classIndex = index.get(instance.categoryId)!;
+        return { instance, classIndex, label: `${names[classIndex]}${instance.crowd ? " (crowd)" : ""}` };
+      });
+      // The larger ones lie lower, so that small objects stay visible.
+      labelled.sort((a, b) => b.instance.area - a.instance.area);
+      return {
+        masks: labelled
+          .filter(({ instance }) => instance.segmentation !== undefined)
+          .map(({ instance, ...rest }) => ({ ...rest, mask: maskOfRuns(instanceRuns(instance, image)) })),
+        boxes: labelled
+          .filter(({ instance }) => instance.segmentation === undefined)
+          .map(({ instance, ...rest }) => ({ ...rest, box: instance.box })),
+        caption: image.fileName,
+      };
+    },
+  };
+}
+
+export function weakOverlays(path: string): Overlays {
+  const weak = readWeak(path);
+  const entries = new Map(weak.entries.map((entry) => [entry.imageId, entry]));
+  const index = new Map(weak.categories.map(({ id }, i) => [id, i]));
+  const labelOf = (categoryId: number) => {
+    const classIndex = index.get(categoryId)!;
+    return { classIndex, label: weak.categories[classIndex]!.name };
+  };
+  const draw = (entry: WeakEntry): Overlay => {
+    if (entry.kind === "points")
+      return { points: entry.points.map(({ x, y, categoryId }) => ({ x, y, ...labelOf(categoryId) })) };
+    if (entry.kind === "boxes")
+      return { boxes: entry.boxes.map(({ box, categoryId }) => ({ box, ...labelOf(categoryId) })) };
+    return { caption: `tags: ${entry.categoryIds.map((id) => labelOf(id).label).join(", ") || "none"}` };
+  };
+  return {
+    // Images without a label have nothing to show.
+    images: weak.images.filter(({ id }) => entries.has(id)),
+    overlayOf: (image) => {
+      const entry = entries.get(image.id)!;
+      return { caption: `${entry.kind}: ${image.fileName}`, ...draw(entry) };
+    },
+  };
+}

@@ -1,0 +1,114 @@
+/** scenes, weaken, show and eval as a user runs them. */
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { wish } from "./run.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "wgpu-wish-cli-"));
+const scenes = join(folder, "scenes");
+const ann = join(scenes, "annotations", "instances.json");
+const images = join(scenes, "images");
+const weak = join(folder, "weak.json");
+
+const test = suite("data on the command line");
+test.after(() => rmSync(folder, { recursive: true }));
+
+async function done(args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await wish(args);
+  assert.is(code, 0, stderr);
+  return stdout;
+}
+
+/** Exit code 2 and one line on stderr. */
+async function refused(args: string[], reason: RegExp): Promise<void> {
+  const { code, stdout, stderr } = await wish(args);
+  assert.is(code, 2, `${args.join(" ")}: ${stderr}`);
+  assert.is(stdout, "");
+  assert.match(stderr, /^error: .*\n$/);
+  assert.match(stderr, reason);
+}
+
+test("scenes makes a data set in COCO's layout", async () => {
+  const report = JSON.parse(
+    await done(["scenes", "--out", scenes, "--images", "12", "--size", "48", "--seed", "4", "--json"]),
+  );
+  assert.is(report.annotations, ann);
+  assert.is(report.count, 12);
+  assert.is(readdirSync(images).length, 12);
+  assert.is(JSON.parse(readFileSync(ann, "utf8")).annotations.length, report.instances);
+});
+
+test("weaken derives labels by shares and by budget", async () => {
+  const shares = ["--tags", "0.5", "--points", "0.25", "--boxes", "0.25"];
+  const byShares = JSON.parse(await done(["weaken", "--ann", ann, "--out", weak, ...shares, "--json"]));
+  assert.equal(byShares.counts, { tags: 6, points: 3, boxes: 3, unlabelled: 0 });
+  const first = readFileSync(weak);
+  await done(["weaken", "--ann", ann, "--out", weak, ...shares, "--quiet"]);
+  assert.equal(readFileSync(weak), first);
+  const other = join(folder, "budget.json");
+  const budget = ["--budget", "36", "--mix", "points:0.5,boxes:0.5", "--point", "uniform"];
+  const byBudget = JSON.parse(await done(["weaken", "--ann", ann, "--out", other, ...budget, "--json"]));
+  assert.equal(
+    [byBudget.counts.tags, byBudget.counts.points, byBudget.counts.boxes, byBudget.counts.unlabelled],
+    [0, 3, 2, 7],
+  );
+});
+
+test("show draws ground truth and weak labels", async () => {
+  const out = join(folder, "previews");
+  const gt = JSON.parse(
+    await done(["show", "gt", "--ann", ann, "--images", images, "--out", out, "--limit", "3", "--json"]),
+  );
+  assert.is(gt.files.length, 3);
+  for (const file of [...gt.files, gt.sheet]) assert.ok(existsSync(file), file);
+  await done(["show", "weak", "--ann", weak, "--images", images, "--out", join(folder, "weak")]);
+  assert.is(readdirSync(join(folder, "weak")).length, 13);
+});
+
+test("eval gives every figure between 0 and 1", async () => {
+  const truth = JSON.parse(readFileSync(ann, "utf8"));
+  const results = truth.annotations.map(({ image_id, category_id, segmentation }: Record<string, unknown>) => ({
+    image_id,
+    category_id,
+    segmentation,
+    score: 0.9,
+  }));
+  const dt = join(folder, "results.json");
+  writeFileSync(dt, JSON.stringify(results));
+  const metrics = JSON.parse(await done(["eval", "--gt", ann, "--dt", dt, "--protocol", "voc", "--json"]));
+  const keys = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl AP25 AP70 perClass voc25 voc50 voc70 voc75";
+  assert.equal(Object.keys(metrics), keys.split(" "));
+  assert.ok(metrics.AP > 0.999 && metrics.voc50 > 0.999);
+  assert.match(await done(["eval", "--gt", ann, "--dt", dt, "--iou", "bbox"]), /^AP +1\.0000$/m);
+});
+
+test("bad input ends with 2 and one line that names the file", async () => {
+  const cut = join(folder, "cut.json");
+  writeFileSync(cut, readFileSync(ann).subarray(0, 500));
+  await Promise.all([
+    refused(
+      ["weaken", "--ann", join(folder, "none.json"), "--out", weak, "--tags", "1"],
+      /none.json: the annotations file does not exist/,
+    ),
+    refused(["weaken", "--ann", cut, "--out", weak, "--tags", "1"], /cut.json: not JSON/),
+    refused(["weaken", "--ann", ann, "--out", ann, "--tags", "1"], /is the file with the masks/),
+    refused(["weaken", "--ann", ann, "--out", weak, "--tags", "0.7", "--boxes", "0.7"], /at most 1, got 1.4/),
+    refused(["weaken", "--ann", ann, "--out", weak, "--budget", "10"], /--budget and --mix belong together/),
+    refused(["weaken", "--ann", weak, "--out", join(folder, "x.json"), "--tags", "1"], /holds weak labels/),
+    refused(["show", "weak", "--ann", ann, "--images", images, "--out", folder], /holds annotations with masks/),
+    refused(
+      ["show", "gt", "--ann", ann, "--images", folder, "--out", join(folder, "y")],
+      /000001.png: the image does not exist/,
+    ),
+    refused(["show", "gt", "--out", folder], /give --ann and --images/),
+    refused(["eval", "--gt", ann, "--dt", weak], /expected a list of results/),
+    refused(["eval", "--gt", ann], /give --gt and --dt/),
+    refused(["scenes", "--out", join(ann, "x"), "--images", "1"], /the folder cannot be made/),
+    refused(["scenes", "--out", folder, "--images", "1", "--size", "5"], /--size: expected 32 to 4096 pixels, got 5/),
+  ]);
+  assert.is(JSON.parse(readFileSync(ann, "utf8")).images.length, 12);
+});
+
+test.run();

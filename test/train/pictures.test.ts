@@ -1,0 +1,79 @@
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import type { Image } from "../../train/data/image.ts";
+import { classColour, contactSheet, drawOverlay, heatmap } from "../../train/pictures.ts";
+
+const grey = (width: number, height: number): Image => ({
+  width,
+  height,
+  data: new Uint8Array(width * height * 3).fill(100),
+});
+const pixel = ({ width, data }: Image, x: number, y: number) => [
+  ...data.slice((y * width + x) * 3, (y * width + x) * 3 + 3),
+];
+
+const test = suite("pictures");
+
+test("a mask is tinted inside, its rim is in the class's colour, the rest is untouched", () => {
+  const mask = new Uint8Array(40 * 30);
+  for (let y = 5; y < 25; y++) mask.fill(1, y * 40 + 10, y * 40 + 30);
+  const picture = drawOverlay(grey(40, 30), { masks: [{ mask, classIndex: 2 }] }, { scale: 1 });
+  assert.equal(pixel(picture, 10, 12), classColour(2));
+  assert.equal(pixel(picture, 2, 2), [100, 100, 100]);
+  assert.not.equal(pixel(picture, 20, 15), [100, 100, 100]);
+  assert.not.equal(pixel(picture, 20, 15), classColour(2));
+});
+
+test("labels, points, boxes and captions stay in the picture wherever they are", () => {
+  const labels = { label: "a very long name of a class", score: 0.5, classIndex: 0 };
+  const last = new Uint8Array(20 * 20);
+  last[399] = 1;
+  const overlay = {
+    masks: [
+      { mask: new Uint8Array(400), ...labels },
+      { mask: last, ...labels },
+    ],
+    points: [
+      { x: -3, y: 25, ...labels },
+      { x: 19, y: 19, ...labels },
+    ],
+    boxes: [{ box: [-5, -5, 40, 40] as [number, number, number, number], ...labels }],
+    caption: "ünï© 100%",
+  };
+  const picture = drawOverlay(grey(20, 20), overlay, { scale: 3 });
+  assert.is(picture.width, 60);
+  assert.ok(picture.height > 60);
+  assert.is(picture.data.length, picture.width * picture.height * 3);
+});
+
+test("small images are enlarged, large ones are not", () => {
+  assert.is(drawOverlay(grey(128, 96), {}).width, 384);
+  assert.is(drawOverlay(grey(640, 480), {}).width, 640);
+  assert.is(drawOverlay(grey(1, 1), {}).width, 8);
+});
+
+test("the first classes have colours of their own", () => {
+  const seen = new Set(Array.from({ length: 36 }, (_, i) => classColour(i).join()));
+  assert.is(seen.size, 36);
+});
+
+test("a contact sheet holds all images, of any size, and none", () => {
+  const sheet = contactSheet([grey(10, 10), grey(20, 5), grey(4, 8)], { columns: 2, gap: 2 });
+  assert.equal([sheet.width, sheet.height], [2 * 22 + 2, 2 * 12 + 2]);
+  assert.equal(pixel(sheet, 24, 2), [100, 100, 100]);
+  assert.equal(pixel(sheet, 2, 14), [100, 100, 100]);
+  assert.is(contactSheet([]).data.length, 3);
+});
+
+test("a heat map goes from blue to red and takes values that are no numbers", () => {
+  const picture = heatmap(grey(8, 4), [0, 1, Number.NaN, 5], 4, 1);
+  const [cold, hot] = [pixel(picture, 0, 0), pixel(picture, 2, 2)];
+  assert.ok(cold[2]! > cold[0]! && hot[0]! > hot[2]!);
+  assert.throws(() => heatmap(grey(8, 4), [0], 4, 1), /4x1 values are expected; got 1/);
+  assert.throws(
+    () => drawOverlay(grey(8, 4), { masks: [{ mask: new Uint8Array(3), classIndex: 0 }] }),
+    /8x4 pixels; got 3/,
+  );
+});
+
+test.run();

@@ -1,0 +1,202 @@
+/** Pictures of labels and predictions: coloured masks with contours, boxes, points, names and scores on the image. */
+import { resizeBilinear } from "../model/sam/preprocess.ts";
+import type { Image } from "./data/image.ts";
+import type { Box } from "./data/mask.ts";
+import { letter } from "./lettering.ts";
+
+export type Rgb = [red: number, green: number, blue: number];
+
+export interface Overlay {
+  /** Masks are 0/1, as large as the image, row-major; the first lies lowest. */
+  masks?: { mask: Uint8Array; classIndex: number; label?: string; score?: number }[];
+  /** (x, y) names a pixel. */
+  points?: { x: number; y: number; classIndex: number; label?: string }[];
+  /** [x, y, width, height] in the image's pixels. */
+  boxes?: { box: Box; classIndex: number; label?: string; score?: number }[];
+  /** A line below the picture. */
+  caption?: string;
+}
+
+/** Neighbouring classes get hues far apart; after twelve the colours darken. */
+export function classColour(index: number): Rgb {
+  const hue = (((index * 5) % 12) / 12 + 0.02 * Math.floor(index / 12)) % 1;
+  const value = 1 - 0.25 * (Math.floor(index / 12) % 3);
+  const channel = (n: number) => {
+    const k = (n + hue * 6) % 6;
+    return Math.round(255 * value * (1 - 0.85 * Math.max(0, Math.min(k, 4 - k, 1))));
+  };
+  return [channel(5), channel(3), channel(1)];
+}
+
+const BLEND = 0.45;
+/** Pictures of small images are enlarged to about this many pixels, so that labels have room. */
+const ROOMY = 400;
+
+/**
+ * Draws labels over an image.
+ * @param scale enlargement of the picture, a whole number (default: what makes small images about 400 pixels large)
+ */
+export function drawOverlay(
+  image: Image,
+  overlay: Overlay,
+  { scale = roomyScale(image) }: { scale?: number } = {},
+): Image {
+  const [width, height] = [image.width * scale, image.height * scale];
+  const data = Uint8Array.from(resizeBilinear(image.data, image.width, image.height, 3, width, height));
+  const picture = { width, height, data };
+  const { masks = [], boxes = [], points = [], caption } = overlay;
+  for (const { mask, classIndex } of masks) paintMask(picture, mask, image, scale, classColour(classIndex));
+  for (const { box, classIndex } of boxes) {
+    const [x, y, w, h] = box.map((value) => Math.round(value * scale)) as Box;
+    strokeBox(picture, x, y, x + w - 1, y + h - 1, classColour(classIndex));
+  }
+  for (const { x, y, classIndex } of points) {
+    dot(picture, (x + 0.5) * scale, (y + 0.5) * scale, 4, classColour(classIndex));
+  }
+  // Texts come last, so that no mask covers them.
+  for (const { mask, classIndex, label, score } of masks) {
+    const corner = firstPixel(mask, image.width);
+    if (corner !== undefined)
+      write(picture, textOf(label, score), corner[0] * scale, corner[1] * scale, classColour(classIndex));
+  }
+  for (const { box, classIndex, label, score } of boxes) {
+    write(picture, textOf(label, score), box[0] * scale, box[1] * scale, classColour(classIndex));
+  }
+  for (const { x, y, classIndex, label } of points) {
+    write(picture, textOf(label), (x + 0.5) * scale + 6, (y + 0.5) * scale - 5, classColour(classIndex));
+  }
+  return caption === undefined ? picture : withCaption(picture, caption);
+}
+
+function roomyScale({ width, height }: Image): number {
+  return Math.max(1, Math.min(8, Math.round(ROOMY / Math.max(width, height))));
+}
+
+function textOf(label?: string, score?: number): string {
+  return [label, score?.toFixed(2)].filter((part) => part !== undefined && part !== "").join(" ");
+}
+
+function paintMask(picture: Image, mask: Uint8Array, { width, height }: Image, scale: number, colour: Rgb): void {
+  if (mask.length !== width * height) {
+    throw new Error(`drawOverlay: a mask must have the image's ${width}x${height} pixels; got ${mask.length}`);
+  }
+  const inside = (x: number, y: number) =>
+    x >= 0 &&
+    y >= 0 &&
+    x < picture.width &&
+    y < picture.height &&
+    mask[Math.floor(y / scale) * width + Math.floor(x / scale)] !== 0;
+  const rim = scale > 1 ? 2 : 1;
+  for (let y = 0; y < picture.height; y++) {
+    for (let x = 0; x < picture.width; x++) {
+      if (!inside(x, y)) continue;
+      const edge = !inside(x - rim, y) || !inside(x + rim, y) || !inside(x, y - rim) || !inside(x, y + rim);
+      blend(picture, x, y, colour, edge ? 1 : BLEND);
+    }
+  }
+}
+
+function blend({ width, height, data }: Image, x: number, y: number, colour: Rgb, share: number): void {
+  if (x < 0 || y < 0 || x >= width || y >= height) return;
+  const at = (y * width + x) * 3;
+  for (let c = 0; c < 3; c++) data[at + c] = Math.round(data[at + c]! * (1 - share) + colour[c]! * share);
+}
+
+/** Two pixels thick, inwards. */
+function strokeBox(picture: Image, x0: number, y0: number, x1: number, y1: number, colour: Rgb): void {
+  for (const inset of [0, 1]) {
+    for (let x = x0; x <= x1; x++) for (const y of [y0 + inset, y1 - inset]) blend(picture, x, y, colour, 1);
+    for (let y = y0; y <= y1; y++) for (const x of [x0 + inset, x1 - inset]) blend(picture, x, y, colour, 1);
+  }
+}
+
+/** A disc with a white rim. */
+function dot(picture: Image, x: number, y: number, radius: number, colour: Rgb): void {
+  for (let j = Math.floor(y - radius - 2); j <= y + radius + 2; j++) {
+    for (let i = Math.floor(x - radius - 2); i <= x + radius + 2; i++) {
+      const far = Math.hypot(i + 0.5 - x, j + 0.5 - y);
+      if (far <= radius) blend(picture, i, j, colour, 1);
+      else if (far <= radius + 1.5) blend(picture, i, j, [255, 255, 255], 1);
+    }
+  }
+}
+
+const DOT = 2;
+const MARGIN = 3;
+
+/** Text on a plate of the colour; moved where it would leave the picture. */
+function write(picture: Image, text: string, x: number, y: number, colour: Rgb): void {
+  if (text === "") return;
+  const { width, height, ink } = letter(text, DOT);
+  const [plateWidth, plateHeight] = [width + 2 * MARGIN, height + 2 * MARGIN];
+  const left = Math.round(Math.max(0, Math.min(x, picture.width - plateWidth)));
+  const top = Math.round(Math.max(0, Math.min(y - plateHeight, picture.height - plateHeight)));
+  for (let j = 0; j < plateHeight; j++)
+    for (let i = 0; i < plateWidth; i++) blend(picture, left + i, top + j, colour, 0.85);
+  const bright = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 110;
+  for (const [i, j] of ink)
+    blend(picture, left + MARGIN + i, top + MARGIN + j, bright ? [0, 0, 0] : [255, 255, 255], 1);
+}
+
+/** The mask's topmost pixel. */
+function firstPixel(mask: Uint8Array, width: number): [x: number, y: number] | undefined {
+  const at = mask.findIndex((value) => value !== 0);
+  return at < 0 ? undefined : [at % width, Math.floor(at / width)];
+}
+
+function withCaption(picture: Image, caption: string): Image {
+  const strip = 10 + 2 * MARGIN;
+  const taller = blank(picture.width, picture.height + strip, 24);
+  taller.data.set(picture.data);
+  for (const [i, j] of letter(caption, DOT).ink)
+    blend(taller, MARGIN + i, picture.height + MARGIN + j, [235, 235, 235], 1);
+  return taller;
+}
+
+function blank(width: number, height: number, grey: number): Image {
+  return { width, height, data: new Uint8Array(width * height * 3).fill(grey) };
+}
+
+/** Images side by side in rows, each in a cell as large as the largest. */
+export function contactSheet(
+  images: readonly Image[],
+  { columns, gap = 6 }: { columns?: number; gap?: number } = {},
+): Image {
+  if (images.length === 0) return blank(1, 1, 24);
+  const across = Math.min(images.length, Math.max(1, columns ?? Math.ceil(Math.sqrt(images.length))));
+  const down = Math.ceil(images.length / across);
+  const cellWidth = Math.max(...images.map(({ width }) => width));
+  const cellHeight = Math.max(...images.map(({ height }) => height));
+  const sheet = blank(across * (cellWidth + gap) + gap, down * (cellHeight + gap) + gap, 24);
+  images.forEach(({ width, height, data }, n) => {
+    const left = gap + (n % across) * (cellWidth + gap);
+    const top = gap + Math.floor(n / across) * (cellHeight + gap);
+    for (let y = 0; y < height; y++) {
+      sheet.data.set(data.subarray(y * width * 3, (y + 1) * width * 3), ((top + y) * sheet.width + left) * 3);
+    }
+  });
+  return sheet;
+}
+
+/**
+ * Values over an image, from nothing (0) over blue and yellow to red (1); they are spread over the whole image.
+ * @param values (height, width), 0..1; what is not finite counts as 0
+ */
+export function heatmap(image: Image, values: ArrayLike<number>, width: number, height: number): Image {
+  if (values.length !== width * height) {
+    throw new Error(`heatmap: ${width}x${height} values are expected; got ${values.length}`);
+  }
+  const levels = new Uint8Array(width * height);
+  for (let i = 0; i < levels.length; i++) {
+    const value = values[i]!;
+    levels[i] = Number.isFinite(value) ? Math.round(255 * Math.min(1, Math.max(0, value))) : 0;
+  }
+  const smooth = resizeBilinear(levels, width, height, 1, image.width, image.height);
+  const picture = { ...image, data: Uint8Array.from(image.data) };
+  smooth.forEach((level, at) => {
+    const t = level / 255;
+    const colour: Rgb = [255 * Math.min(1, 2 * t), 255 * (1 - Math.abs(2 * t - 1)), 255 * Math.max(0, 1 - 2 * t)];
+    blend(picture, at % image.width, Math.floor(at / image.width), colour, 0.15 + 0.6 * t);
+  });
+  return picture;
+}
