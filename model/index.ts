@@ -13,6 +13,7 @@ export {
   wishResNet50,
 } from "./config.ts";
 export type { Prediction } from "./mask2former/decoder.ts";
+export { loadMask2Former, mask2FormerConfig } from "./mask2former/load.ts";
 export { mask2FormerNames, resNetNames } from "./mask2former/names.ts";
 export { MobileNetV2 } from "./mobilenet.ts";
 export { type GroupOptions, loadBackbone, type ParameterGroup, parameterGroups } from "./parameters.ts";

@@ -20,6 +20,12 @@ const TORCHVISION: readonly Rule[] = [
 const PIXEL = "sem_seg_head.pixel_decoder";
 const QUERY = "sem_seg_head.predictor";
 
+/** Checkpoints of Mask2Former's first weeks: no `pixel_decoder.` level, and another word for the queries. */
+const FIRST_VERSION: readonly Rule[] = [
+  [/^sem_seg_head\.(input_proj|transformer|adapter_\d|layer_\d|mask_features)\b/, `${PIXEL}.$1`],
+  [/^sem_seg_head\.predictor\.static_query\./, `${QUERY}.query_feat.`],
+];
+
 /** A convolution's parts are apart in transformers' ResNet; in detectron2 the norm hangs on the convolution. */
 const part = (kind: string, leaf: string): string => (kind === "convolution" ? leaf : `norm.${leaf}`);
 
@@ -89,6 +95,8 @@ const HUGGING_FACE: readonly Rule[] = [
   [/^criterion\.empty_weight$/, "criterion.empty_weight"],
 ];
 
+const RULES = [...HUGGING_FACE, ...FIRST_VERSION];
+
 /** Applies every rule in turn, each at most once, to one name. */
 function rename(name: string, rules: readonly Rule[]): string {
   return rules.reduce((n, [from, to]) => n.replace(from, to as string), name);
@@ -104,11 +112,11 @@ export function resNetNames(state: ReadonlyMap<string, Tensor>): Map<string, Ten
   return renamed;
 }
 
-/** A Mask2Former state of transformers -> detectron2's names; the three projections of self-attention become one. */
+/** A Mask2Former state, of transformers or an older one of detectron2 -> detectron2's names; the three projections of self-attention become one. */
 export function mask2FormerNames(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
   const renamed = new Map<string, Tensor>();
   for (const [key, tensor] of state) {
-    if (!key.endsWith(".num_batches_tracked")) renamed.set(rename(key.replace(/^model\./, ""), HUGGING_FACE), tensor);
+    if (!key.endsWith(".num_batches_tracked")) renamed.set(rename(key.replace(/^model\./, ""), RULES), tensor);
   }
   for (const name of [...renamed.keys()]) {
     const parts = /^(.*transformer_self_attention_layers\.\d+\.self_attn)\.q_proj\.(weight|bias)$/.exec(name);
