@@ -1,4 +1,5 @@
 /** `sam`: promptable segmentation of one image. */
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { encodeSafetensors, type FileTensor, fileTensor } from "../engine/safetensors.ts";
 import { type ImagePrompts, loadSam, type PromptedMasks, SamPredictor } from "../model/sam/index.ts";
@@ -63,6 +64,7 @@ export async function run(call: Call<Options>): Promise<void> {
       return { prompt, candidate, iou: iou[0]![candidate]!, area, rle: encodeMask(mask, image.width, image.height) };
     }),
   );
+  await mkdir(options.out, { recursive: true });
   const files = await writePictures(options.out, image, prompts, results);
   if (options.dump) {
     const values = (await embedding.toArray()) as Float32Array;
