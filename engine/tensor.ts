@@ -53,8 +53,7 @@ export class Tensor {
 
   /** Reads the elements back: Float32Array for f32 and f16, Int32Array, Uint32Array, Uint8Array for bool. */
   async toArray(): Promise<HostArray> {
-    if (this.freed)
-      throw new Error(`toArray: the tensor of shape ${show(this.shape)} was freed when its scope ended; return it from the scope to keep it`);
+    if (this.freed) throw new Error(freedMessage("toArray", this));
     const bytes = await this.device.download(this);
     switch (this.dtype) {
       case "f32":
@@ -77,6 +76,10 @@ export class Tensor {
   }
 }
 
+function freedMessage(op: string, x: Tensor): string {
+  return `${op}: the tensor of shape ${show(x.shape)} was freed when its scope ended; return it from the scope to keep it`;
+}
+
 export function empty(device: Device, shape: Shape, dtype: DType = "f32"): Tensor {
   if (shape.some((d) => !Number.isInteger(d) || d < 0))
     throw new Error(`empty: a shape holds whole numbers from 0 up; got ${show(shape)}`);
@@ -85,6 +88,7 @@ export function empty(device: Device, shape: Shape, dtype: DType = "f32"): Tenso
 
 /** Another tensor on the same buffer. */
 export function alias(x: Tensor, shape: Shape = x.shape): Tensor {
+  if (x.freed) throw new Error(freedMessage("reshape", x));
   x.storage.owners++;
   return new Tensor(x.device, x.storage, [...shape], x.dtype);
 }

@@ -89,6 +89,7 @@ memory("what a scope returns lives on, the rest is refused by name", async () =>
   });
   assert.equal([...(await kept.list[0]!.toArray())], [2, 4]);
   assert.throws(() => F.add(inner!, 1), /freed when its scope ended/);
+  assert.throws(() => F.reshape(inner!, [1, 2]), /freed when its scope ended/);
 });
 
 memory("an error inside a scope frees what it had made", () => {

@@ -1,0 +1,237 @@
+/** `wgpu-wish bench`: kernels and whole steps, the median of repeats, beside what they compute and move. */
+import { backward, type Device, F, nn, optim, scope, type Tensor } from "../index.ts";
+import { BadInput } from "../train/errors.ts";
+import type { Call } from "./command.ts";
+import { table } from "./terminal.ts";
+
+/** Work whose inputs are made once and whose repeats are timed with a wait for the GPU. */
+interface Bench {
+  name: string;
+  note: string;
+  /** Floating-point operations and bytes read and written by one repeat, where they say something. */
+  flops?: number;
+  bytes?: number;
+  prepare: (gpu: Device) => () => unknown;
+}
+
+export interface BenchResult {
+  name: string;
+  ms: number;
+  gflops: number | null;
+  gbps: number | null;
+  note: string;
+}
+
+const matmul = (n: number): Bench => ({
+  name: `matmul-${n}`,
+  note: `${n} x ${n} x ${n}`,
+  flops: 2 * n ** 3,
+  prepare: (gpu) => {
+    const [a, b] = [gpu.randn([n, n], { seed: 1 }), gpu.randn([n, n], { seed: 2 })];
+    return () => F.matmul(a, b);
+  },
+});
+
+/** Forward and backward through one operation, all inputs requiring gradients. */
+const roundTrip = (gpu: Device, shapes: readonly (readonly number[])[], run: (...x: Tensor[]) => Tensor): (() => void) => {
+  const inputs = shapes.map((shape, i) => gpu.randn(shape, { seed: i }));
+  const gy = scope(() => {
+    const y = run(...inputs);
+    return gpu.randn(y.shape, { seed: 99 });
+  });
+  return () => {
+    // Fresh leaves, so that their gradients go with the scope of the repeat.
+    const leaves = inputs.map((x) => {
+      const leaf = F.detach(x);
+      leaf.requiresGrad = true;
+      return leaf;
+    });
+    backward(run(...leaves), gy);
+  };
+};
+
+const benches: readonly Bench[] = [
+  matmul(512),
+  matmul(1024),
+  {
+    name: "attention",
+    note: "8 heads x 1024 x 64",
+    flops: 4 * 8 * 1024 * 1024 * 64,
+    prepare: (gpu) => {
+      const [q, k, v] = [1, 2, 3].map((seed) => gpu.randn([1, 8, 1024, 64], { seed })) as [Tensor, Tensor, Tensor];
+      return () => F.scaledDotProductAttention(q, k, v);
+    },
+  },
+  {
+    name: "conv3x3",
+    note: "64 -> 64 at 128 x 128",
+    flops: 2 * 128 * 128 * 64 * 64 * 9,
+    prepare: (gpu) => {
+      const [x, w] = [gpu.randn([1, 64, 128, 128], { seed: 1 }), gpu.randn([64, 64, 3, 3], { seed: 2 })];
+      return () => F.conv2d(x, w, { padding: 1 });
+    },
+  },
+  {
+    name: "conv3x3-train",
+    note: "the same with its gradients",
+    flops: 6 * 128 * 128 * 64 * 64 * 9,
+    prepare: (gpu) =>
+      roundTrip(
+        gpu,
+        [
+          [1, 64, 128, 128],
+          [64, 64, 3, 3],
+        ],
+        (x, w) => F.conv2d(x!, w!, { padding: 1 }),
+      ),
+  },
+  {
+    name: "layernorm",
+    note: "4096 x 256",
+    bytes: 2 * 4 * 4096 * 256,
+    prepare: (gpu) => {
+      const [x, w, b] = [gpu.randn([4096, 256], { seed: 1 }), gpu.ones([256]), gpu.zeros([256])];
+      return () => F.layerNorm(x, w, b);
+    },
+  },
+  {
+    name: "softmax",
+    note: "4096 x 1024",
+    bytes: 2 * 4 * 4096 * 1024,
+    prepare: (gpu) => {
+      const x = gpu.randn([4096, 1024], { seed: 1 });
+      return () => F.softmax(x, -1);
+    },
+  },
+  {
+    name: "pointwise",
+    note: "tanh(1.5 x + 0.5) * sigmoid(x) + x on 1 M",
+    bytes: 2 * 4 * 2 ** 20,
+    prepare: (gpu) => {
+      const x = gpu.randn([2 ** 20], { seed: 1 });
+      return () => F.add(F.mul(F.tanh(F.add(F.mul(x, 1.5), 0.5)), F.sigmoid(x)), x);
+    },
+  },
+  {
+    name: "additions",
+    note: "100 dependent ones on 1,024 numbers",
+    prepare: (gpu) => {
+      const x = gpu.randn([1024], { seed: 1 });
+      return () => {
+        let y = x;
+        for (let i = 0; i < 100; i++) y = F.add(y, x);
+      };
+    },
+  },
+  {
+    name: "deform-attention",
+    note: "WISH encoder at 128 px: forward and backward",
+    prepare: (gpu) => {
+      const shapes: [number, number][] = [
+        [4, 4],
+        [8, 8],
+        [16, 16],
+      ];
+      const S = 336;
+      return roundTrip(
+        gpu,
+        [
+          [8, S, 4, 16],
+          [8, S, 4, 3, 4, 2],
+          [8, S, 4, 3, 4],
+        ],
+        (value, at, weights) => F.msDeformAttn(value!, shapes, F.sigmoid(at!), weights!),
+      );
+    },
+  },
+  {
+    name: "point-sampling",
+    note: "32 masks of 32 x 32 at 1,024 points: forward and backward",
+    prepare: (gpu) => {
+      const grid = gpu.tensor(
+        Float32Array.from({ length: 32 * 1024 * 2 }, (_, i) => Math.sin(i * 12.9898)),
+        [32, 1, 1024, 2],
+      );
+      return roundTrip(gpu, [[32, 1, 32, 32]], (x) => F.gridSample(x!, grid));
+    },
+  },
+  {
+    name: "mlp-step",
+    note: "256-1024-256, batch 256, squared error, AdamW",
+    flops: 6 * 256 * (256 * 1024 * 2),
+    prepare: (gpu) => {
+      const [x, target] = [gpu.randn([256, 256], { seed: 1 }), gpu.randn([256, 256], { seed: 2 })];
+      gpu.manualSeed(1);
+      const [up, down] = [new nn.Linear(gpu, 256, 1024), new nn.Linear(gpu, 1024, 256)];
+      const adam = new optim.AdamW([{ params: [...up.parameters(), ...down.parameters()] }]);
+      return () => {
+        adam.zeroGrad();
+        backward(F.mean(F.pow(F.sub(down.forward(F.relu(up.forward(x))), target), 2)));
+        adam.step();
+      };
+    },
+  },
+  {
+    name: "cnn-step",
+    note: "conv 3-16-32 with pooling + linear, 16 x 32 x 32, cross entropy, AdamW",
+    prepare: (gpu) => {
+      gpu.manualSeed(1);
+      const x = gpu.randn([16, 3, 32, 32], { seed: 1 });
+      const labels = gpu.tensor(Int32Array.from({ length: 16 }, (_, i) => i % 10));
+      const [a, b, c] = [
+        new nn.Conv2d(gpu, 3, 16, 3, { padding: 1 }),
+        new nn.Conv2d(gpu, 16, 32, 3, { padding: 1 }),
+        new nn.Linear(gpu, 2048, 10),
+      ];
+      const params = [...a.parameters(), ...b.parameters(), ...c.parameters()];
+      const adam = new optim.AdamW([{ params }]);
+      return () => {
+        const h = F.maxPool2d(F.relu(b.forward(F.maxPool2d(F.relu(a.forward(x)), 2))), 2);
+        adam.zeroGrad();
+        backward(F.crossEntropy(c.forward(F.reshape(h, [16, -1])), labels));
+        adam.step();
+      };
+    },
+  },
+];
+
+/** Repeats for about half a second, at least 5 and at most 50 times, after one that compiles. */
+async function measure(gpu: Device, work: () => unknown): Promise<number> {
+  const once = (): Promise<number> =>
+    scope(async () => {
+      await gpu.sync();
+      const start = performance.now();
+      work();
+      await gpu.sync();
+      return performance.now() - start;
+    });
+  await once();
+  const times: number[] = [];
+  for (let total = 0; times.length < 5 || (total < 500 && times.length < 50); total += times.at(-1)!)
+    times.push(await once());
+  return times.sort((a, b) => a - b)[Math.floor(times.length / 2)]!;
+}
+
+export async function run({ args, terminal, open }: Call): Promise<void> {
+  for (const name of args)
+    if (!benches.some((b) => b.name.startsWith(name)))
+      throw new BadInput(`bench: there is nothing called ${name}; there are ${benches.map((b) => b.name).join(", ")}`);
+  const chosen = benches.filter((b) => args.length === 0 || args.some((name) => b.name.startsWith(name)));
+  const gpu = await open();
+  const results: BenchResult[] = [];
+  const bar = terminal.progress(chosen.length, "benches");
+  for (const { name, note, flops, bytes, prepare } of chosen) {
+    const ms = await scope(() => measure(gpu, prepare(gpu)));
+    results.push({ name, ms, gflops: flops ? flops / ms / 1e6 : null, gbps: bytes ? bytes / ms / 1e6 : null, note });
+    bar.update(results.length, { ms });
+  }
+  bar.end();
+  const figure = (v: number | null): string => (v === null ? "" : v.toFixed(1));
+  terminal.result(
+    results,
+    table(
+      ["name", "ms", "GFLOP/s", "GB/s", "what"],
+      results.map((r) => [r.name, r.ms.toFixed(2), figure(r.gflops), figure(r.gbps), r.note]),
+    ),
+  );
+}
