@@ -88,7 +88,8 @@ test("a model's predictions do not grow memory", async () => {
   await predict(model, image, { original: [80, 120] });
   const before = gpu.memory.liveBytes;
   for (let i = 0; i < 3; i++) await predict(model, image, { original: [80, 120] });
-  assert.is(gpu.memory.liveBytes, before);
+  // Less is possible: what earlier tests left outside scopes goes when the garbage collector comes by.
+  assert.ok(gpu.memory.liveBytes <= before, `live bytes go from ${before} to ${gpu.memory.liveBytes}`);
 });
 
 test("SAM's decoder gets the tokens of the model's prompt mode, and its best rated candidate is kept", async () => {

@@ -95,7 +95,7 @@ test("every parameter gets a gradient, and ten steps leave no memory behind", as
   const before = gpu.memory.liveBytes;
   for (let i = 0; i < 10; i++) step();
   await gpu.sync();
-  assert.is(gpu.memory.liveBytes, before);
+  assert.ok(gpu.memory.liveBytes <= before, `live bytes go from ${before} to ${gpu.memory.liveBytes}`);
 });
 
 test("the same seed makes the same model", async () => {
