@@ -168,17 +168,16 @@ fn grad_value(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups)
   let column = (s - level.z) % level.y;
   let first = (b * params.m + m) * params.cells + level.w;
   var sum = vec4f();
-  for (var corner = 0u; corner < 4u; corner++) {
-    let right = corner & 1u;
-    let below = corner >> 1u;
-    let cell = first + (row + 1u - below) * (level.y + 1u) + column + 1u - right;
-    var part = vec4f();
-    for (var k = start[cell]; k < start[cell + 1u]; k++) {
+  for (var below = 0u; below < 2u; below++) {
+    // The cells to the left and to the right of the pixel are neighbours in the sorted order.
+    let cell = first + (row + 1u - below) * (level.y + 1u) + column;
+    let middle = start[cell + 1u];
+    let last = start[cell + 2u];
+    for (var k = start[cell]; k < last; k++) {
       let r = records[k];
-      let share = select(1.0 - r.x, r.x, right == 1u) * select(1.0 - r.y, r.y, below == 1u) * r.z;
-      part += share * g[bitcast<u32>(r.w) + d];
+      let share = select(1.0 - r.x, r.x, k < middle) * select(1.0 - r.y, r.y, below == 1u) * r.z;
+      sum += share * g[bitcast<u32>(r.w) + d];
     }
-    sum += part;
   }
   g_value[i] = sum;
 }

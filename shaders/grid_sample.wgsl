@@ -159,18 +159,17 @@ fn grad_x(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gro
   let c = ((i / area) % parts) * 4u;
   let planes = (vec4u(n * params.c) + min(vec4u(c, c + 1u, c + 2u, c + 3u), vec4u(params.c - 1u))) * params.points;
   var sum = vec4f();
-  for (var corner = 0u; corner < 4u; corner++) {
-    let right = corner & 1u;
-    let below = corner >> 1u;
-    let cell = (n * (params.h + 1u) + row + 1u - below) * (params.w + 1u) + column + 1u - right;
-    var part = vec4f();
-    for (var k = start[cell]; k < start[cell + 1u]; k++) {
+  for (var below = 0u; below < 2u; below++) {
+    // The cells to the left and to the right of the pixel are neighbours in the sorted order.
+    let cell = (n * (params.h + 1u) + row + 1u - below) * (params.w + 1u) + column;
+    let middle = start[cell + 1u];
+    let last = start[cell + 2u];
+    for (var k = start[cell]; k < last; k++) {
       let r = records[k];
-      let share = select(1.0 - r.x, r.x, right == 1u) * select(1.0 - r.y, r.y, below == 1u);
+      let share = select(1.0 - r.x, r.x, k < middle) * select(1.0 - r.y, r.y, below == 1u);
       let at = planes + bitcast<u32>(r.z);
-      part += share * vec4f(g[at.x], g[at.y], g[at.z], g[at.w]);
+      sum += share * vec4f(g[at.x], g[at.y], g[at.z], g[at.w]);
     }
-    sum += part;
   }
   for (var k = 0u; k < min(4u, params.c - c); k++) {
     gx[(n * params.c + c + k) * area + row * params.w + column] = sum[k];

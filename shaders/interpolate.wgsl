@@ -19,6 +19,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @group(0) @binding(3) var<storage, read> g: array<f32>;
 @group(0) @binding(4) var<storage, read_write> gx: array<f32>;
+@group(0) @binding(5) var<storage, read> g4: array<vec4f>;
+@group(0) @binding(6) var<storage, read_write> gx4: array<vec4f>;
 
 override NEAREST: bool = false;
 
@@ -61,28 +63,60 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   }
 }
 
+// Outputs whose position lies between k - 1 and k + 1, at the edges those beyond too: first and one past the last.
+fn readers(k: u32) -> vec2u {
+  let size = params.y_axis.x;
+  let out = params.y_axis.y;
+  let a = max(f32(params.y_axis.z), 1e-3);
+  let den = f32(params.y_axis.w);
+  let low = i32(floor(((f32(k) - 1.0) * den - f32(params.y_shift)) / a + 0.99));
+  let high = i32(floor(((f32(k) + 1.0) * den - f32(params.y_shift)) / a + 0.01));
+  return vec2u(
+    select(u32(clamp(low, 0, i32(out))), 0u, k == 0u),
+    select(u32(clamp(high + 1, 0, i32(out))), out, k + 1u == size),
+  );
+}
+
+// How much of input k is in output o. No division: the distance is compared as it stands, in units of 1 / den.
+fn share_of(o: u32, k: u32) -> f32 {
+  let den = i32(params.y_axis.w);
+  let num = clamp(i32(o * params.y_axis.z) + params.y_shift, 0, i32(params.y_axis.x - 1u) * den);
+  let distance = num - i32(k) * den;
+  if (NEAREST) {
+    return select(0.0, 1.0, distance >= 0 && distance < den);
+  }
+  return f32(max(den - abs(distance), 0)) / f32(den);
+}
+
 @compute @workgroup_size(64)
 fn grad_axis(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
-  let size = params.y_axis.x;
-  let out = params.y_axis.y;
-  if (i >= params.outer * size * params.inner) {
+  if (i >= params.outer * params.y_axis.x * params.inner) {
     return;
   }
-  let k = (i / params.inner) % size;
-  // Outputs whose position lies in (k - 1, k + 1); at the edges those beyond too. One more on each side costs nothing but a zero.
-  let a = max(f32(params.y_axis.z), 1e-3);
-  let den = f32(params.y_axis.w);
-  let low = i32(floor(((f32(k) - 1.0) * den - f32(params.y_shift)) / a)) - 1;
-  let high = i32(ceil(((f32(k) + 1.0) * den - f32(params.y_shift)) / a)) + 1;
-  let start = select(u32(clamp(low, 0, i32(out))), 0u, k == 0u);
-  let end = select(u32(clamp(high + 1, 0, i32(out))), out, k + 1u == size);
-  let base = (i / (params.inner * size)) * out * params.inner + i % params.inner;
+  let k = (i / params.inner) % params.y_axis.x;
+  let range = readers(k);
+  let base = (i / (params.inner * params.y_axis.x)) * params.y_axis.y * params.inner + i % params.inner;
   var sum = 0.0;
-  for (var o = start; o < end; o++) {
-    let t = tap(o, params.y_axis, params.y_shift);
-    let share = select(0.0, 1.0 - t.f, t.first == k) + select(0.0, t.f, t.second == k);
-    sum += share * g[base + o * params.inner];
+  for (var o = range.x; o < range.y; o++) {
+    sum += share_of(o, k) * g[base + o * params.inner];
   }
   gx[i] = sum;
+}
+
+// Four columns at a time: inner counts vectors.
+@compute @workgroup_size(64)
+fn grad_axis4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  if (i >= params.outer * params.y_axis.x * params.inner) {
+    return;
+  }
+  let k = (i / params.inner) % params.y_axis.x;
+  let range = readers(k);
+  let base = (i / (params.inner * params.y_axis.x)) * params.y_axis.y * params.inner + i % params.inner;
+  var sum = vec4f();
+  for (var o = range.x; o < range.y; o++) {
+    sum += share_of(o, k) * g4[base + o * params.inner];
+  }
+  gx4[i] = sum;
 }

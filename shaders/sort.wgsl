@@ -100,21 +100,27 @@ fn spread(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gro
   }
 }
 
+// An invocation owns 16 keys and walks the sorted keys along with them, in strides that double as long as they fall short.
 @compute @workgroup_size(64)
 fn bounds(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  let key = id.x + id.y * groups.x * 64u;
-  if (key > params.n_keys) {
-    return;
-  }
+  let first = (id.x + id.y * groups.x * 64u) * 16u;
   var low = 0u;
-  var high = params.n;
-  while (low < high) {
-    let middle = (low + high) / 2u;
-    if (keys[middle] < key) {
-      low = middle + 1u;
-    } else {
-      high = middle;
+  var step = params.n / 2u + 1u;   // the first search is over everything
+  for (var key = first; key < min(first + 16u, params.n_keys + 1u); key++) {
+    while (low + step <= params.n && keys[low + step - 1u] < key) {
+      low += step;
+      step *= 2u;
     }
+    var high = min(low + step - 1u, params.n);
+    while (low < high) {
+      let middle = (low + high) / 2u;
+      if (keys[middle] < key) {
+        low = middle + 1u;
+      } else {
+        high = middle;
+      }
+    }
+    start[key] = low;
+    step = 1u;
   }
-  start[key] = low;
 }

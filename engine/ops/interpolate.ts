@@ -41,8 +41,9 @@ function axisOf(from: number, to: number, factor: number | undefined, nearest: b
 
 function gradAlong(g: Tensor, shape: readonly number[], outer: number, inner: number, axis: Axis, nearest: boolean): Tensor {
   const gx = empty(g.device, shape);
-  run(g.device, "interpolate", "grad_axis", {
-    bind: { g, gx },
+  const four = inner % 4 === 0;
+  run(g.device, "interpolate", four ? "grad_axis4" : "grad_axis", {
+    bind: four ? { g4: g, gx4: gx } : { g, gx },
     params: {
       planes: 0,
       planes_each: 1,
@@ -50,11 +51,11 @@ function gradAlong(g: Tensor, shape: readonly number[], outer: number, inner: nu
       x_axis: [],
       y_shift: axis.b,
       x_shift: 0,
-      inner,
+      inner: four ? inner / 4 : inner,
       outer,
     },
     constants: { NEAREST: nearest ? 1 : 0 },
-    groups: linearGroups(Math.ceil(gx.size / 64)),
+    groups: linearGroups(Math.ceil(gx.size / (four ? 256 : 64))),
   });
   return gx;
 }

@@ -63,7 +63,7 @@ export function groupByKey(keys: Tensor, n: number, count: number): Segments {
   run(keys.device, "sort", "bounds", {
     bind: { keys: sorted.keys, start },
     params: { rows: 1, n, block: 0, blocks: 0, shift: 0, digits: 1, first: 0, n_keys: count },
-    groups: groupsFor(count + 1),
+    groups: groupsFor(Math.ceil((count + 1) / 16)),
   });
   return { order: sorted.order, start };
 }
