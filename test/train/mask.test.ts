@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import fc from "fast-check";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import {
@@ -11,6 +12,7 @@ import {
   maskOfRuns,
   mergeRuns,
   type Rle,
+  type Runs,
   rleOfRuns,
   runsOfMask,
   runsOfPolygons,
@@ -93,6 +95,30 @@ test("long and large masks survive the string form", () => {
   assert.equal(runsOfRle(rle).counts, runsOfMask(mask, width, height).counts);
   const huge: Rle = { size: [16_000, 16_000], counts: [100_000_000, 1, 100_000_000, 55_999_999] };
   assert.equal(runsOfRle(rleOfRuns(runsOfRle(huge))).counts, Uint32Array.from(huge.counts as number[]));
+});
+
+/** Two masks of one size. */
+const pairs = fc.tuple(fc.integer({ min: 1, max: 9 }), fc.integer({ min: 1, max: 9 })).chain(([width, height]) => {
+  const mask = fc.uint8Array({ min: 0, max: 1, minLength: width * height, maxLength: width * height });
+  return fc.record({ width: fc.constant(width), height: fc.constant(height), a: mask, b: mask });
+});
+
+test("any mask survives its text, and overlaps are those counted pixel by pixel", () => {
+  fc.assert(
+    fc.property(pairs, ({ width, height, a, b }) => {
+      const [p, q] = [a, b].map((mask) => runsOfRle(encodeMask(mask, width, height))) as [Runs, Runs];
+      assert.equal(maskOfRuns(p), a);
+      const both = a.map((value, i) => value & b[i]!);
+      const either = a.map((value, i) => value | b[i]!);
+      assert.equal(maskOfRuns(mergeRuns([p, q], "intersection")), both);
+      assert.equal(maskOfRuns(mergeRuns([p, q], "union")), either);
+      const count = (mask: Uint8Array) => mask.reduce((sum, value) => sum + value, 0);
+      assert.is(areaOfRuns(p), count(a));
+      const iou = (rest: Uint8Array) => (count(both) === 0 ? 0 : count(both) / count(rest));
+      assert.equal([...iouOfRuns([p], [q, q], [false, true])], [iou(either), iou(a)]);
+    }),
+    { seed: 1 },
+  );
 });
 
 test("what is no RLE is refused with the reason", () => {
