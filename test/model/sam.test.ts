@@ -34,7 +34,7 @@ const photo: RgbImage = { width: want("image").shape[1]!, height: want("image").
 
 /** max |got - want| over want's standard deviation. */
 function error(got: ArrayLike<number>, key: string): number {
-  const { values } = want(key);
+  const values = Float64Array.from(want(key).values);
   assert.is(got.length, values.length, `${key}: elements`);
   const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
   const spread = Math.sqrt(values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / values.length);
