@@ -204,7 +204,7 @@ def resnet():
     model = timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, [1, 2, 1, 1], channels=(12, 16, 24, 32), num_classes=2)
     randomise(model, 5)
     model.double()
-    x = images(6, 2, 64, 96)
+    x = images(6, 1, 64, 96)
     prepare = lambda im: (im.double() - MEAN) / STD
     statistics_from_data(model, torch.cat([prepare(v) for v in variants(x).values()]), model)
     halve(model)
@@ -275,7 +275,7 @@ def mobilenets():
         fan_in = inner * kernel * kernel
         state[f"{i:02d}.{kind}.weight"] = (torch.randn(out, inner, kernel, kernel, generator=g) * math.sqrt((2 if relu6 else 1) / fan_in)).half()
         state[f"{i:02d}.{kind}.bias"] = (0.1 * torch.randn(out, generator=g)).half()
-    x = images(9, 2, 64, 96)
+    x = images(9, 2, 64, 64)
     tensors = {**{"weights." + k: v for k, v in state.items()}, "input": x.half()}
     for name, im in variants(x).items():
         for level, h in enumerate(mobilenet(state, layers, im), 2):
@@ -285,7 +285,7 @@ def mobilenets():
     save("mobilenet.safetensors", tensors)
 
     state = load_file(SHARED / "weights" / "mobilenet_v2_imagenet.fp16.safetensors")
-    x = images(10, 1, 96, 64)
+    x = images(10, 1, 64, 96)
     tensors = {"input": x.half()}
     for name, im in variants(x).items():
         for level, h in enumerate(mobilenet(state, mobilenet_layers(1), im), 2):
