@@ -1,4 +1,5 @@
 /** A model's results on a data set with masks: predictions image by image, COCO's metrics over them, pictures of the first ones. */
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type Device, noGrad, scope } from "../engine/index.ts";
 import { type Instance as Predicted, instancesOf, predictWithSam, type Wish } from "../model/index.ts";
@@ -75,6 +76,7 @@ export async function evaluateModel(
   const results: Result[] = [];
   const pictures: string[] = [];
   const panels: Image[] = [];
+  if (options.pictures) await mkdir(options.pictures.folder, { recursive: true });
   model.eval();
   for (const [i, entry] of images.entries()) {
     if (options.signal?.aborted) break;
