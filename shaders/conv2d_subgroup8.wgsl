@@ -52,8 +52,16 @@ fn locate(p: u32, g: u32) -> vec2u {
 /// Four output channels of one pixel, as many as there are.
 fn store(to: u32, c: u32, v: vec4f) {
   let plane = params.out_h * params.out_w;
-  for (var j = 0u; j < min(4u, params.co - c); j++) {
-    y[to + (c + j) * plane] = v[j];
+  let at = to + c * plane;
+  y[at] = v.x;
+  if (c + 1u < params.co) {
+    y[at + plane] = v.y;
+  }
+  if (c + 2u < params.co) {
+    y[at + 2u * plane] = v.z;
+  }
+  if (c + 3u < params.co) {
+    y[at + 3u * plane] = v.w;
   }
 }
 

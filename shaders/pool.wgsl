@@ -1,6 +1,6 @@
 // Pooling of the windows kh x kw of planes (in_h, in_w) to planes (out_h, out_w). Outside the image counts as 0 for the mean, as nothing
 // for the maximum, whose place in its plane is kept: the gradient goes to the first of equal maxima. Gradients gather: an invocation owns
-// one input pixel and visits the windows that hold it.
+// one input pixel and visits the windows that hold it. Workgroups: x over the pixels of a plane, y and z over planes.
 struct Params {
   planes: u32,
   in_h: u32,
@@ -25,17 +25,21 @@ struct Params {
 
 override MAX: bool = false;
 
+/// n / d for n up to 4 million: software adapters divide whole numbers lane by lane.
+fn quotient(n: u32, d: u32) -> u32 {
+  return u32((f32(n) + 0.5) / f32(d));
+}
+
 @compute @workgroup_size(64)
 fn max_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  let i = id.x + id.y * groups.x * 64u;
-  let plane = i / (params.out_h * params.out_w);
-  if (plane >= params.planes) {
+  let plane = id.y + id.z * groups.y;
+  let row = quotient(id.x, params.out_w);
+  if (plane >= params.planes || row >= params.out_h) {
     return;
   }
-  let oy = (i / params.out_w) % params.out_h;
-  let ox = i % params.out_w;
-  let y0 = i32(oy * params.step_y) - params.top;
-  let x0 = i32(ox * params.step_x) - params.left;
+  let y0 = i32(row * params.step_y) - params.top;
+  let x0 = i32((id.x - row * params.out_w) * params.step_x) - params.left;
+  let i = plane * params.out_h * params.out_w + id.x;
   let base = plane * params.in_h * params.in_w;
   var best = 0.0;
   var found = 0xffffffffu;
@@ -59,15 +63,14 @@ fn max_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
 
 @compute @workgroup_size(64)
 fn mean_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  let i = id.x + id.y * groups.x * 64u;
-  let plane = i / (params.out_h * params.out_w);
-  if (plane >= params.planes) {
+  let plane = id.y + id.z * groups.y;
+  let row = quotient(id.x, params.out_w);
+  if (plane >= params.planes || row >= params.out_h) {
     return;
   }
-  let oy = (i / params.out_w) % params.out_h;
-  let ox = i % params.out_w;
-  let y0 = i32(oy * params.step_y) - params.top;
-  let x0 = i32(ox * params.step_x) - params.left;
+  let y0 = i32(row * params.step_y) - params.top;
+  let x0 = i32((id.x - row * params.out_w) * params.step_x) - params.left;
+  let i = plane * params.out_h * params.out_w + id.x;
   let base = plane * params.in_h * params.in_w;
   var sum = 0.0;
   for (var ky = 0; ky < i32(params.kh); ky++) {
@@ -84,20 +87,20 @@ fn mean_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroup
 
 /// First and one past the last window of those that hold position `at` (counted from the padded start).
 fn windows(at: u32, size: u32, step: u32, count: u32) -> vec2u {
-  let first = select(0u, (at - size) / step + 1u, at >= size);
-  return vec2u(first, min(at / step + 1u, count));
+  let first = select(0u, quotient(max(at, size) - size, step) + 1u, at >= size);
+  return vec2u(first, min(quotient(at, step) + 1u, count));
 }
 
 @compute @workgroup_size(64)
 fn grad_x(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  let i = id.x + id.y * groups.x * 64u;
-  let plane = i / (params.in_h * params.in_w);
-  if (plane >= params.planes) {
+  let plane = id.y + id.z * groups.y;
+  let row = quotient(id.x, params.in_w);
+  if (plane >= params.planes || row >= params.in_h) {
     return;
   }
-  let at = i - plane * params.in_h * params.in_w;
-  let rows = windows(u32(i32(at / params.in_w) + params.top), params.kh, params.step_y, params.out_h);
-  let columns = windows(u32(i32(at % params.in_w) + params.left), params.kw, params.step_x, params.out_w);
+  let at = id.x;
+  let rows = windows(u32(i32(row) + params.top), params.kh, params.step_y, params.out_h);
+  let columns = windows(u32(i32(at - row * params.in_w) + params.left), params.kw, params.step_x, params.out_w);
   var sum = 0.0;
   for (var oy = rows.x; oy < rows.y; oy++) {
     for (var ox = columns.x; ox < columns.y; ox++) {
@@ -114,5 +117,5 @@ fn grad_x(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gro
   if (!MAX) {
     sum /= f32(params.kh * params.kw);
   }
-  gx[i] = sum;
+  gx[plane * params.in_h * params.in_w + at] = sum;
 }

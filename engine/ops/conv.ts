@@ -8,7 +8,7 @@ import { sameShape, show } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
 import { sum, sumTo } from "./reduce.ts";
-import { outputSize, type Pair, pair } from "./window.ts";
+import { outputSize, type Pair, pair, planeGroups } from "./window.ts";
 
 /** A convolution's sizes. `ci` and `co` count the channels of one group. */
 interface Sizes {
@@ -61,10 +61,10 @@ function phaseTaps(s: Sizes, d: 0 | 1, phase: number): Taps {
   return { first: a, step: b - a, count: found.length, shift: found.length > 0 ? at(a) : 0, shiftStep: at(b) - at(a) };
 }
 
-/** Lanes of the subgroups where there is a kernel for that many; otherwise 1. */
-function lanesOf(device: Device): 1 | 4 | 8 {
+/** Lanes of the subgroups where there is a kernel for that many and `co` channels fill half a panel; otherwise 1. */
+function lanesOf(device: Device, co: number): 1 | 4 | 8 {
   const lanes = device.subgroupSize;
-  return lanes === 4 || lanes === 8 ? lanes : 1;
+  return (lanes === 4 || lanes === 8) && co > 2 * lanes ? lanes : 1;
 }
 
 const kernelOf = (lanes: number): string => (lanes === 1 ? "conv2d" : `conv2d_subgroup${lanes}`);
@@ -116,7 +116,7 @@ interface Packed {
 function pack(weight: Tensor, s: Sizes, [ky, kx]: [Taps, Taps], frame: Frame, transposed: boolean): Packed {
   const [ci, co] = transposed ? [s.co, s.ci] : [s.ci, s.co];
   const perInput = area(s.kernel);
-  const lanes = lanesOf(weight.device);
+  const lanes = lanesOf(weight.device, co);
   const rows = Math.max(8, Math.ceil((ci * ky.count * kx.count) / 8) * 8);
   const panels = Math.ceil(co / (4 * lanes));
   const packed = empty(weight.device, [s.groups, panels, rows, lanes * 4]);
@@ -188,7 +188,7 @@ function kernelParams(s: Sizes, p: Packed, frame: Frame, grid: Grid, read: reado
 /** Multiplies windows of the frame with packed weights into the pixels `grid` of y. */
 function product(frame: Frame, p: Packed, bias: Tensor | undefined, y: Tensor, params: ReturnType<typeof kernelParams>): void {
   const pixels = params.batch * params.grid_h * params.grid_w;
-  const lanes = lanesOf(y.device);
+  const lanes = lanesOf(y.device, params.co);
   const panels = p.panels * params.groups;
   run(y.device, kernelOf(lanes), "forward", {
     bind: { x: frame.x, packed: p.packed, table: p.table, bias: bias ?? p.packed, y },
@@ -201,9 +201,14 @@ function isDepthwise(s: Sizes): boolean {
   return s.ci === 1 && s.groups > 1;
 }
 
-function depthwiseParams(s: Sizes, bias?: Tensor) {
-  return {
-    batch: s.batch,
+/** Parameters of conv_depthwise.wgsl for writing planes of `size`, and the workgroups that do so, `each` numbers an invocation. */
+function depthwise(s: Sizes, size: readonly [number, number], planes: number, each: number) {
+  const gcd = (a: number, b: number): number => (b === 0 ? a : gcd(b, a % b));
+  // Every tapStep-th tap meets the same outputs' phase; the output moves by outStep between two of them.
+  const tapStep = (d: 0 | 1): number => s.stride[d] / gcd(s.stride[d], s.dilation[d]);
+  const outStep = (d: 0 | 1): number => (s.dilation[d] * tapStep(d)) / s.stride[d];
+  const params = {
+    planes,
     c: s.groups,
     multiplier: s.co,
     in_h: s.input[0],
@@ -218,10 +223,17 @@ function depthwiseParams(s: Sizes, bias?: Tensor) {
     reach_x: s.dilation[1],
     top: s.start[0],
     left: s.start[1],
-    has_bias: bias ? 1 : 0,
+    has_bias: 0,
+    flipped: 0,
+    tap_step_y: tapStep(0),
+    tap_step_x: tapStep(1),
+    out_step_y: outStep(0),
+    out_step_x: outStep(1),
+    batch: s.batch,
     block: 0,
     blocks: 0,
   };
+  return { params, groups: planeGroups(planes, Math.ceil((size[0] * Math.ceil(size[1] / each)) / 64)) };
 }
 
 /** y (B, groups * co, output) = windows of x (B, groups * ci, input) times weight (groups * co, ci, kernel). */
@@ -230,10 +242,11 @@ function correlate(x: Tensor, weight: Tensor, s: Sizes, bias?: Tensor): Tensor {
   const y = empty(device, [s.batch, s.groups * s.co, ...s.output]);
   if (y.size === 0) return y;
   if (isDepthwise(s)) {
+    const { params, groups } = depthwise(s, s.output, s.batch * s.groups * s.co, 4);
     run(device, "conv_depthwise", "forward", {
       bind: { x, weight, bias: bias ?? weight, y },
-      params: depthwiseParams(s, bias),
-      groups: linearGroups(Math.ceil(y.size / 64)),
+      params: { ...params, has_bias: bias ? 1 : 0 },
+      groups,
     });
     return y;
   }
@@ -251,11 +264,13 @@ function spread(gy: Tensor, weight: Tensor, s: Sizes, bias?: Tensor): Tensor {
   const gx = empty(device, [s.batch, s.groups * s.ci, ...s.input]);
   if (gx.size === 0) return gx;
   if (isDepthwise(s) && !bias) {
-    run(device, "conv_depthwise", "grad_x", {
-      bind: { gy, weight, gx },
-      params: depthwiseParams(s),
-      groups: linearGroups(Math.ceil(gx.size / 64)),
-    });
+    const planes = s.batch * s.groups;
+    if (s.co === 1 && area(s.stride) === 1) {
+      // The same convolution with its taps in reverse order, of gy.
+      const start = [0, 1].map((d) => s.dilation[d]! * (s.kernel[d]! - 1) - s.start[d]!) as [number, number];
+      const { params, groups } = depthwise({ ...s, input: s.output, output: s.input, start }, s.input, planes, 4);
+      run(device, "conv_depthwise", "forward", { bind: { x: gy, weight, bias: weight, y: gx }, params: { ...params, flipped: 1 }, groups });
+    } else run(device, "conv_depthwise", "grad_x", { bind: { gy, weight, gx }, ...depthwise(s, s.input, planes, 1) });
     return gx;
   }
   // With a stride, pixels of different phase see different taps: one pass a phase wastes none.
@@ -280,13 +295,14 @@ function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: Sizes): Tensor {
   if (gw.size === 0) return gw;
   if (isDepthwise(s)) {
     const rows = s.batch * s.output[0];
-    const blocks = Math.max(1, Math.min(rows, Math.ceil(8192 / gw.size)));
-    const block = Math.ceil(rows / blocks);
+    // An invocation owns four taps of a row.
+    const pieces = (gw.size / s.kernel[1]) * Math.ceil(s.kernel[1] / 4);
+    const block = Math.max(1, Math.ceil(rows / Math.max(1, Math.ceil(4096 / pieces))));
     const parts = empty(device, [Math.ceil(rows / block), gw.size]);
     run(device, "conv_depthwise", "grad_weight", {
       bind: { x, gy, parts },
-      params: { ...depthwiseParams(s), block, blocks: parts.shape[0]! },
-      groups: linearGroups(Math.ceil(parts.size / 64)),
+      params: { ...depthwise(s, s.input, 0, 1).params, block, blocks: parts.shape[0]! },
+      groups: linearGroups(Math.ceil((pieces * parts.shape[0]!) / 64)),
     });
     return alias(sumTo(parts, [1, gw.size]), weight.shape);
   }
@@ -296,7 +312,7 @@ function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: Sizes): Tensor {
   const p = pack(weight, s, taps, frame, false);
   const plane = area(s.output);
   const pixels = s.batch * plane;
-  const lanes = lanesOf(device);
+  const lanes = lanesOf(device, s.co);
   // Splits of about 1024 pixels keep the gradient's panel in the cache and rounding small; more of them where few tiles are to be had.
   const tiles = s.groups * p.panels * (p.rows / 8);
   const wanted = Math.max(1, Math.min(Math.ceil(pixels / 64), Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 1024))));

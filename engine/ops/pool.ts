@@ -1,9 +1,9 @@
 /** Pooling over windows of (B, C, H, W) or (C, H, W). */
-import { linearGroups, run } from "../kernel.ts";
+import { run } from "../kernel.ts";
 import { show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { empty, type Tensor } from "../tensor.ts";
-import { outputSize, type Pair, pair } from "./window.ts";
+import { outputSize, type Pair, pair, planeGroups } from "./window.ts";
 
 export interface PoolOptions {
   /** Default: the window's size. */
@@ -43,7 +43,7 @@ function pool(op: "maxPool2d" | "avgPool2d", x: Tensor, size: Pair, options: Poo
   run(device, "pool", isMax ? "max_forward" : "mean_forward", {
     bind: place ? { x, y, place_out: place } : { x, y },
     params,
-    groups: linearGroups(Math.ceil(y.size / 64)),
+    groups: planeGroups(sizeOf(lead), Math.ceil(sizeOf(out) / 64)),
   });
   return record(op, [x], y, (gy) => {
     const gx = empty(device, x.shape);
@@ -51,7 +51,7 @@ function pool(op: "maxPool2d" | "avgPool2d", x: Tensor, size: Pair, options: Poo
       bind: { gy, gx, place: place ?? gy },
       params,
       constants: { MAX: isMax ? 1 : 0 },
-      groups: linearGroups(Math.ceil(gx.size / 64)),
+      groups: planeGroups(sizeOf(lead), Math.ceil(sizeOf(input) / 64)),
     });
     return [gx];
   });

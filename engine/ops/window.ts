@@ -19,3 +19,9 @@ export function outputSize(op: string, shape: Shape, n: number, size: number, st
     throw new Error(`${op}: a window that reaches over ${reach} does not fit into ${n} and ${padding} of padding; x is ${show(shape)}`);
   return Math.floor((n + padding - reach) / stride) + 1;
 }
+
+/** Workgroups for kernels that count a plane's work in x and the planes in y and z: `plane = id.y + id.z * num_groups.y`, which may pass the last. */
+export function planeGroups(planes: number, perPlane: number): [number, number, number] {
+  const y = Math.min(planes, 65535);
+  return [perPlane, y, Math.ceil(planes / Math.max(y, 1))];
+}
