@@ -26,7 +26,7 @@ function runTool(command: string, args: string[], cwd: string): string {
  * Packs a copy, so that other tests may run in the checkout meanwhile, and lays the tarball out as npm would. The
  * dependencies are links to the checkout's: nothing is downloaded.
  */
-test.before(() => {
+test("npm pack makes a tarball and leaves no built file behind", () => {
   const copy = join(work, "copy");
   const leave = ["node_modules", ".git", "runs", "coverage", "shared", "test"];
   for (const name of readdirSync(packageRoot)) {
