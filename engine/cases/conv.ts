@@ -39,7 +39,8 @@ function walk(x: Shape, w: Shape, y: Shape, o: Window, meet: (x: number, w: numb
 
 function convShape(x: Shape, w: Shape, o: Window): number[] {
   const [left, right, top, bottom] = o.padding ?? [0, 0, 0, 0];
-  const size = (n: number, pad: number, k: number, d: number, s: number): number => Math.floor((n + pad - d * (k - 1) - 1) / s) + 1;
+  const size = (n: number, pad: number, k: number, d: number, s: number): number =>
+    Math.floor((n + pad - d * (k - 1) - 1) / s) + 1;
   return [
     x[0]!,
     w[0]!,
@@ -91,9 +92,18 @@ function transposed(x: Shape, w: Shape, stride: number, padding: number, bias = 
 }
 
 /** Values 0.002 apart, in an order that depends on the place: no ties, and steps of the differences never swap two. */
-const distinct = (shape: Shape) => ({ shape, values: (_: unknown, i: number) => ((i * 7919) % sizeOf(shape)) / 500 - 3 });
+const distinct = (shape: Shape) => ({
+  shape,
+  values: (_: unknown, i: number) => ((i * 7919) % sizeOf(shape)) / 500 - 3,
+});
 
-function pooled(x: Shape, size: [number, number], stride: [number, number] | undefined, padding: [number, number], isMax: boolean): Case {
+function pooled(
+  x: Shape,
+  size: [number, number],
+  stride: [number, number] | undefined,
+  padding: [number, number],
+  isMax: boolean,
+): Case {
   const [sy, sx] = stride ?? size;
   const planes = sizeOf(x.slice(0, -2));
   const [h, w] = x.slice(-2) as [number, number];
@@ -149,7 +159,13 @@ export const convCases: Cases = {
     conv([1, 3, 9, 13], [8, 3, 4, 4], { stride: [4, 4] }, false, "patches with a rest"),
     conv([1, 3, 37, 41], [16, 3, 7, 7], { stride: [2, 2], padding: around(3) }, false, "stem"),
     conv([2, 7, 9, 8], [7, 1, 3, 3], { groups: 7, padding: around(1) }, true, "depthwise"),
-    conv([1, 5, 9, 10], [10, 1, 3, 5], { groups: 5, stride: [2, 3], dilation: [2, 1], padding: around(2) }, true, "depthwise x2 strided"),
+    conv(
+      [1, 5, 9, 10],
+      [10, 1, 3, 5],
+      { groups: 5, stride: [2, 3], dilation: [2, 1], padding: around(2) },
+      true,
+      "depthwise x2 strided",
+    ),
     conv([1, 130, 5, 6], [130, 1, 5, 5], { groups: 130, padding: around(2) }, false, "depthwise 130"),
     conv([1, 64, 10, 12], [64, 64, 3, 3], { padding: around(1) }, false, "real"),
     conv([1, 96, 32, 32], [96, 1, 3, 3], { groups: 96, padding: around(1) }, false, "real depthwise"),

@@ -25,20 +25,39 @@ function normalised(
   }
   return x.map((v, i) => {
     const s = at(groupOf(i));
-    return ((v - s.mean) / Math.sqrt(s.squares / s.n + eps)) * (weight?.[channelOf(i)] ?? 1) + (bias?.[channelOf(i)] ?? 0);
+    return (
+      ((v - s.mean) / Math.sqrt(s.squares / s.n + eps)) * (weight?.[channelOf(i)] ?? 1) + (bias?.[channelOf(i)] ?? 0)
+    );
   });
 }
 
 const constant = (shape: Shape) => ({ shape, values: () => 0.75 });
-const shifted = (shape: Shape) => ({ shape, values: (r: Parameters<ReturnType<typeof between>>[0]) => 30 + r.normal() });
+const shifted = (shape: Shape) => ({
+  shape,
+  values: (r: Parameters<ReturnType<typeof between>>[0]) => 30 + r.normal(),
+});
 
-function layer(x: Case["inputs"][number], shape: Shape, affine: "both" | "weight" | "none", eps = 1e-5, name = ""): Case {
+function layer(
+  x: Case["inputs"][number],
+  shape: Shape,
+  affine: "both" | "weight" | "none",
+  eps = 1e-5,
+  name = "",
+): Case {
   const c = shape.at(-1)!;
   return {
     name: name || `(${shape})`,
     inputs: affine === "both" ? [x, [c], [c]] : affine === "weight" ? [x, [c]] : [x],
     run: ([x, w, b]) => F.layerNorm(x!, w, b, { eps }),
-    reference: (x, w, b) => normalised(x!, (i) => Math.floor(i / c), (i) => i % c, eps, w, b),
+    reference: (x, w, b) =>
+      normalised(
+        x!,
+        (i) => Math.floor(i / c),
+        (i) => i % c,
+        eps,
+        w,
+        b,
+      ),
   };
 }
 
@@ -49,7 +68,15 @@ function group(x: Case["inputs"][number], shape: Shape, groups: number, affine =
     name: `(${shape}) in ${groups}`,
     inputs: affine ? [x, [c], [c]] : [x],
     run: ([x, weight, bias]) => F.groupNorm(x!, groups, affine ? { weight: weight!, bias: bias!, eps } : { eps }),
-    reference: (x, w, b) => normalised(x!, (i) => Math.floor(i / (hw * (c / groups))), (i) => Math.floor(i / hw) % c, eps, w, b),
+    reference: (x, w, b) =>
+      normalised(
+        x!,
+        (i) => Math.floor(i / (hw * (c / groups))),
+        (i) => Math.floor(i / hw) % c,
+        eps,
+        w,
+        b,
+      ),
   };
 }
 
@@ -65,11 +92,21 @@ function batch(x: Case["inputs"][number], shape: Shape, training: boolean, affin
     name: `(${shape}) ${training ? "training" : "frozen"}`,
     inputs: [x, ...running, ...(affine ? [[c], [c]] : [])],
     run: ([x, mean, variance, weight, bias]) =>
-      F.batchNorm(x!, { mean: mean!, variance: variance!, training, eps, ...(affine ? { weight: weight!, bias: bias! } : {}) }),
+      F.batchNorm(x!, {
+        mean: mean!,
+        variance: variance!,
+        training,
+        eps,
+        ...(affine ? { weight: weight!, bias: bias! } : {}),
+      }),
     reference: (x, mean, variance, w, b) =>
       training
         ? normalised(x!, channel, channel, eps, w, b)
-        : x!.map((v, i) => ((v - mean![channel(i)]!) / Math.sqrt(variance![channel(i)]! + eps)) * (w?.[channel(i)] ?? 1) + (b?.[channel(i)] ?? 0)),
+        : x!.map(
+            (v, i) =>
+              ((v - mean![channel(i)]!) / Math.sqrt(variance![channel(i)]! + eps)) * (w?.[channel(i)] ?? 1) +
+              (b?.[channel(i)] ?? 0),
+          ),
   };
 }
 

@@ -48,7 +48,13 @@ const TILE_K = 8;
 const area = (size: readonly [number, number]): number => size[0] * size[1];
 
 function allTaps(s: Sizes): [Taps, Taps] {
-  const taps = (d: 0 | 1): Taps => ({ first: 0, step: 1, count: s.kernel[d], shift: -s.start[d], shiftStep: s.dilation[d] });
+  const taps = (d: 0 | 1): Taps => ({
+    first: 0,
+    step: 1,
+    count: s.kernel[d],
+    shift: -s.start[d],
+    shiftStep: s.dilation[d],
+  });
   return [taps(0), taps(1)];
 }
 
@@ -77,7 +83,12 @@ interface Frame {
 }
 
 /** The frame of x (B, C, size) for windows of any of `taps` at the pixels 0, read, …, (grid - 1) * read: x itself where they all lie inside. */
-function frameOf(x: Tensor, size: readonly [number, number], windows: readonly { taps: [Taps, Taps]; grid: Grid }[], read: readonly [number, number]): Frame {
+function frameOf(
+  x: Tensor,
+  size: readonly [number, number],
+  windows: readonly { taps: [Taps, Taps]; grid: Grid }[],
+  read: readonly [number, number],
+): Frame {
   const before = [0, 0];
   const after = [0, 0];
   for (const { taps, grid } of windows)
@@ -158,7 +169,14 @@ function pack(weight: Tensor, s: Sizes, [ky, kx]: [Taps, Taps], frame: Frame, tr
 }
 
 /** Parameters of the kernels of conv2d*.wgsl. */
-function kernelParams(s: Sizes, p: Packed, frame: Frame, grid: Grid, read: readonly [number, number], out: readonly [number, number]) {
+function kernelParams(
+  s: Sizes,
+  p: Packed,
+  frame: Frame,
+  grid: Grid,
+  read: readonly [number, number],
+  out: readonly [number, number],
+) {
   return {
     batch: s.batch,
     groups: s.groups,
@@ -186,14 +204,22 @@ function kernelParams(s: Sizes, p: Packed, frame: Frame, grid: Grid, read: reado
 }
 
 /** Multiplies windows of the frame with packed weights into the pixels `grid` of y. */
-function product(frame: Frame, p: Packed, bias: Tensor | undefined, y: Tensor, params: ReturnType<typeof kernelParams>): void {
+function product(
+  frame: Frame,
+  p: Packed,
+  bias: Tensor | undefined,
+  y: Tensor,
+  params: ReturnType<typeof kernelParams>,
+): void {
   const pixels = params.batch * params.grid_h * params.grid_w;
   const lanes = lanesOf(y.device, params.co);
   const panels = p.panels * params.groups;
   run(y.device, kernelOf(lanes), "forward", {
     bind: { x: frame.x, packed: p.packed, table: p.table, bias: bias ?? p.packed, y },
     params: { ...params, has_bias: bias ? 1 : 0 },
-    groups: linearGroups(lanes === 1 ? Math.ceil((Math.ceil(pixels / 4) * panels) / 64) : Math.ceil(pixels / TILE) * panels),
+    groups: linearGroups(
+      lanes === 1 ? Math.ceil((Math.ceil(pixels / 4) * panels) / 64) : Math.ceil(pixels / TILE) * panels,
+    ),
   });
 }
 
@@ -269,7 +295,11 @@ function spread(gy: Tensor, weight: Tensor, s: Sizes, bias?: Tensor): Tensor {
       // The same convolution with its taps in reverse order, of gy.
       const start = [0, 1].map((d) => s.dilation[d]! * (s.kernel[d]! - 1) - s.start[d]!) as [number, number];
       const { params, groups } = depthwise({ ...s, input: s.output, output: s.input, start }, s.input, planes, 4);
-      run(device, "conv_depthwise", "forward", { bind: { x: gy, weight, bias: weight, y: gx }, params: { ...params, flipped: 1 }, groups });
+      run(device, "conv_depthwise", "forward", {
+        bind: { x: gy, weight, bias: weight, y: gx },
+        params: { ...params, flipped: 1 },
+        groups,
+      });
     } else run(device, "conv_depthwise", "grad_x", { bind: { gy, weight, gx }, ...depthwise(s, s.input, planes, 1) });
     return gx;
   }
@@ -278,7 +308,10 @@ function spread(gy: Tensor, weight: Tensor, s: Sizes, bias?: Tensor): Tensor {
   for (let py = 0; py < Math.min(s.stride[0], s.input[0]); py++)
     for (let px = 0; px < Math.min(s.stride[1], s.input[1]); px++) {
       const size = [Math.ceil((s.input[0] - py) / s.stride[0]), Math.ceil((s.input[1] - px) / s.stride[1])] as const;
-      windows.push({ taps: [phaseTaps(s, 0, py), phaseTaps(s, 1, px)], grid: { size, offset: [py, px], step: s.stride } });
+      windows.push({
+        taps: [phaseTaps(s, 0, py), phaseTaps(s, 1, px)],
+        grid: { size, offset: [py, px], step: s.stride },
+      });
     }
   const frame = frameOf(gy, s.output, windows, [1, 1]);
   for (const { taps, grid } of windows) {
@@ -315,7 +348,10 @@ function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: Sizes): Tensor {
   const lanes = lanesOf(device, s.co);
   // Splits of about 1024 pixels keep the gradient's panel in the cache and rounding small; more of them where few tiles are to be had.
   const tiles = s.groups * p.panels * (p.rows / 8);
-  const wanted = Math.max(1, Math.min(Math.ceil(pixels / 64), Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 1024))));
+  const wanted = Math.max(
+    1,
+    Math.min(Math.ceil(pixels / 64), Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 1024))),
+  );
   const split = Math.ceil(pixels / wanted / 8) * 8;
   const splits = Math.ceil(pixels / split);
   const filled = Math.ceil(pixels / 8) * 8;
@@ -330,9 +366,15 @@ function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: Sizes): Tensor {
   run(device, kernelOf(lanes), "weight", {
     bind: { x: frame.x, packed: turned, table: p.table, parts },
     params: { ...kernelParams(s, p, frame, grid, s.stride, s.output), split, splits, filled },
-    groups: linearGroups(lanes === 1 ? Math.ceil((splits * tiles * 2) / 64) : splits * s.groups * p.panels * (p.rows / TILE_K)),
+    groups: linearGroups(
+      lanes === 1 ? Math.ceil((splits * tiles * 2) / 64) : splits * s.groups * p.panels * (p.rows / TILE_K),
+    ),
   });
-  run(device, "conv_pack", "sum_weights", { bind: { parts, gw }, params: packParams, groups: linearGroups(Math.ceil(gw.size / 64)) });
+  run(device, "conv_pack", "sum_weights", {
+    bind: { parts, gw },
+    params: packParams,
+    groups: linearGroups(Math.ceil(gw.size / 64)),
+  });
   return gw;
 }
 
@@ -349,11 +391,13 @@ export interface Conv2dOptions {
 function checkImages(op: string, x: Tensor, weight: Tensor): void {
   if (x.shape.length !== 4) throw new Error(`${op}: x must be (B, C, H, W); got ${show(x.shape)}`);
   if (weight.shape.length !== 4) throw new Error(`${op}: weight must have four dimensions; got ${show(weight.shape)}`);
-  for (const [name, t] of Object.entries({ x, weight })) if (t.dtype !== "f32") throw new Error(`${op}: ${name} must be f32; got ${t.dtype}`);
+  for (const [name, t] of Object.entries({ x, weight }))
+    if (t.dtype !== "f32") throw new Error(`${op}: ${name} must be f32; got ${t.dtype}`);
 }
 
 function checkBias(op: string, bias: Tensor | undefined, channels: number): void {
-  if (bias && !sameShape(bias.shape, [channels])) throw new Error(`${op}: bias must be (${channels}); got ${show(bias.shape)}`);
+  if (bias && !sameShape(bias.shape, [channels]))
+    throw new Error(`${op}: bias must be (${channels}); got ${show(bias.shape)}`);
 }
 
 /** (B, in, H, W), (out, in / groups, kh, kw), (out) -> (B, out, H', W'): torch.nn.functional.conv2d. */
@@ -413,13 +457,28 @@ export function convTranspose2d(x: Tensor, weight: Tensor, options: ConvTranspos
   const [batch, channels, h, w] = x.shape as [number, number, number, number];
   const [ci, out, kh, kw] = weight.shape as [number, number, number, number];
   if (ci !== channels)
-    throw new Error(`convTranspose2d: x is ${show(x.shape)}, so weight must be (${channels}, out, kh, kw); got ${show(weight.shape)}`);
+    throw new Error(
+      `convTranspose2d: x is ${show(x.shape)}, so weight must be (${channels}, out, kh, kw); got ${show(weight.shape)}`,
+    );
   checkBias("convTranspose2d", bias, out);
   const size = [(h - 1) * stride[0] - 2 * padding[0] + kh, (w - 1) * stride[1] - 2 * padding[1] + kw] as const;
   if (size[0] < 1 || size[1] < 1)
-    throw new Error(`convTranspose2d: x ${show(x.shape)} with a kernel ${kh} x ${kw} and padding ${padding.join(", ")} leaves nothing`);
+    throw new Error(
+      `convTranspose2d: x ${show(x.shape)} with a kernel ${kh} x ${kw} and padding ${padding.join(", ")} leaves nothing`,
+    );
   // The convolution whose transpose this is maps the output back onto x.
-  const s: Sizes = { batch, groups: 1, ci: out, co: ci, input: size, output: [h, w], kernel: [kh, kw], stride, dilation: [1, 1], start: padding };
+  const s: Sizes = {
+    batch,
+    groups: 1,
+    ci: out,
+    co: ci,
+    input: size,
+    output: [h, w],
+    kernel: [kh, kw],
+    stride,
+    dilation: [1, 1],
+    start: padding,
+  };
   return record("convTranspose2d", bias ? [x, weight, bias] : [x, weight], spread(x, weight, s, bias), (gy) => [
     x.requiresGrad ? correlate(gy, weight, s) : null,
     weight.requiresGrad ? weigh(gy, x, weight, s) : null,

@@ -9,7 +9,8 @@ function checkAffine(op: string, x: Tensor, c: number, named: Record<string, Ten
   if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
   for (const [name, t] of Object.entries(named)) {
     if (!t) continue;
-    if (!sameShape(t.shape, [c])) throw new Error(`${op}: x is ${show(x.shape)}, so ${name} must be (${c}); got ${show(t.shape)}`);
+    if (!sameShape(t.shape, [c]))
+      throw new Error(`${op}: x is ${show(x.shape)}, so ${name} must be (${c}); got ${show(t.shape)}`);
     if (t.dtype !== "f32") throw new Error(`${op}: ${name} must be f32; got ${t.dtype}`);
   }
 }
@@ -27,9 +28,21 @@ export function layerNorm(x: Tensor, weight?: Tensor, bias?: Tensor, options: La
   const y = empty(device, x.shape);
   const rows = c === 0 ? 0 : x.size / c;
   const stats = empty(device, [rows, 2]);
-  const params = { rows, c, eps: options.eps ?? 1e-5, has_weight: weight ? 1 : 0, has_bias: bias ? 1 : 0, block: 0, blocks: 0 };
+  const params = {
+    rows,
+    c,
+    eps: options.eps ?? 1e-5,
+    has_weight: weight ? 1 : 0,
+    has_bias: bias ? 1 : 0,
+    block: 0,
+    blocks: 0,
+  };
   const groups = linearGroups(Math.ceil(rows / 32));
-  run(device, "layer_norm", "forward", { bind: { x, weight: weight ?? x, bias: bias ?? x, y, stats_out: stats }, params, groups });
+  run(device, "layer_norm", "forward", {
+    bind: { x, weight: weight ?? x, bias: bias ?? x, y, stats_out: stats },
+    params,
+    groups,
+  });
 
   return record("layerNorm", [x, weight ?? x, bias ?? x], y, (gy) => {
     let gx: Tensor | null = null;
@@ -105,7 +118,11 @@ class PlaneNorm {
   }
 
   #run(entry: string, bind: Record<string, Tensor>, invocations: number): void {
-    run(this.x.device, "plane_norm", entry, { bind, params: this.params, groups: linearGroups(Math.ceil(invocations / 64)) });
+    run(this.x.device, "plane_norm", entry, {
+      bind,
+      params: this.params,
+      groups: linearGroups(Math.ceil(invocations / 64)),
+    });
   }
 
   /** A workgroup writes 512 numbers of a plane. */
@@ -187,7 +204,12 @@ export function groupNorm(x: Tensor, groups: number, options: GroupNormOptions =
   const { weight, bias, eps = 1e-5 } = options;
   checkAffine("groupNorm", x, c, { weight, bias });
   const each = c / groups;
-  const norm = new PlaneNorm(x, { rows: b * groups, rowStep: each, planeStep: 1, count: each, per: each }, { weight, bias, eps }, true);
+  const norm = new PlaneNorm(
+    x,
+    { rows: b * groups, rowStep: each, planeStep: 1, count: each, per: each },
+    { weight, bias, eps },
+    true,
+  );
   return norm.forward("groupNorm", norm.statistics());
 }
 
@@ -210,12 +232,20 @@ export function batchNorm(x: Tensor, options: BatchNormOptions = {}): Tensor {
   if (b === undefined || c === undefined) throw new Error(`batchNorm: x must be (B, C, …); got ${show(x.shape)}`);
   const { mean, variance, weight, bias, training = false, momentum = 0.1, eps = 1e-5 } = options;
   checkAffine("batchNorm", x, c, { mean, variance, weight, bias });
-  if (!mean !== !variance) throw new Error(`batchNorm: mean and variance go together; got only ${mean ? "mean" : "variance"}`);
-  if (!training && (!mean || !variance)) throw new Error("batchNorm: outside training, mean and variance must be given");
+  if (!mean !== !variance)
+    throw new Error(`batchNorm: mean and variance go together; got only ${mean ? "mean" : "variance"}`);
+  if (!training && (!mean || !variance))
+    throw new Error("batchNorm: outside training, mean and variance must be given");
   const count = c === 0 ? 0 : x.size / c;
   if (training && count < 2)
     throw new Error(`batchNorm: in training each channel needs more than one number; got x ${show(x.shape)}`);
-  const norm = new PlaneNorm(x, { rows: c, rowStep: 1, planeStep: c, count: b, per: 1 }, { weight, bias, eps }, training, momentum);
+  const norm = new PlaneNorm(
+    x,
+    { rows: c, rowStep: 1, planeStep: c, count: b, per: 1 },
+    { weight, bias, eps },
+    training,
+    momentum,
+  );
   if (!training) return norm.forward("batchNorm", norm.fixed(mean!, variance!));
   const stats = norm.statistics();
   if (mean && variance) norm.updateRunning(stats, mean, variance);

@@ -13,10 +13,20 @@ export function pair(op: string, name: string, value: Pair, least: number): [num
 }
 
 /** Windows of `size` (spread by `dilation`) every `stride` in `n` numbers and `padding` more. */
-export function outputSize(op: string, shape: Shape, n: number, size: number, stride: number, padding: number, dilation: number): number {
+export function outputSize(
+  op: string,
+  shape: Shape,
+  n: number,
+  size: number,
+  stride: number,
+  padding: number,
+  dilation: number,
+): number {
   const reach = dilation * (size - 1) + 1;
   if (n + padding < reach)
-    throw new Error(`${op}: a window that reaches over ${reach} does not fit into ${n} and ${padding} of padding; x is ${show(shape)}`);
+    throw new Error(
+      `${op}: a window that reaches over ${reach} does not fit into ${n} and ${padding} of padding; x is ${show(shape)}`,
+    );
   return Math.floor((n + padding - reach) / stride) + 1;
 }
 

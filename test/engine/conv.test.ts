@@ -1,0 +1,116 @@
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { convCases } from "../../engine/cases/conv.ts";
+import { checkCase, TOLERANCE } from "../../engine/gradcheck.ts";
+import { backward, F, scope } from "../../engine/index.ts";
+import { free } from "../../engine/scope.ts";
+import { testDevice } from "../device.ts";
+
+const test = suite("convolution and pooling");
+const gpu = await testDevice();
+const says = (message: string) => (error: Error) => error.message === message;
+
+test("without subgroups, the kernel for every adapter gives the same", async () => {
+  Object.defineProperty(gpu, "subgroupSize", { value: 0, configurable: true });
+  try {
+    for (const op of ["conv2d", "convTranspose2d"])
+      for (const [i, c] of convCases[op]!.entries()) {
+        if (c.name?.startsWith("real")) continue;
+        for (const [what, error] of Object.entries(await checkCase(gpu, c, i)))
+          assert.ok(error <= TOLERANCE, `${op} ${c.name}: ${what} is off by ${error}`);
+      }
+  } finally {
+    Reflect.deleteProperty(gpu, "subgroupSize");
+  }
+});
+
+test("padding takes one number, (y, x) or [left, right, top, bottom]", async () => {
+  await scope(async () => {
+    const [x, w] = [gpu.randn([1, 2, 6, 5], { seed: 1 }), gpu.randn([3, 2, 3, 3], { seed: 2 })];
+    const one = await F.conv2d(x, w, { padding: 1 }).toArray();
+    assert.equal(await F.conv2d(x, w, { padding: [1, 1] }).toArray(), one);
+    assert.equal(await F.conv2d(x, w, { padding: [1, 1, 1, 1] }).toArray(), one);
+    assert.equal(F.conv2d(x, w, { padding: [2, 0] }).shape, [1, 3, 8, 3], "y first");
+    // TensorFlow's SAME at stride 2 pads only to the right of and below an even image.
+    const same = F.conv2d(x, w, { stride: 2, padding: [1, 1, 0, 1] });
+    assert.equal(same.shape, [1, 3, 3, 3]);
+    const padded = F.conv2d(F.pad(x, [1, 1, 0, 1]), w, { stride: 2 });
+    assert.equal(await same.toArray(), await padded.toArray());
+  });
+});
+
+test("the same call twice gives the same bits, gradients included", async () => {
+  const once = () =>
+    scope(async () => {
+      const x = gpu.randn([2, 20, 33, 31], { seed: 3, requiresGrad: true });
+      const w = gpu.randn([40, 20, 3, 3], { seed: 4, requiresGrad: true });
+      backward(F.sum(F.mul(F.conv2d(x, w, { padding: 1 }), gpu.randn([2, 40, 33, 31], { seed: 5 }))));
+      return [await x.grad!.toArray(), await w.grad!.toArray()];
+    });
+  assert.equal(await once(), await once());
+});
+
+test("equal maxima: the gradient goes to the first", async () => {
+  await scope(async () => {
+    const x = gpu.tensor([1, 5, 5, 5], [1, 1, 2, 2], { requiresGrad: true });
+    backward(F.sum(F.maxPool2d(x, 2)));
+    assert.equal([...(await x.grad!.toArray())], [0, 1, 0, 0]);
+  });
+});
+
+test("a maximum below zero wins over the padding", async () => {
+  await scope(async () => {
+    const y = F.maxPool2d(gpu.full([1, 1, 3, 3], -2), 3, { stride: 2, padding: 1 });
+    assert.equal([...(await y.toArray())], [-2, -2, -2, -2]);
+  });
+});
+
+test("memory does not grow over convolutions", async () => {
+  const x = gpu.randn([1, 5, 17, 17], { seed: 6, requiresGrad: true });
+  const w = gpu.randn([36, 5, 3, 3], { seed: 7, requiresGrad: true });
+  const live: number[] = [];
+  for (let i = 0; i < 4; i++) {
+    scope(() => {
+      backward(F.sum(F.conv2d(x, w, { padding: 1, stride: 2 })));
+      for (const t of [x, w]) {
+        free(t.grad!);
+        t.grad = undefined;
+      }
+    });
+    live.push(gpu.memory.liveBuffers);
+  }
+  assert.equal(live[3], live[1]);
+});
+
+test("errors name the operation, the argument, what was expected and what came", () => {
+  const x = gpu.zeros([2, 4, 8, 8]);
+  const w = gpu.zeros([6, 4, 3, 3]);
+  assert.throws(() => F.conv2d(gpu.zeros([4, 8, 8]), w), says("conv2d: x must be (B, C, H, W); got (4, 8, 8)"));
+  assert.throws(
+    () => F.conv2d(x, gpu.zeros([6, 3, 3, 3])),
+    /conv2d: x is \(2, 4, 8, 8\) in 1 groups, so weight must be .*4, kh, kw\); got \(6, 3, 3, 3\)/,
+  );
+  assert.throws(() => F.conv2d(x, w, { groups: 4 }), /conv2d: x is \(2, 4, 8, 8\) in 4 groups/);
+  assert.throws(() => F.conv2d(x, w, { bias: gpu.zeros([5]) }), says("conv2d: bias must be (6); got (5)"));
+  assert.throws(
+    () => F.conv2d(x, w, { stride: 0 }),
+    says("conv2d: stride takes one or two whole numbers from 1 up; got (0)"),
+  );
+  assert.throws(() => F.conv2d(x, w, { padding: -1 }), /conv2d: padding takes .* from 0 up; got \(-1\)/);
+  assert.throws(
+    () => F.conv2d(x, w, { dilation: 4 }),
+    /conv2d: a window that reaches over 9 does not fit into 8 and 0 of padding/,
+  );
+  assert.throws(() => F.conv2d(gpu.zeros([2, 4, 8, 8], { dtype: "i32" }), w), says("conv2d: x must be f32; got i32"));
+  assert.throws(
+    () => F.convTranspose2d(x, w),
+    says("convTranspose2d: x is (2, 4, 8, 8), so weight must be (4, out, kh, kw); got (6, 4, 3, 3)"),
+  );
+  assert.throws(
+    () => F.maxPool2d(x, 2, { padding: 2 }),
+    says("maxPool2d: padding may be at most half the window 2 x 2; got 2, 2"),
+  );
+  assert.throws(() => F.avgPool2d(x, 9), /avgPool2d: a window that reaches over 9 does not fit into 8/);
+});
+
+test.run();
