@@ -39,9 +39,12 @@ export async function trainSam(gpu: Device, config: SamTrainConfig, options: Sam
   const groups = decayGroups(sam, config.optim.weightDecay);
   const optimizer = new optim.AdamW(groups.map((group) => ({ ...group, lr: config.optim.lr })));
   let step = 0;
+  // Sums of the terms since the last line of the log.
+  let sums: Record<string, number> = {};
   if (last) {
     const { state } = await loadCheckpoint(gpu, last, { model: sam, optimizer });
     step = Number(state.step);
+    sums = { ...(state.sums as Record<string, number> | undefined) };
     options.onMessage?.(`continuing from step ${step}`);
   }
   await mkdir(run, { recursive: true });
@@ -62,11 +65,10 @@ export async function trainSam(gpu: Device, config: SamTrainConfig, options: Sam
     smallestCrop: config.data.smallestCrop,
   };
   const draw = (at: number) => drawBatch(data, photographs, at, at < config.boxSteps);
-  const checkpoint = () => saveCheckpoint(run, step, { model: sam, optimizer, state: { step }, config: { ...config, model: sizes } }, { keep: 2 });
+  const checkpoint = () => saveCheckpoint(run, step, { model: sam, optimizer, state: { step, sums }, config: { ...config, model: sizes } }, { keep: 2 });
 
   let next = draw(step);
   let since = performance.now();
-  const sums = new Map<string, number>();
   while (step < steps && !options.signal?.aborted) {
     const lr = learningRate(config, step);
     for (const group of optimizer.groups) group.lr = lr;
@@ -83,13 +85,13 @@ export async function trainSam(gpu: Device, config: SamTrainConfig, options: Sam
       }
     }
     step++;
-    for (const [name, value] of Object.entries(terms)) sums.set(name, (sums.get(name) ?? 0) + value);
+    for (const [name, value] of Object.entries(terms)) sums[name] = (sums[name] ?? 0) + value;
     const span = step % config.log === 0 ? config.log : 0;
     if (span > 0) {
       const seconds = (performance.now() - since) / 1000;
       since = performance.now();
-      const means = Object.fromEntries([...sums].map(([name, value]) => [name, value / span]));
-      sums.clear();
+      const means = Object.fromEntries(Object.entries(sums).map(([name, value]) => [name, value / span]));
+      sums = {};
       const rate = (span * batch) / seconds;
       const line = { step, ...means, lr, imagesPerSecond: rate, bytes: gpu.memory.liveBytes };
       await appendFile(join(run, "metrics.jsonl"), `${JSON.stringify(line)}\n`);
