@@ -34,6 +34,7 @@ function buildParser(): Parser {
       "\nExamples:\n  $ wgpu-wish doctor\n  $ wgpu-wish quickstart\n  $ wgpu-wish train --help\n\n" +
         "Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 no GPU adapter, 130 interrupted.",
     )
+    .configureHelp({ subcommandTerm: (command) => command.name() })
     .configureOutput({ outputError: () => {} });
   addGlobals(program);
   program.exitOverride();
@@ -68,7 +69,7 @@ function addCommand(program: Parser, command: Command): void {
 }
 
 function parserOption({ flags, help, parse, default: fallback, required, repeat, choices }: Option): ParserOption {
-  const option = new ParserOption(flags, help);
+  const option = new ParserOption(flags, required === true ? `${help} (required)` : help);
   const flag = option.long ?? flags;
   if (choices !== undefined) option.choices(choices);
   const read = parse ?? ((text: string) => text);

@@ -19,7 +19,6 @@ interface Options {
   point: PointPrompt[];
   box: [number, number, number, number][];
   single?: boolean;
-  engine: "webgpu" | "onnx";
   out: string;
   dump?: string;
 }
@@ -40,7 +39,6 @@ interface MaskEntry {
 
 export async function run(call: Call<Options>): Promise<void> {
   const { options, terminal } = call;
-  if (options.engine === "onnx") throw new BadInput("--engine onnx: onnxruntime is no part of this program; use --engine webgpu");
   if (options.point.length === 0 && options.box.length === 0) throw new BadInput("sam: give at least one --point X,Y or --box X0,Y0,X1,Y1");
   const image = await readImage(options.image);
   const prompts = promptsOf(options, image);
