@@ -14,6 +14,7 @@ export const commands: readonly Command[] = [
     ],
     notes: "Runs on the embedded default and needs no data. The report is report.html in the run's folder.",
     examples: ["wgpu-wish quickstart", "wgpu-wish quickstart --steps 20"],
+    load: () => import("./quickstart.ts"),
   },
   {
     name: "scenes",
@@ -97,7 +98,7 @@ export const commands: readonly Command[] = [
       },
       { flags: "--box <x0,y0,x1,y1>", help: "a box; each is a prompt of its own", parse: box, repeat: true },
       { flags: "--single", help: "one mask for each prompt instead of three candidates" },
-      { flags: "--engine <name>", help: "what computes", choices: ["webgpu", "onnx"], default: "webgpu" },
+      { flags: "--engine <name>", help: "what computes; this version has one engine", choices: ["webgpu"], default: "webgpu" },
       { flags: "--out <dir>", help: "folder for overlay and mask PNGs", required: true },
       { flags: "--dump <file>", help: "write the raw tensors as safetensors" },
     ],

@@ -15,6 +15,8 @@ import { writeWhole } from "./files.ts";
 import { hashOf, type Prompted, type Teacher } from "./teacher.ts";
 
 const IMAGES_IN_A_FILE = 32;
+/** Pixels of SAM's input that one pass takes: several images of a small teacher, one of SAM. */
+const PIXELS_AT_ONCE = 4 * 256 * 256;
 const VERSION = "1";
 
 /** SAM's three masks of one label, on the original image. */
@@ -53,6 +55,7 @@ export async function makeProxies(
   const out: (Proxy[] | undefined)[] = items.map(() => undefined);
   const labelled = items.flatMap((item, index) => (item.kind === "points" || item.kind === "boxes" ? [index] : []));
   const folder = join(options.cache, `proxies-${hashOf(VERSION, teacher.key, options.soft ? "soft" : "binary", options.labels)}`);
+  const atOnce = Math.max(1, Math.floor(PIXELS_AT_ONCE / teacher.sam.config.imageSize ** 2));
   let done = 0;
   for (let first = 0; first < labelled.length; first += IMAGES_IN_A_FILE) {
     const group = labelled.slice(first, first + IMAGES_IN_A_FILE);
@@ -61,10 +64,13 @@ export async function makeProxies(
     const fresh = !stored;
     if (!stored) {
       stored = [];
-      for (const index of group) {
+      for (let i = 0; i < group.length; i += atOnce) {
         if (signal?.aborted) return out;
-        stored.push({ image: items[index]!.imageId, proxies: (await ask(teacher, items[index]!)).map((p) => store(p, items[index]!, options.soft)) });
-        progress(++done, labelled.length, true);
+        const some = group.slice(i, i + atOnce).map((index) => items[index]!);
+        for (const [j, prompted] of (await ask(teacher, some)).entries())
+          stored.push({ image: some[j]!.imageId, proxies: prompted.map((p) => store(p, some[j]!, options.soft)) });
+        done += some.length;
+        progress(done, labelled.length, true);
       }
       await writeWhole(path, JSON.stringify(stored));
     } else done += group.length;
@@ -74,12 +80,17 @@ export async function makeProxies(
   return out;
 }
 
-async function ask(teacher: Teacher, item: Item): Promise<Prompted[]> {
-  const count = item.kind === "points" ? item.points.length : item.boxes.length;
-  if (count === 0) return [];
-  const image = await readImage(item.path);
-  if (item.kind === "points") return teacher.prompt(image, { points: item.points });
-  return teacher.prompt(image, { boxes: item.boxes.map(([x, y, w, h]) => [x, y, x + w, y + h]) });
+async function ask(teacher: Teacher, items: readonly Item[]): Promise<Prompted[][]> {
+  const images = await Promise.all(items.map((item) => readImage(item.path)));
+  const out: Prompted[][] = items.map(() => []);
+  for (const kind of ["points", "boxes"] as const) {
+    const of = items.flatMap((item, i) => (item.kind === kind ? [i] : []));
+    if (of.length === 0) continue;
+    const prompts = of.map((i) => (kind === "points" ? items[i]!.points : items[i]!.boxes.map(([x, y, w, h]) => [x, y, x + w, y + h])));
+    const answers = await teacher.prompt(of.map((i) => images[i]!), kind === "points" ? "point" : "box", prompts);
+    for (const [j, i] of of.entries()) out[i] = answers[j]!;
+  }
+  return out;
 }
 
 function store({ masks, iou, logits, side }: Prompted, { width, height }: Item, soft: boolean): StoredProxy {

@@ -7,7 +7,7 @@ import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Device, F, fileNumbers, halfBits, halfValue, noGrad, parseSafetensors, scope, encodeSafetensors } from "../engine/index.ts";
-import { loadSam, longestSide, prepareImage, type Sam, SamPredictor } from "../model/sam/index.ts";
+import { loadSam, longestSide, prepareImage, type Sam } from "../model/sam/index.ts";
 import { packageRoot } from "../platform/root.ts";
 import type { Image } from "./data/image.ts";
 import { readNamed, writeWhole } from "./files.ts";
@@ -45,7 +45,6 @@ export class Teacher {
   /** Identifies the weights. */
   readonly key: string;
   readonly #gpu: Device;
-  readonly #predictor: SamPredictor;
   readonly #options: TeacherOptions;
   /** Insertion order is order of use. */
   readonly #embeddings = new Map<number, Uint16Array>();
@@ -55,7 +54,6 @@ export class Teacher {
     this.#gpu = gpu;
     this.sam = sam;
     this.key = key;
-    this.#predictor = new SamPredictor(sam);
     this.#options = options;
   }
 
@@ -78,26 +76,52 @@ export class Teacher {
     };
   }
 
-  /** Masks for points (pixels) or boxes (x0, y0, x1, y1) of an image, each a prompt of its own. */
-  async prompt(image: Image, prompts: { points: readonly (readonly [number, number])[] } | { boxes: readonly (readonly number[])[] }): Promise<Prompted[]> {
-    const list = "points" in prompts ? prompts.points : prompts.boxes;
-    if (list.length === 0) return [];
-    return scope(async () => {
-      this.#predictor.setImage(image);
-      const flat = list.flat();
-      const { masks, iou, lowRes } = await this.#predictor.predict(
-        "points" in prompts ? { points: { coords: flat, labels: new Int32Array(list.length).fill(1), count: list.length } } : { boxes: flat },
-      );
-      const side = this.sam.config.grid * 4;
-      const area = side * side;
-      const each = iou[0]!.length;
-      return masks.map((candidates, i) => ({
-        masks: candidates,
-        iou: iou[i]!,
-        logits: candidates.map((_, c) => lowRes.slice((i * each + c) * area, (i * each + c + 1) * area)),
-        side,
-      }));
+  /**
+   * Masks for points (pixels) or boxes (x0, y0, x1, y1), each a prompt of its own: for several images at once, which is read back once.
+   * Prompts of one call are of one kind.
+   */
+  async prompt(images: readonly Image[], kind: "point" | "box", prompts: readonly (readonly (readonly number[])[])[]): Promise<Prompted[][]> {
+    const { imageSize: S, grid } = this.sam.config;
+    const most = Math.max(0, ...prompts.map((list) => list.length));
+    if (most === 0) return prompts.map(() => []);
+    const prepared = images.map((image) => prepareImage(image, S));
+    const numbers = kind === "point" ? 2 : 4;
+    // Images with fewer prompts repeat a corner of the image; what comes of it is not looked at.
+    const coords = new Float32Array(images.length * most * numbers);
+    for (const [b, list] of prompts.entries())
+      for (const [i, values] of list.entries())
+        for (const [n, v] of values.entries()) coords[(b * most + i) * numbers + n] = v * prepared[b]!.scale[n % 2]!;
+    const both = await scope(async () => {
+      const { masks, iou } = noGrad(() => {
+        const pixels = new Float32Array(images.length * 3 * S * S);
+        for (const [b, { data }] of prepared.entries()) pixels.set(data, b * 3 * S * S);
+        const embedding = this.sam.encodeImage(this.#gpu.tensor(pixels, [images.length, 3, S, S]));
+        const count = images.length * most;
+        const { sparse, dense } = this.sam.encodePrompts(
+          kind === "point" ? { points: { coords, labels: new Int32Array(count).fill(1), count } } : { boxes: coords },
+        );
+        return this.sam.decode(embedding, sparse, dense, { multimask: true });
+      });
+      const flat = noGrad(() => F.cat([F.reshape(masks, [masks.size]), F.reshape(iou, [iou.size])], 0));
+      return { values: (await flat.toArray()) as Float32Array, each: iou.shape[1]! };
     });
+    const side = grid * 4;
+    const area = side * side;
+    const { values, each } = both;
+    const ratings = values.subarray(images.length * most * each * area);
+    return prompts.map((list, b) =>
+      list.map((_, i): Prompted => {
+        const first = (b * most + i) * each;
+        const logits = Array.from({ length: each }, (_, c) => values.slice((first + c) * area, (first + c + 1) * area));
+        const { inputSize, originalSize } = prepared[b]!;
+        return {
+          masks: logits.map((low) => maskOfLogits(low, side, S, inputSize, originalSize)),
+          iou: Array.from(ratings.subarray(first, first + each)),
+          logits,
+          side,
+        };
+      }),
+    );
   }
 
   /**
@@ -156,6 +180,40 @@ export class Teacher {
     }
     return halves;
   }
+}
+
+/** SAM's postprocessing on the host: bilinear to the square input, cut to the image, bilinear to its size, above 0 is mask. */
+export function maskOfLogits(low: Float32Array, side: number, S: number, [h, w]: readonly [number, number], [height, width]: readonly [number, number]): Uint8Array {
+  const square = bilinear(low, side, side, side, S, S);
+  const full = bilinear(square, S, w, h, width, height);
+  return Uint8Array.from(full, (v) => (v > 0 ? 1 : 0));
+}
+
+/** The left upper w x h of rows of `stride` values -> W x H, as F.interpolate does without aligned corners. */
+function bilinear(x: Float32Array, stride: number, w: number, h: number, W: number, H: number): Float32Array {
+  const taps = (n: number, N: number): { at: Int32Array; next: Int32Array; share: Float32Array } => {
+    const [at, next, share] = [new Int32Array(N), new Int32Array(N), new Float32Array(N)];
+    for (let i = 0; i < N; i++) {
+      const place = Math.max(0, ((i + 0.5) * n) / N - 0.5);
+      at[i] = Math.min(n - 1, Math.floor(place));
+      next[i] = Math.min(n - 1, at[i]! + 1);
+      share[i] = place - at[i]!;
+    }
+    return { at, next, share };
+  };
+  const [across, down] = [taps(w, W), taps(h, H)];
+  const rows = new Float32Array(h * W);
+  for (let j = 0; j < h; j++)
+    for (let i = 0; i < W; i++) {
+      const u = across.share[i]!;
+      rows[j * W + i] = x[j * stride + across.at[i]!]! * (1 - u) + x[j * stride + across.next[i]!]! * u;
+    }
+  const out = new Float32Array(W * H);
+  for (let j = 0; j < H; j++) {
+    const [a, b, v] = [down.at[j]! * W, down.next[j]! * W, down.share[j]!];
+    for (let i = 0; i < W; i++) out[j * W + i] = rows[a + i]! * (1 - v) + rows[b + i]! * v;
+  }
+  return out;
 }
 
 /** Loads the teacher that a configuration names; a path that is not there is looked up in the package (assets/). */
