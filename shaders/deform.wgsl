@@ -72,9 +72,16 @@ fn shares(f: vec2f) -> vec4f {
   return vec4f(low.x * low.y, f.x * low.y, low.x * f.y, f.x * f.y);
 }
 
+// Two vectors of the result an invocation, which share the work of finding places; d is then even.
+override PAIR: bool = false;
+
+fn blend(share: vec4f, k: vec4u) -> vec4f {
+  return share.x * value[k.x] + share.y * value[k.y] + share.z * value[k.z] + share.w * value[k.w];
+}
+
 @compute @workgroup_size(64)
 fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  let i = id.x + id.y * groups.x * 64u;
+  let i = (id.x + id.y * groups.x * 64u) * select(1u, 2u, PAIR);
   if (i >= params.b * params.q * params.m * params.d) {
     return;
   }
@@ -83,18 +90,25 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   let m = head % params.m;
   let b = head / (params.m * params.q);
   var sample = head * params.l * params.p;
-  var sum = vec4f();
+  var sum0 = vec4f();
+  var sum1 = vec4f();
   for (var l = 0u; l < params.l; l++) {
     let level = params.levels[l];
     for (var p = 0u; p < params.p; p++) {
       let spot = place(locations[sample], level);
       let share = shares(spot.f) * inside(spot.at, level) * weights[sample];
       let k = corners(spot.at, level, b, m) + d;
-      sum += share.x * value[k.x] + share.y * value[k.y] + share.z * value[k.z] + share.w * value[k.w];
+      sum0 += blend(share, k);
+      if (PAIR) {
+        sum1 += blend(share, k + 1u);
+      }
       sample++;
     }
   }
-  y[i] = sum;
+  y[i] = sum0;
+  if (PAIR) {
+    y[i + 1u] = sum1;
+  }
 }
 
 @compute @workgroup_size(64)
@@ -151,7 +165,7 @@ fn records_of(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups)
 
 @compute @workgroup_size(64)
 fn grad_value(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  let i = id.x + id.y * groups.x * 64u;
+  let i = (id.x + id.y * groups.x * 64u) * select(1u, 2u, PAIR);
   if (i >= params.b * params.s * params.m * params.d) {
     return;
   }
@@ -167,7 +181,8 @@ fn grad_value(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups)
   let row = (s - level.z) / level.y;
   let column = (s - level.z) % level.y;
   let first = (b * params.m + m) * params.cells + level.w;
-  var sum = vec4f();
+  var sum0 = vec4f();
+  var sum1 = vec4f();
   for (var below = 0u; below < 2u; below++) {
     // The cells to the left and to the right of the pixel are neighbours in the sorted order.
     let cell = first + (row + 1u - below) * (level.y + 1u) + column;
@@ -176,8 +191,15 @@ fn grad_value(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups)
     for (var k = start[cell]; k < last; k++) {
       let r = records[k];
       let share = select(1.0 - r.x, r.x, k < middle) * select(1.0 - r.y, r.y, below == 1u) * r.z;
-      sum += share * g[bitcast<u32>(r.w) + d];
+      let at = bitcast<u32>(r.w) + d;
+      sum0 += share * g[at];
+      if (PAIR) {
+        sum1 += share * g[at + 1u];
+      }
     }
   }
-  g_value[i] = sum;
+  g_value[i] = sum0;
+  if (PAIR) {
+    g_value[i + 1u] = sum1;
+  }
 }

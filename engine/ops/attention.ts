@@ -82,7 +82,12 @@ function place(x: Tensor, y: Tensor, b0: number, n0: number): void {
   stridedWrite(x, y, (b0 * r + n0) * c, stridesOf(x.shape));
 }
 
-function params(t: Problem, chunk: Chunk): Record<string, number | number[]> {
+/** The problem as one chunk, where it is small enough. */
+function onlyChunk(t: Problem): Chunk | undefined {
+  return t.chunks.length === 1 && t.chunks[0]!.length === 1 ? t.chunks[0]![0] : undefined;
+}
+
+function params(t: Problem, chunk: Chunk) {
   const size = t.mask?.size ?? [1, 1, 1, 1];
   return {
     rows: chunk.batch * chunk.n,
@@ -117,66 +122,71 @@ function weights(t: Problem, chunk: Chunk): Tensor {
   return s;
 }
 
-function accumulate(y: Tensor | undefined, b: Tensor): Tensor {
-  if (!y) return b;
+/** Gradients of the whole problem that chunks write their part of. */
+interface Whole {
+  mask: Tensor | null;
+  relH: Tensor | null;
+  relW: Tensor | null;
+}
+
+/** Gradients of the chunk's queries, and its share in those of the keys and values that it sees. */
+function chunkGradients(t: Problem, chunk: Chunk, kept: Tensor | undefined, gy: Tensor, whole: Whole): (Tensor | undefined)[] {
+  const { b0, batch, n } = chunk;
+  const { m, d, dv } = t;
+  const { device } = gy;
+  const g = part(gy, b0, batch, chunk);
+  const p = kept ?? weights(t, chunk);
+  const gv = t.v.requiresGrad ? gemm({ x: p, flipped: true }, { x: g, flipped: false }, batch, m, n, dv) : undefined;
+  if (!t.q.requiresGrad && !t.k.requiresGrad && !whole.mask && !whole.relH && !whole.relW) return [undefined, undefined, gv];
+
+  const ds = gemm({ x: g, flipped: false }, { x: part(t.v, b0, batch), flipped: true }, batch, n, dv, m);
+  const four = m % 4 === 0;
+  const rows = batch * n;
+  const all = params(t, chunk);
+  const call = (entry: string, bind: Record<string, Tensor>, count: number, constants = {}): void =>
+    run(device, "attention", entry, { bind, params: all, constants, groups: linearGroups(Math.ceil(count / 64)) });
+  call(four ? "grad4" : "grad", four ? { s4: ds, p4: p } : { s: ds, p }, rows);
+  if (whole.relH) call("grad_rel", { ds, g_rel: whole.relH }, rows * all.k_h, { ALONG_W: 0 });
+  if (whole.relW) call("grad_rel", { ds, g_rel: whole.relW }, rows * all.k_w, { ALONG_W: 1 });
+  if (whole.mask) call("grad_mask", { ds, g_mask: whole.mask }, whole.mask.size);
+  return [
+    t.q.requiresGrad ? gemm({ x: ds, flipped: false }, { x: part(t.k, b0, batch), flipped: false }, batch, n, m, d) : undefined,
+    t.k.requiresGrad ? gemm({ x: ds, flipped: true }, { x: part(t.q, b0, batch, chunk), flipped: false }, batch, m, n, d) : undefined,
+    gv,
+  ];
+}
+
+/** y + b, in y's memory. */
+function accumulate(y: Tensor | undefined, b: Tensor | undefined): Tensor | undefined {
+  if (!y || !b) return b;
   const vectors = Math.ceil(y.size / 4);
   run(y.device, "accumulate", "in_place", { bind: { y, b }, params: { n: vectors }, groups: linearGroups(Math.ceil(vectors / 64)) });
   return y;
 }
 
 function gradients(t: Problem, kept: Tensor | undefined, gy: Tensor): (Tensor | null)[] {
-  const { device } = gy;
-  const like = (x: Tensor | undefined): Tensor | null => (x?.requiresGrad ? empty(device, x.shape) : null);
-  const [gq, gk, gv, gh, gw] = [like(t.q), like(t.k), like(t.v), like(t.relH), like(t.relW)];
-  const gMask = t.mask?.x.requiresGrad ? fill(empty(device, t.mask.x.shape), 0) : null;
+  const like = (x: Tensor | undefined): Tensor | null => (x?.requiresGrad ? empty(gy.device, x.shape) : null);
+  const whole: Whole = { mask: like(t.mask?.x), relH: like(t.relH), relW: like(t.relW) };
+  if (whole.mask) fill(whole.mask, 0);
+  const single = onlyChunk(t);
+  if (single) {
+    const [gq, gk, gv] = scope(() => chunkGradients(t, single, kept, gy, whole));
+    return [gq ?? null, gk ?? null, gv ?? null, whole.mask, whole.relH, whole.relW];
+  }
+  const [gq, gk, gv] = [like(t.q), like(t.k), like(t.v)];
   for (const group of t.chunks)
     scope(() => {
-      const { b0, batch } = group[0]!;
-      const k = part(t.k, b0, batch);
-      const v = part(t.v, b0, batch);
-      let sumK: Tensor | undefined;
-      let sumV: Tensor | undefined;
+      let sums: (Tensor | undefined)[] = [];
       for (const chunk of group)
-        [sumK, sumV] = scope(() => {
-          const g = part(gy, b0, batch, chunk);
-          const p = kept ?? weights(t, chunk);
-          if (gv) sumV = accumulate(sumV, gemm({ x: p, flipped: true }, { x: g, flipped: false }, batch, t.m, chunk.n, t.dv));
-          if (!gq && !gk && !gh && !gw && !gMask) return [sumK, sumV];
-
-          const ds = gemm({ x: g, flipped: false }, { x: v, flipped: true }, batch, chunk.n, t.dv, t.m);
-          const four = t.m % 4 === 0;
-          const rows = batch * chunk.n;
-          const all = params(t, chunk);
-          run(device, "attention", four ? "grad4" : "grad", {
-            bind: four ? { s4: ds, p4: p } : { s: ds, p },
-            params: all,
-            groups: linearGroups(Math.ceil(rows / 64)),
-          });
-          if (gq) place(gemm({ x: ds, flipped: false }, { x: k, flipped: false }, batch, chunk.n, t.m, t.d), gq, b0, chunk.n0);
-          if (gk) {
-            const q = part(t.q, b0, batch, chunk);
-            sumK = accumulate(sumK, gemm({ x: ds, flipped: true }, { x: q, flipped: false }, batch, t.m, chunk.n, t.d));
-          }
-          for (const [g_rel, along] of [[gh, 0], [gw, 1]] as const)
-            if (g_rel)
-              run(device, "attention", "grad_rel", {
-                bind: { ds, g_rel },
-                params: all,
-                constants: { ALONG_W: along },
-                groups: linearGroups(Math.ceil((rows * g_rel.shape.at(-1)!) / 64)),
-              });
-          if (gMask)
-            run(device, "attention", "grad_mask", {
-              bind: { ds, g_mask: gMask },
-              params: all,
-              groups: linearGroups(Math.ceil(gMask.size / 64)),
-            });
-          return [sumK, sumV];
+        sums = scope(() => {
+          const [q, k, v] = chunkGradients(t, chunk, undefined, gy, whole);
+          if (q) place(q, gq!, chunk.b0, chunk.n0);
+          return [accumulate(sums[0], k), accumulate(sums[1], v)];
         });
-      if (gk) place(sumK!, gk, b0, 0);
-      if (gv) place(sumV!, gv, b0, 0);
+      if (sums[0]) place(sums[0], gk!, group[0]!.b0, 0);
+      if (sums[1]) place(sums[1], gv!, group[0]!.b0, 0);
     });
-  return [gq, gk, gv, gMask, gh, gw];
+  return [gq, gk, gv, whole.mask, whole.relH, whole.relW];
 }
 
 /** Brings a mask to (outer, inner, rows, M), repeating it only where its batch dimensions do not fall into two groups. */
@@ -250,17 +260,21 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     relW: relW && reshape(relW, [batch, n, relW.shape.at(-1)!]),
   };
   const inputs = [t.q, t.k, t.v, t.mask?.x, t.relH, t.relW];
-  const whole = t.chunks.length === 1 && t.chunks[0]!.length === 1;
-  const keeps = whole && isRecording() && inputs.some((x) => x?.requiresGrad);
-  const y = empty(q.device, [batch, n, dv]);
+  const single = onlyChunk(t);
+  const keeps = isRecording() && inputs.some((x) => x?.requiresGrad);
+  const attend = (p: Tensor, chunk: Chunk): Tensor =>
+    gemm({ x: p, flipped: false }, { x: part(t.v, chunk.b0, chunk.batch), flipped: false }, chunk.batch, chunk.n, m, dv);
+  let y: Tensor;
   let kept: Tensor | undefined;
-  for (const chunk of t.chunks.flat())
-    kept = scope(() => {
-      const p = weights(t, chunk);
-      const values = part(t.v, chunk.b0, chunk.batch);
-      place(gemm({ x: p, flipped: false }, { x: values, flipped: false }, chunk.batch, chunk.n, m, dv), y, chunk.b0, chunk.n0);
-      return keeps ? p : undefined;
+  if (single) {
+    [y, kept] = scope(() => {
+      const p = weights(t, single);
+      return [attend(p, single), keeps ? p : undefined] as const;
     });
+  } else {
+    y = empty(q.device, [batch, n, dv]);
+    for (const chunk of t.chunks.flat()) scope(() => place(attend(weights(t, chunk), chunk), y, chunk.b0, chunk.n0));
+  }
   const present = inputs.flatMap((x, i) => (x ? [{ x, i }] : []));
   const out = record("scaledDotProductAttention", present.map(({ x }) => x), y, (gy) => {
     const all = gradients(t, kept, gy);

@@ -45,11 +45,20 @@ export function msDeformAttn(value: Tensor, shapes: readonly (readonly number[])
   const { device } = value;
   const params = { b, s, q, m, d: width / 4, l, p, cells, levels };
   const samples = weights.size;
+  // Two vectors of channels an invocation where they come in pairs.
+  const pair = params.d % 2 === 0;
   const call = (entry: string, bind: Record<string, Tensor>, count: number): void =>
     run(device, "deform", entry, { bind, params, groups: linearGroups(Math.ceil(count / 64)) });
+  const callChannels = (entry: string, bind: Record<string, Tensor>, vectors: number): void =>
+    run(device, "deform", entry, {
+      bind,
+      params,
+      constants: { PAIR: pair ? 1 : 0 },
+      groups: linearGroups(Math.ceil(vectors / (pair ? 128 : 64))),
+    });
 
   const y = empty(device, [b, q, m * width]);
-  call("forward", { value, locations, weights, y }, y.size / 4);
+  callChannels("forward", { value, locations, weights, y }, y.size / 4);
   return record("msDeformAttn", [value, locations, weights], y, (g) => {
     let gValue: Tensor | null = null;
     if (value.requiresGrad && samples === 0) gValue = fill(empty(device, value.shape), 0);
@@ -60,7 +69,7 @@ export function msDeformAttn(value: Tensor, shapes: readonly (readonly number[])
       const { order, start } = groupByKey(keys, samples, b * m * cells);
       const records = empty(device, [samples, 4]);
       call("records_of", { locations, weights, order, records_out: records }, samples);
-      call("grad_value", { records, start, g, g_value: gValue }, gValue.size / 4);
+      callChannels("grad_value", { records, start, g, g_value: gValue }, gValue.size / 4);
     }
     if (!locations.requiresGrad && !weights.requiresGrad) return [gValue, null, null];
     const gLocations = empty(device, locations.shape);
