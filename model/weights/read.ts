@@ -1,6 +1,7 @@
 // Any file of weights -> named tensors on the host. The content decides on the format; the name stands in the errors and settles doubts.
 import { parseSafetensors } from "../../engine/safetensors.ts";
 import { readDetectron } from "./detectron.ts";
+import { readOnnx } from "./onnx.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
 import { readTorch } from "./torch.ts";
 
@@ -8,13 +9,13 @@ export interface Checkpoint {
   readonly tensors: Map<string, HostTensor>;
   /** Of safetensors; empty for the other formats. */
   readonly metadata: Record<string, string>;
-  readonly format: "safetensors" | "torch" | "pickle";
+  readonly format: "safetensors" | "torch" | "pickle" | "onnx";
 }
 
-/** Reads .safetensors, .pt, .pth and detectron2's .pkl. Nothing in the file is executed. */
+/** Reads .safetensors, .pt, .pth, detectron2's .pkl and the initialisers of .onnx. Nothing in the file is executed. */
 export function readCheckpoint(bytes: Uint8Array, file: string): Checkpoint {
   if (bytes.length === 0) throw new CheckpointError(`${file}: the file is empty`);
-  if (/\.onnx$/i.test(file)) throw new CheckpointError(`${file}: ONNX graphs are not read; export the state dict instead`);
+  if (/\.onnx$/i.test(file)) return { tensors: readOnnx(bytes, file), metadata: {}, format: "onnx" };
   if (looksLikeSafetensors(bytes)) {
     try {
       return { ...parseSafetensors(bytes, file), format: "safetensors" };

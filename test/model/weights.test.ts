@@ -131,6 +131,46 @@ test("an entry that would inflate a thousandfold is refused before it does", () 
   assert.match(message(() => readCheckpoint(lying, "lie.pt")), /lie\.pt: entry a\/data/);
 });
 
+test("the initialisers of an ONNX model are read, raw and typed", () => {
+  const field = (number: number, content: Uint8Array) => Buffer.concat([Buffer.from([number * 8 + 2, content.length]), content]);
+  const raw = Buffer.concat([
+    Buffer.from([0x08, 2, 0x08, 1, 0x10, 1]),
+    field(8, ascii("a")),
+    field(9, new Uint8Array(Float32Array.of(1.5, -2).buffer)),
+  ]);
+  const packed = Buffer.concat([field(1, Uint8Array.of(3)), Buffer.from([0x10, 7]), field(7, Uint8Array.of(5, 6, 0x80, 0x01)), field(8, ascii("b"))]);
+  const model = Buffer.concat([Buffer.from([0x08, 8]), field(7, Buffer.concat([field(5, raw), field(5, packed)]))]);
+  const { tensors, format } = readCheckpoint(new Uint8Array(model), "m.onnx");
+  assert.is(format, "onnx");
+  assert.equal(tensors.get("a")!.shape, [2, 1]);
+  assert.equal([...fileNumbers(tensors.get("a")!)], [1.5, -2]);
+  assert.equal([...fileNumbers(tensors.get("b")!)], [5, 6, 128]);
+  assert.match(message(() => readCheckpoint(new Uint8Array(model.subarray(0, -3)), "m.onnx")), /m\.onnx: the ONNX model is truncated/);
+});
+
+test("a detectron2 pickle gives its NumPy arrays", () => {
+  const word = (text: string) => Buffer.concat([Buffer.from([0x8c, text.length]), ascii(text)]);
+  const pickle = Buffer.concat([
+    Buffer.from([0x80, 4, 0x7d]),
+    word("model"),
+    Buffer.from([0x7d]),
+    word("w"),
+    ascii("cnumpy.core.multiarray\n_reconstruct\n"),
+    ascii("cnumpy\nndarray\n"),
+    Buffer.from([0x4b, 0, 0x85, 0x43, 1, 0x62, 0x87, 0x52]),
+    Buffer.from([0x28, 0x4b, 1, 0x4b, 2, 0x4b, 1, 0x86]),
+    ascii("cnumpy\ndtype\n"),
+    word("f4"),
+    Buffer.from([0x89, 0x88, 0x87, 0x52, 0x89, 0x43, 8]),
+    new Uint8Array(Float32Array.of(0.5, 4).buffer),
+    Buffer.from([0x74, 0x62, 0x73, 0x73, 0x2e]),
+  ]);
+  const { tensors, format } = readCheckpoint(new Uint8Array(pickle), "model.pkl");
+  assert.is(format, "pickle");
+  assert.equal(tensors.get("w")!.shape, [2, 1]);
+  assert.equal([...fileNumbers(tensors.get("w")!)], [0.5, 4]);
+});
+
 test("sizes of SAM are recovered from shapes, transformers' names become the original's", () => {
   const vit = nameTensors(readCheckpoint(read("sam-vit.pt"), "v").tensors, "v");
   assert.is(vit.kind, "SAM (ViT)");
