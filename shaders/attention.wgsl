@@ -4,6 +4,7 @@
 //   grad:      ds <- p * (ds - sum(ds * p)) in place, p being what forward left
 //   grad_rel:  sums of ds over key columns (rel_h) or key rows (rel_w), for all queries of the chunk
 //   grad_mask: adds to each element of the mask's gradient the ds that it was broadcast to
+//   row_forward, row_grad: the same with a workgroup for each row: right on GPUs, and for few long rows everywhere
 // rel_h: (batch, N, kH) and rel_w: (batch, N, kW) stand for keys at (k / kW, k % kW). The mask's strides are in elements, its last one is 1.
 // Scores from -2.9e38 down (masked by -infinity too) count as masked out.
 struct Params {
@@ -171,6 +172,91 @@ fn grad4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) grou
   let sum = (sums.x + sums.y) + (sums.z + sums.w);
   for (var k = base; k < last; k++) {
     s4[k] = p4[k] * (s4[k] - sum);
+  }
+}
+
+const LANES = 64u;
+var<workgroup> tops: array<f32, 64>;
+var<workgroup> sums: array<f32, 64>;
+
+// Maximum and sum of a workgroup's lanes put together.
+fn together(lane: u32, top: f32, sum: f32) -> vec2f {
+  tops[lane] = top;
+  sums[lane] = sum;
+  workgroupBarrier();
+  for (var half = LANES / 2u; half > 0u; half /= 2u) {
+    if (lane < half) {
+      let a = tops[lane];
+      let b = tops[lane + half];
+      let higher = max(a, b);
+      tops[lane] = higher;
+      sums[lane] = sums[lane] * exp1(a - higher) + sums[lane + half] * exp1(b - higher);
+    }
+    workgroupBarrier();
+  }
+  return vec2f(tops[0], sums[0]);
+}
+
+@compute @workgroup_size(LANES)
+fn row_forward(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let r = group.x + group.y * groups.x;
+  if (r >= params.rows) {
+    return;
+  }
+  let b = params.b0 + r / params.n_chunk;
+  let n = params.n0 + r % params.n_chunk;
+  let base = r * params.m;
+  let masked = mask_base(b, n);
+  let query = b * params.n + n;
+  var top = MASKED;
+  var sum = 0.0;
+  for (var k = lane; k < params.m; k += LANES) {
+    var v = s[base + k];
+    if (params.k_h > 0u) {
+      v += rel_h[query * params.k_h + k / params.k_w] + rel_w[query * params.k_w + k % params.k_w];
+    }
+    if (params.mask_kind == 1u) {
+      v = select(v, MASKED, mask[masked + k] == 0u);
+    } else if (params.mask_kind == 2u) {
+      v = max(v + bitcast<f32>(mask[masked + k]), MASKED);
+    }
+    s[base + k] = v;
+    if (v > top) {
+      sum *= exp1(top - v);
+      top = v;
+    }
+    sum += exp1(v - top);
+  }
+  let all = together(lane, top, sum);
+  let scale = select(0.0, 1.0 / all.y, all.x > -2.9e38);
+  for (var k = base + lane; k < base + params.m; k += LANES) {
+    s[k] = exp1(s[k] - all.x) * scale;
+  }
+}
+
+@compute @workgroup_size(LANES)
+fn row_grad(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let r = group.x + group.y * groups.x;
+  if (r >= params.rows) {
+    return;
+  }
+  let base = r * params.m;
+  var part = 0.0;
+  for (var k = base + lane; k < base + params.m; k += LANES) {
+    part += s[k] * p[k];
+  }
+  // Equal maxima: what is put together is the plain sum.
+  let sum = together(lane, 0.0, part).y;
+  for (var k = base + lane; k < base + params.m; k += LANES) {
+    s[k] = p[k] * (s[k] - sum);
   }
 }
 

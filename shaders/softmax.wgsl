@@ -4,7 +4,8 @@
 //   log_sum:       y = m + log(s), (outer, inner)
 //   grad_log_sum:  gx = g exp(x - y)
 // m and s are found in one pass: s is brought to the new maximum whenever one turns up. The entries ending in 4 take rows whose values lie
-// side by side, four at a time. exp and log are written out: adapters' builtins may be off by more than 1e-6.
+// side by side, four at a time; those beginning with row_ give a row of such values a workgroup of its own: right on GPUs, and for few
+// long rows everywhere. exp and log are written out: adapters' builtins may be off by more than 1e-6.
 struct Params {
   rows: u32,   // outer * inner
   r: u32,
@@ -218,6 +219,87 @@ fn grad4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) grou
       gx4[at] = y_in4[at] * (g4[at] - s);
     } else {
       gx4[at] = g4[at] - exp_(y_in4[at]) * s;
+    }
+  }
+}
+
+const LANES = 64u;
+var<workgroup> tops: array<f32, 64>;
+var<workgroup> sums: array<f32, 64>;
+
+// (m, s) of a workgroup's lanes put together.
+fn together(lane: u32, m: f32, s: f32) -> vec2f {
+  tops[lane] = m;
+  sums[lane] = s;
+  workgroupBarrier();
+  for (var half = LANES / 2u; half > 0u; half /= 2u) {
+    if (lane < half) {
+      let a = tops[lane];
+      let b = tops[lane + half];
+      let top = max(a, b);
+      tops[lane] = top;
+      sums[lane] = sums[lane] * exp1(a - top) + sums[lane + half] * exp1(b - top);
+    }
+    workgroupBarrier();
+  }
+  return vec2f(tops[0], sums[0]);
+}
+
+@compute @workgroup_size(LANES)
+fn row_forward(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let row = group.x + group.y * groups.x;
+  if (row >= params.rows) {
+    return;
+  }
+  let base = row * params.r;
+  var m = -3.4e38;
+  var s = 0.0;
+  for (var k = lane; k < params.r; k += LANES) {
+    let v = x[base + k];
+    if (v > m) {
+      s *= exp1(m - v);
+      m = v;
+    }
+    s += exp1(v - m);
+  }
+  let ms = together(lane, m, s);
+  let scale = 1.0 / ms.y;
+  let shift = log1(ms.y);
+  for (var k = base + lane; k < base + params.r; k += LANES) {
+    if (KIND == 0u) {
+      y[k] = exp1(x[k] - ms.x) * scale;
+    } else {
+      y[k] = x[k] - ms.x - shift;
+    }
+  }
+}
+
+@compute @workgroup_size(LANES)
+fn row_grad(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let row = group.x + group.y * groups.x;
+  if (row >= params.rows) {
+    return;
+  }
+  let base = row * params.r;
+  var part = 0.0;
+  for (var k = base + lane; k < base + params.r; k += LANES) {
+    part += g[k] * select(1.0, y_in[k], KIND == 0u);
+  }
+  // Equal maxima: what is put together is the plain sum.
+  let s = together(lane, 0.0, part).y;
+  for (var k = base + lane; k < base + params.r; k += LANES) {
+    if (KIND == 0u) {
+      gx[k] = y_in[k] * (g[k] - s);
+    } else {
+      gx[k] = g[k] - exp1(y_in[k]) * s;
     }
   }
 }

@@ -85,6 +85,8 @@ export const attentionCases: Cases = {
     attention({ name: "float mask whose batch does not fold", batch: [2, 2, 2], n: 3, m: 4, d: 2, mask: [2, 1, 2, 1, 4] }),
     attention({ name: "scale and relative position", batch: [2], n: 6, m: 12, d: 4, rel: [3, 4], scale: 0.7 }),
     attention({ name: "relative position and mask", batch: [2], n: 3, m: 6, d: 5, rel: [2, 3], mask: [1, 3, 6] }),
+    attention({ name: "few long rows, some closed", batch: [2], n: 3, m: 520, d: 2, mask: [3, 520], allowed: (i) => i >= 520 && i % 3 > 0 }),
+    attention({ name: "few long rows, relative position and mask", n: 2, m: 525, d: 2, rel: [25, 21], mask: [2, 525] }),
     attention({ name: "real: a window of SAM", batch: [2], n: 49, m: 49, d: 32, rel: [7, 7] }),
     attention({ name: "real", batch: [1, 2], n: 40, m: 130, d: 32, mask: [1, 2, 40, 130], allowed: (i) => i % 3 > 0 }),
   ],

@@ -33,6 +33,7 @@ const SHAPES: readonly (readonly [Shape, number])[] = [
   [[65, 8], 1],
   [[5, 130], 1],
   [[100, 256], 1],
+  [[2, 1025], 1],
 ];
 
 const of = (run: (x: Parameters<typeof F.softmax>[0], dim: number) => ReturnType<typeof F.softmax>, row: (row: Float64Array) => ArrayLike<number>): Case[] => [

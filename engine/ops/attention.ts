@@ -7,6 +7,7 @@ import { empty, fill, type Tensor } from "../tensor.ts";
 import { gemm } from "./matmul.ts";
 import { expand, reshape } from "./movement.ts";
 import { mul } from "./pointwise.ts";
+import { workgroupPerRow } from "./softmax.ts";
 import { stridedRead, stridedWrite } from "./strided.ts";
 
 export interface AttentionOptions {
@@ -113,11 +114,13 @@ function weights(t: Problem, chunk: Chunk): Tensor {
   const k = part(t.k, chunk.b0, chunk.batch);
   const s = gemm({ x: q, flipped: false }, { x: k, flipped: true }, chunk.batch, chunk.n, t.d, t.m);
   const any = t.mask?.x ?? t.q;
-  const four = t.m % 4 === 0 && !t.relH;
-  run(s.device, "attention", four ? "forward4" : "forward", {
+  const rows = chunk.batch * chunk.n;
+  const wide = workgroupPerRow(s.device, rows, t.m);
+  const four = !wide && t.m % 4 === 0 && !t.relH;
+  run(s.device, "attention", wide ? "row_forward" : four ? "forward4" : "forward", {
     bind: four ? { s4: s, mask4: any } : { s, mask: any, rel_h: t.relH ?? t.q, rel_w: t.relW ?? t.q },
     params: params(t, chunk),
-    groups: linearGroups(Math.ceil((chunk.batch * chunk.n) / 64)),
+    groups: linearGroups(wide ? rows : Math.ceil(rows / 64)),
   });
   return s;
 }
@@ -140,12 +143,13 @@ function chunkGradients(t: Problem, chunk: Chunk, kept: Tensor | undefined, gy: 
   if (!t.q.requiresGrad && !t.k.requiresGrad && !whole.mask && !whole.relH && !whole.relW) return [undefined, undefined, gv];
 
   const ds = gemm({ x: g, flipped: false }, { x: part(t.v, b0, batch), flipped: true }, batch, n, dv, m);
-  const four = m % 4 === 0;
   const rows = batch * n;
+  const wide = workgroupPerRow(device, rows, m);
+  const four = !wide && m % 4 === 0;
   const all = params(t, chunk);
   const call = (entry: string, bind: Record<string, Tensor>, count: number, constants = {}): void =>
     run(device, "attention", entry, { bind, params: all, constants, groups: linearGroups(Math.ceil(count / 64)) });
-  call(four ? "grad4" : "grad", four ? { s4: ds, p4: p } : { s: ds, p }, rows);
+  call(wide ? "row_grad" : four ? "grad4" : "grad", four ? { s4: ds, p4: p } : { s: ds, p }, wide ? rows * 64 : rows);
   if (whole.relH) call("grad_rel", { ds, g_rel: whole.relH }, rows * all.k_h, { ALONG_W: 0 });
   if (whole.relW) call("grad_rel", { ds, g_rel: whole.relW }, rows * all.k_w, { ALONG_W: 1 });
   if (whole.mask) call("grad_mask", { ds, g_mask: whole.mask }, whole.mask.size);

@@ -1,4 +1,5 @@
 /** softmax and its relatives over one dimension. */
+import type { Device } from "../device.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { axis, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -22,14 +23,20 @@ function split(op: string, x: Tensor, dim: number): Rows & { d: number } {
 /** Rows that lie side by side and whose length is a multiple of four are read four values at a time. */
 const inFours = ({ r, inner }: Rows): boolean => inner === 1 && r % 4 === 0;
 
+/** Whether a row gets a workgroup of its own: on GPUs always but for the shortest; on CPUs, where barriers are dear, few long ones. */
+export function workgroupPerRow(device: Device, rows: number, r: number): boolean {
+  return device.isSoftware ? rows < 64 && r >= 512 : r >= 32;
+}
+
 function normalise(op: string, x: Tensor, dim: number, kind: number): Tensor {
   const { rows, r, inner } = split(op, x, dim);
   const params = { rows, r, inner };
-  const groups = linearGroups(Math.ceil(rows / 64));
+  const wide = inner === 1 && workgroupPerRow(x.device, rows, r);
+  const groups = linearGroups(wide ? rows : Math.ceil(rows / 64));
   const constants = { KIND: kind };
-  const four = inFours(params);
+  const four = !wide && inFours(params);
   const y = empty(x.device, x.shape);
-  run(x.device, "softmax", four ? "forward4" : "forward", {
+  run(x.device, "softmax", wide ? "row_forward" : four ? "forward4" : "forward", {
     bind: four ? { x4: x, y4: y } : { x, y },
     params,
     constants,
@@ -37,7 +44,7 @@ function normalise(op: string, x: Tensor, dim: number, kind: number): Tensor {
   });
   return record(op, [x], y, (g) => {
     const gx = empty(x.device, x.shape);
-    run(x.device, "softmax", four ? "grad4" : "grad", {
+    run(x.device, "softmax", wide ? "row_grad" : four ? "grad4" : "grad", {
       bind: four ? { y_in4: y, g4: g, gx4: gx } : { y_in: y, g, gx },
       params,
       constants,
