@@ -39,7 +39,8 @@ interface MaskEntry {
 
 export async function run(call: Call<Options>): Promise<void> {
   const { options, terminal } = call;
-  if (options.point.length === 0 && options.box.length === 0) throw new BadInput("sam: give at least one --point X,Y or --box X0,Y0,X1,Y1");
+  if (options.point.length === 0 && options.box.length === 0)
+    throw new BadInput("sam: give at least one --point X,Y or --box X0,Y0,X1,Y1");
   const image = await readImage(options.image);
   const prompts = promptsOf(options, image);
   const bytes = await readNamed(options.checkpoint, "weights of SAM or MobileSAM");
@@ -66,7 +67,10 @@ export async function run(call: Call<Options>): Promise<void> {
   const files = await writePictures(options.out, image, prompts, results);
   if (options.dump) {
     const values = (await embedding.toArray()) as Float32Array;
-    await writeWhole(options.dump, encodeSafetensors(dumpOf(results, values, embedding.shape, Boolean(options.single))));
+    await writeWhole(
+      options.dump,
+      encodeSafetensors(dumpOf(results, values, embedding.shape, Boolean(options.single))),
+    );
     files.push(options.dump);
   }
   const rows = entries.map(({ prompt, candidate, iou, area }) => [prompt, candidate, iou.toFixed(3), area]);
@@ -79,26 +83,38 @@ export async function run(call: Call<Options>): Promise<void> {
 function promptsOf({ point, box, image: name }: Options, { width, height }: Image): Prompt[] {
   const outside = (x: number, y: number) => x < 0 || y < 0 || x > width || y > height;
   for (const { x, y } of point) {
-    if (outside(x, y)) throw new BadInput(`--point ${x},${y}: lies outside of ${name}, which has ${width}x${height} pixels`);
+    if (outside(x, y))
+      throw new BadInput(`--point ${x},${y}: lies outside of ${name}, which has ${width}x${height} pixels`);
   }
   for (const [x0, y0, x1, y1] of box) {
-    if (outside(x0, y0) || outside(x1, y1)) throw new BadInput(`--box ${[x0, y0, x1, y1]}: reaches beyond ${name}, which has ${width}x${height} pixels`);
+    if (outside(x0, y0) || outside(x1, y1))
+      throw new BadInput(`--box ${[x0, y0, x1, y1]}: reaches beyond ${name}, which has ${width}x${height} pixels`);
   }
   const prompts: Prompt[] = [];
   if (point.length > 0) {
     prompts.push({
-      given: { points: { coords: point.flatMap(({ x, y }) => [x, y]), labels: point.map(({ label }) => label), count: 1 } },
+      given: {
+        points: { coords: point.flatMap(({ x, y }) => [x, y]), labels: point.map(({ label }) => label), count: 1 },
+      },
       overlay: { points: point.map(({ x, y, label }) => ({ x, y, classIndex: label === 1 ? 4 : 0 })) },
     });
   }
   for (const [x0, y0, x1, y1] of box) {
-    prompts.push({ given: { boxes: [x0, y0, x1, y1] }, overlay: { boxes: [{ box: [x0, y0, x1 - x0, y1 - y0], classIndex: 2 }] } });
+    prompts.push({
+      given: { boxes: [x0, y0, x1, y1] },
+      overlay: { boxes: [{ box: [x0, y0, x1 - x0, y1 - y0], classIndex: 2 }] },
+    });
   }
   return prompts;
 }
 
 /** A mask's PNG for each candidate, and one picture of all of them, a row a prompt. */
-async function writePictures(out: string, image: Image, prompts: readonly Prompt[], results: readonly PromptedMasks[]): Promise<string[]> {
+async function writePictures(
+  out: string,
+  image: Image,
+  prompts: readonly Prompt[],
+  results: readonly PromptedMasks[],
+): Promise<string[]> {
   const files: string[] = [];
   const overlays: Image[] = [];
   for (const [p, { masks, iou }] of results.entries()) {
@@ -116,21 +132,45 @@ async function writePictures(out: string, image: Image, prompts: readonly Prompt
 }
 
 /** The raw tensors; prompts of fewer tokens are padded with zeros. */
-function dumpOf(results: readonly PromptedMasks[], embedding: Float32Array, shape: readonly number[], single: boolean): Map<string, FileTensor> {
+function dumpOf(
+  results: readonly PromptedMasks[],
+  embedding: Float32Array,
+  shape: readonly number[],
+  single: boolean,
+): Map<string, FileTensor> {
   const [, C, h, w] = shape as [number, number, number, number];
   const P = results.length;
   const M = single ? 1 : results[0]!.iou[0]!.length;
   const T = Math.max(...results.map(({ tokens }) => tokens));
   const sparse = new Float32Array(P * T * C);
-  const concat = (pick: (result: PromptedMasks) => ArrayLike<number>) => Float32Array.from(results.flatMap((result) => Array.from(pick(result))));
+  const concat = (pick: (result: PromptedMasks) => ArrayLike<number>) =>
+    Float32Array.from(results.flatMap((result) => Array.from(pick(result))));
   results.forEach((result, p) => {
     sparse.set(result.sparse, p * T * C);
   });
   return new Map([
     ["image_embeddings", fileTensor(embedding, shape)],
     ["sparse_embeddings", fileTensor(sparse, [P, T, C])],
-    ["dense_embeddings", fileTensor(concat(({ dense }) => dense), [P, C, h, w])],
-    ["low_res_masks", fileTensor(concat(({ lowRes }) => lowRes), [P, M, 4 * h, 4 * w])],
-    ["iou_predictions", fileTensor(concat(({ iou }) => iou[0]!), [P, M])],
+    [
+      "dense_embeddings",
+      fileTensor(
+        concat(({ dense }) => dense),
+        [P, C, h, w],
+      ),
+    ],
+    [
+      "low_res_masks",
+      fileTensor(
+        concat(({ lowRes }) => lowRes),
+        [P, M, 4 * h, 4 * w],
+      ),
+    ],
+    [
+      "iou_predictions",
+      fileTensor(
+        concat(({ iou }) => iou[0]!),
+        [P, M],
+      ),
+    ],
   ]);
 }

@@ -74,7 +74,14 @@ export const mobileSam = (): SamConfig => ({
 export const samMini = (): SamConfig => ({
   imageSize: 128,
   promptDim: 64,
-  encoder: { kind: "tiny-vit", dims: [24, 48, 96], depths: [1, 1, 2], heads: [1, 2, 4], windows: [8, 8, 8], strides: [2, 2] },
+  encoder: {
+    kind: "tiny-vit",
+    dims: [24, 48, 96],
+    depths: [1, 1, 2],
+    heads: [1, 2, 4],
+    windows: [8, 8, 8],
+    strides: [2, 2],
+  },
   maskChannels: 16,
   decoder: { depth: 2, heads: 4, mlp: 256, iouHidden: 64, iouDepth: 3, candidates: 3 },
 });
@@ -95,19 +102,25 @@ export function checkConfig(config: SamConfig): void {
   const fail = (text: string): never => {
     throw new Error(`SAM configuration: ${text}`);
   };
-  if (!Number.isInteger(gridSize(config))) fail(`imageSize ${imageSize} must be a multiple of the encoder's stride ${encoderStride(encoder)}`);
+  if (!Number.isInteger(gridSize(config)))
+    fail(`imageSize ${imageSize} must be a multiple of the encoder's stride ${encoderStride(encoder)}`);
   if (promptDim % 8 !== 0) fail(`promptDim must be a multiple of 8; got ${promptDim}`);
-  if ((promptDim / 2) % decoder.heads !== 0) fail(`decoder.heads ${decoder.heads} must divide promptDim / 2 = ${promptDim / 2}`);
+  if ((promptDim / 2) % decoder.heads !== 0)
+    fail(`decoder.heads ${decoder.heads} must divide promptDim / 2 = ${promptDim / 2}`);
   if (encoder.kind === "vit") {
-    if (encoder.dim % encoder.heads !== 0) fail(`encoder.heads ${encoder.heads} must divide encoder.dim ${encoder.dim}`);
+    if (encoder.dim % encoder.heads !== 0)
+      fail(`encoder.heads ${encoder.heads} must divide encoder.dim ${encoder.dim}`);
     return;
   }
   const stages = encoder.dims.length;
   for (const key of ["depths", "heads", "windows"] as const) {
-    if (encoder[key].length !== stages) fail(`encoder.${key} must have ${stages} numbers as encoder.dims; got ${encoder[key].length}`);
+    if (encoder[key].length !== stages)
+      fail(`encoder.${key} must have ${stages} numbers as encoder.dims; got ${encoder[key].length}`);
   }
-  if (encoder.strides.length !== stages - 1) fail(`encoder.strides must have ${stages - 1} numbers; got ${encoder.strides.length}`);
+  if (encoder.strides.length !== stages - 1)
+    fail(`encoder.strides must have ${stages - 1} numbers; got ${encoder.strides.length}`);
   encoder.dims.forEach((dim, i) => {
-    if (i > 0 && dim % encoder.heads[i]! !== 0) fail(`encoder.heads[${i}] = ${encoder.heads[i]} must divide encoder.dims[${i}] = ${dim}`);
+    if (i > 0 && dim % encoder.heads[i]! !== 0)
+      fail(`encoder.heads[${i}] = ${encoder.heads[i]} must divide encoder.dims[${i}] = ${dim}`);
   });
 }

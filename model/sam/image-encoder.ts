@@ -92,7 +92,11 @@ class Attention extends nn.Module {
     const M = this.#heads;
     const packed = F.reshape(this.qkv.forward(x), [B, N, 3, M, C / M]);
     const qkv = F.permute(packed, [2, 0, 3, 1, 4]); // (3, B, M, N, hd)
-    const [q, k, v] = [0, 1, 2].map((i) => F.reshape(F.slice(qkv, 0, i, i + 1), [B, M, N, C / M])) as [Tensor, Tensor, Tensor];
+    const [q, k, v] = [0, 1, 2].map((i) => F.reshape(F.slice(qkv, 0, i, i + 1), [B, M, N, C / M])) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
     const bias = relativePositions(q, this.rel_pos_h, this.rel_pos_w, H, W);
     const y = F.scaledDotProductAttention(q, k, v, bias); // (B, M, N, hd)
     return this.proj.forward(F.reshape(F.permute(y, [0, 2, 1, 3]), [B, N, C]));

@@ -54,7 +54,9 @@ export function loadSamTensors(sam: Sam, tensors: ReadonlyMap<string, HostTensor
   for (const [key, tensor] of tensors) {
     scope(() => {
       const { device } = own.get(key)!;
-      sam.loadStateDict(new Map([[key, device.tensor(fileNumbers(tensor, `${file}: ${key}`), tensor.shape)]]), { strict: false });
+      sam.loadStateDict(new Map([[key, device.tensor(fileNumbers(tensor, `${file}: ${key}`), tensor.shape)]]), {
+        strict: false,
+      });
     });
   }
 }

@@ -52,18 +52,29 @@ export class MaskDecoder extends nn.Module {
   }
 
   /** Masks `start` to `end` (exclusive) of the mask tokens. */
-  #predict(imageEmbeddings: Tensor, imagePe: Tensor, sparse: Tensor, dense: Tensor, start: number, end: number): DecodedMasks {
+  #predict(
+    imageEmbeddings: Tensor,
+    imagePe: Tensor,
+    sparse: Tensor,
+    dense: Tensor,
+    start: number,
+    end: number,
+  ): DecodedMasks {
     const [B, C, h, w] = imageEmbeddings.shape as [number, number, number, number];
     const [P, T] = sparse.shape as [number, number];
     if (P % B !== 0) throw new Error(`MaskDecoder: ${P} prompts cannot be shared out to ${B} images`);
     if (sparse.shape.length !== 3 || sparse.shape[2] !== C) {
-      throw new Error(`MaskDecoder: sparse must be (P, T, ${C}) as the image embedding's width; got (${sparse.shape.join(", ")})`);
+      throw new Error(
+        `MaskDecoder: sparse must be (P, T, ${C}) as the image embedding's width; got (${sparse.shape.join(", ")})`,
+      );
     }
     const N = h * w;
     const outputTokens = F.cat([this.iou_token.weight, this.mask_tokens.weight], 0); // (5, C)
     const own = outputTokens.shape[0]!;
-    const tokens = T === 0 ? F.expand(F.reshape(outputTokens, [1, own, C]), [P, own, C])
-      : F.cat([F.expand(F.reshape(outputTokens, [1, own, C]), [P, own, C]), sparse], 1); // (P, 5 + T, C)
+    const tokens =
+      T === 0
+        ? F.expand(F.reshape(outputTokens, [1, own, C]), [P, own, C])
+        : F.cat([F.expand(F.reshape(outputTokens, [1, own, C]), [P, own, C]), sparse], 1); // (P, 5 + T, C)
 
     const perPrompt = F.expand(F.reshape(imageEmbeddings, [B, 1, C, h, w]), [B, P / B, C, h, w]);
     const src = F.add(F.reshape(perPrompt, [P, C, h, w]), dense);

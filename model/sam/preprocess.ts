@@ -61,9 +61,12 @@ export function resizeBilinear(
   newHeight: number,
 ): Uint8Array {
   if (data.length !== width * height * channels) {
-    throw new Error(`resizeBilinear: ${width}x${height}x${channels} takes ${width * height * channels} samples; got ${data.length}`);
+    throw new Error(
+      `resizeBilinear: ${width}x${height}x${channels} takes ${width * height * channels} samples; got ${data.length}`,
+    );
   }
-  if (!(newWidth >= 1 && newHeight >= 1)) throw new Error(`resizeBilinear: the new size must be at least 1x1; got ${newWidth}x${newHeight}`);
+  if (!(newWidth >= 1 && newHeight >= 1))
+    throw new Error(`resizeBilinear: the new size must be at least 1x1; got ${newWidth}x${newHeight}`);
   const half = 2 ** (PRECISION_BITS - 1);
   let rows: ArrayLike<number> & { slice(): ArrayLike<number> } = data;
   if (newWidth !== width) {

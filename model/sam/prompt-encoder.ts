@@ -113,9 +113,16 @@ export class PromptEncoder extends nn.Module {
     // +0.5: from a pixel's index to its centre.
     const inFrame = coords.map((v) => (v + 0.5) / imageSize);
     const pe = this.pe_layer.forward(this.#gpu.tensor(inFrame, [k, T, 2]));
-    const isPoint = this.#gpu.tensor(Float32Array.from(labels, (label) => (label === FIRST_LABEL ? 0 : 1)), [k, T, 1]);
+    const isPoint = this.#gpu.tensor(
+      Float32Array.from(labels, (label) => (label === FIRST_LABEL ? 0 : 1)),
+      [k, T, 1],
+    );
     const table = F.cat([this.not_a_point_embed.weight, ...this.point_embeddings.map((e) => e.weight)], 0); // (5, C)
-    const rows = this.#gpu.tensor(labels.map((label) => label - FIRST_LABEL), [k, T], { dtype: "i32" });
+    const rows = this.#gpu.tensor(
+      labels.map((label) => label - FIRST_LABEL),
+      [k, T],
+      { dtype: "i32" },
+    );
     return F.add(F.mul(pe, isPoint), F.embedding(rows, table));
   }
 
@@ -133,9 +140,15 @@ export class PromptEncoder extends nn.Module {
 }
 
 /** Joins points and box corners into one list of labelled coordinates a prompt; without a box a padding token follows the points. */
-function hostTokens({ points, boxes, masks }: Prompts): { coords: Float32Array; labels: Int32Array; count: number; tokens: number } {
+function hostTokens({ points, boxes, masks }: Prompts): {
+  coords: Float32Array;
+  labels: Int32Array;
+  count: number;
+  tokens: number;
+} {
   const count = points?.count ?? (boxes ? boxes.length / 4 : (masks?.shape[0] ?? 0));
-  if (!Number.isInteger(count) || count < 1) throw new Error("PromptEncoder: give points, boxes (four numbers each) or masks");
+  if (!Number.isInteger(count) || count < 1)
+    throw new Error("PromptEncoder: give points, boxes (four numbers each) or masks");
   if (boxes && boxes.length !== 4 * count) {
     throw new Error(`PromptEncoder: boxes must hold 4 numbers for each of ${count} prompts; got ${boxes.length}`);
   }

@@ -22,8 +22,14 @@ export class Sam extends nn.Module {
     checkConfig(config);
     const { encoder, promptDim, imageSize, maskChannels } = config;
     this.image_encoder =
-      encoder.kind === "vit" ? new ImageEncoderViT(gpu, encoder, imageSize, promptDim) : new TinyViT(gpu, encoder, promptDim);
-    this.prompt_encoder = new PromptEncoder(gpu, { dim: promptDim, grid: gridSize(config), imageSize, maskChannels }, seed);
+      encoder.kind === "vit"
+        ? new ImageEncoderViT(gpu, encoder, imageSize, promptDim)
+        : new TinyViT(gpu, encoder, promptDim);
+    this.prompt_encoder = new PromptEncoder(
+      gpu,
+      { dim: promptDim, grid: gridSize(config), imageSize, maskChannels },
+      seed,
+    );
     this.mask_decoder = new MaskDecoder(gpu, promptDim, config.decoder);
     this.#config = config;
   }
@@ -38,7 +44,9 @@ export class Sam extends nn.Module {
     const side = this.#config.imageSize;
     const [, channels, H, W] = image.shape;
     if (image.shape.length !== 4 || channels !== 3 || H !== side || W !== side) {
-      throw new Error(`Sam.encodeImage: image must be (B, 3, ${side}, ${side}); got (${image.shape.join(", ")}); see prepareImage`);
+      throw new Error(
+        `Sam.encodeImage: image must be (B, 3, ${side}, ${side}); got (${image.shape.join(", ")}); see prepareImage`,
+      );
     }
     return this.image_encoder.forward(image);
   }
@@ -64,7 +72,12 @@ export class Sam extends nn.Module {
    * @param dense (1 or P, C, g, g)
    * @returns three candidates a prompt, or one: masks (P, 3, 4g, 4g) logits, iou (P, 3)
    */
-  decode(embedding: Tensor, sparse: Tensor, dense: Tensor, { multimask = true }: { multimask?: boolean } = {}): DecodedMasks {
+  decode(
+    embedding: Tensor,
+    sparse: Tensor,
+    dense: Tensor,
+    { multimask = true }: { multimask?: boolean } = {},
+  ): DecodedMasks {
     return this.mask_decoder.forward(embedding, this.prompt_encoder.densePe(), sparse, dense, multimask);
   }
 
@@ -149,7 +162,9 @@ export class SamPredictor {
       const masks: Uint8Array[][] = [];
       for (const logits of run.full) {
         const values = await logits.toArray();
-        masks.push(Array.from({ length: M }, (_, m) => Uint8Array.from(values.subarray(m * area, (m + 1) * area), isMask)));
+        masks.push(
+          Array.from({ length: M }, (_, m) => Uint8Array.from(values.subarray(m * area, (m + 1) * area), isMask)),
+        );
       }
       return {
         masks,

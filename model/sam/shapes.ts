@@ -107,7 +107,8 @@ function maskDecoder(put: Put, C: number, { depth, mlp, iouHidden, iouDepth, can
     linear(put, `${key}.out_proj`, inner, C);
   };
   const stack = (key: string, hidden: number, out: number, layers: number) => {
-    for (let i = 0; i < layers; i++) linear(put, `${key}.layers.${i}`, i === 0 ? C : hidden, i === layers - 1 ? out : hidden);
+    for (let i = 0; i < layers; i++)
+      linear(put, `${key}.layers.${i}`, i === 0 ? C : hidden, i === layers - 1 ? out : hidden);
   };
   put(`${at}.iou_token.weight`, 1, C);
   put(`${at}.mask_tokens.weight`, candidates + 1, C);

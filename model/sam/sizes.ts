@@ -22,7 +22,10 @@ export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Re
   }
   const shape = (key: string, dim: number): number => {
     const value = tensors.get(key)?.shape[dim];
-    if (value === undefined) throw new CheckpointError(`${file}: no SAM checkpoint: ${key} is missing or has fewer than ${dim + 1} dimensions`);
+    if (value === undefined)
+      throw new CheckpointError(
+        `${file}: no SAM checkpoint: ${key} is missing or has fewer than ${dim + 1} dimensions`,
+      );
     return value;
   };
   const count = (prefix: string) => {
@@ -33,7 +36,9 @@ export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Re
   const isVit = tensors.has("image_encoder.pos_embed");
   const encoder = isVit ? vitSizes(shape, count) : tinyVitSizes(shape, count);
   return {
-    imageSize: isVit ? shape("image_encoder.pos_embed", 1) * shape("image_encoder.patch_embed.proj.weight", 2) : mobileSam().imageSize,
+    imageSize: isVit
+      ? shape("image_encoder.pos_embed", 1) * shape("image_encoder.patch_embed.proj.weight", 2)
+      : mobileSam().imageSize,
     promptDim: shape("mask_decoder.iou_token.weight", 1),
     encoder,
     maskChannels: shape("prompt_encoder.mask_downscaling.3.weight", 0),
@@ -73,7 +78,9 @@ function tinyVitSizes(shape: ShapeOf, count: CountOf): SamConfig["encoder"] {
   const stages = count(layers);
   const indices = Array.from({ length: stages }, (_, i) => i);
   const dims = indices.map((i) =>
-    i === 0 ? shape("image_encoder.patch_embed.seq.2.c.weight", 0) : shape(`${layers}${i - 1}.downsample.conv3.c.weight`, 0),
+    i === 0
+      ? shape("image_encoder.patch_embed.seq.2.c.weight", 0)
+      : shape(`${layers}${i - 1}.downsample.conv3.c.weight`, 0),
   );
   const bias = (i: number, dim: number) => shape(`${layers}${i}.blocks.0.attn.attention_biases`, dim);
   return {

@@ -133,7 +133,11 @@ class Attention extends nn.Module {
     const hd = C / M;
     const packed = F.reshape(this.qkv.forward(this.norm.forward(x)), [B, N, M, 3, hd]);
     const qkv = F.permute(packed, [3, 0, 2, 1, 4]); // (3, B, M, N, hd)
-    const [q, k, v] = [0, 1, 2].map((i) => F.reshape(F.slice(qkv, 0, i, i + 1), [B, M, N, hd])) as [Tensor, Tensor, Tensor];
+    const [q, k, v] = [0, 1, 2].map((i) => F.reshape(F.slice(qkv, 0, i, i + 1), [B, M, N, hd])) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
     const bias = F.reshape(F.indexSelect(this.attention_biases, 1, this.#distances), [1, M, N, N]);
     // Windows are small (49 or 196 tokens), so the matrix may stand in memory, and its bias gets a gradient.
     const scores = F.matmul(F.mul(q, hd ** -0.5), F.permute(k, [0, 1, 3, 2])); // (B, M, N, N)
@@ -193,7 +197,14 @@ class BasicLayer extends nn.Module {
   blocks: TinyViTBlock[];
   downsample: PatchMerging | undefined;
 
-  constructor(gpu: Device, dim: number, depth: number, heads: number, window: number, downsample: PatchMerging | undefined) {
+  constructor(
+    gpu: Device,
+    dim: number,
+    depth: number,
+    heads: number,
+    window: number,
+    downsample: PatchMerging | undefined,
+  ) {
     super();
     this.blocks = Array.from({ length: depth }, () => new TinyViTBlock(gpu, dim, heads, window));
     this.downsample = downsample;

@@ -23,7 +23,13 @@ export function windowPartition(x: Tensor, size: number): Windows {
 }
 
 /** Back to (B, H, W, C), the padding dropped. */
-export function windowUnpartition(windows: Tensor, size: number, padded: readonly [number, number], H: number, W: number): Tensor {
+export function windowUnpartition(
+  windows: Tensor,
+  size: number,
+  padded: readonly [number, number],
+  H: number,
+  W: number,
+): Tensor {
   const [Hp, Wp] = padded;
   const C = windows.shape.at(-1)!;
   const B = windows.size / (Hp * Wp * C);

@@ -57,16 +57,25 @@ function build(object: unknown, state: unknown, file: string): unknown {
   const [, shape, type, fortran, data] = Array.isArray(state) ? state : [];
   const bytes = typeof data === "string" ? Uint8Array.from(data, (c) => c.charCodeAt(0)) : data;
   const dtype = type instanceof ArrayType ? DTYPES[type.code] : undefined;
-  if (!dtype || !(bytes instanceof Uint8Array) || !Array.isArray(shape) || !shape.every((d) => Number.isSafeInteger(d) && d >= 0)) {
+  if (
+    !dtype ||
+    !(bytes instanceof Uint8Array) ||
+    !Array.isArray(shape) ||
+    !shape.every((d) => Number.isSafeInteger(d) && d >= 0)
+  ) {
     throw new CheckpointError(`${file}: an array's type, shape or bytes are not what NumPy writes for numbers`);
   }
   const dims = shape as number[];
   if ((type as ArrayType).bigEndian || (fortran === true && dims.length > 1)) {
-    throw new CheckpointError(`${file}: an array of shape (${dims.join(", ")}) is big-endian or in Fortran order; save it little-endian in C order`);
+    throw new CheckpointError(
+      `${file}: an array of shape (${dims.join(", ")}) is big-endian or in Fortran order; save it little-endian in C order`,
+    );
   }
   const expected = dims.reduce((product, d) => product * d, 1) * ITEM_BYTES[dtype];
   if (bytes.length !== expected) {
-    throw new CheckpointError(`${file}: an array of shape (${dims.join(", ")}) has ${bytes.length} bytes; ${expected} were expected`);
+    throw new CheckpointError(
+      `${file}: an array of shape (${dims.join(", ")}) has ${bytes.length} bytes; ${expected} were expected`,
+    );
   }
   object.tensor = { dtype, shape: dims, data: bytes };
   return object;

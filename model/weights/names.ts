@@ -10,7 +10,10 @@ const HF_SAM: readonly Rule[] = [
   [/^vision_encoder\.pos_embed$/, "image_encoder.pos_embed"],
   [/^vision_encoder\.patch_embed\.projection\.(weight|bias)$/, "image_encoder.patch_embed.proj.$1"],
   [/^vision_encoder\.layers\.(\d+)\.layer_norm([12])\.(weight|bias)$/, "image_encoder.blocks.$1.norm$2.$3"],
-  [/^vision_encoder\.layers\.(\d+)\.attn\.(rel_pos_[hw]|(?:qkv|proj)\.(?:weight|bias))$/, "image_encoder.blocks.$1.attn.$2"],
+  [
+    /^vision_encoder\.layers\.(\d+)\.attn\.(rel_pos_[hw]|(?:qkv|proj)\.(?:weight|bias))$/,
+    "image_encoder.blocks.$1.attn.$2",
+  ],
   [/^vision_encoder\.layers\.(\d+)\.mlp\.(lin[12])\.(weight|bias)$/, "image_encoder.blocks.$1.mlp.$2.$3"],
   [/^vision_encoder\.neck\.conv1\.weight$/, "image_encoder.neck.0.weight"],
   [/^vision_encoder\.neck\.layer_norm1\.(weight|bias)$/, "image_encoder.neck.1.$1"],
@@ -24,16 +27,34 @@ const HF_SAM: readonly Rule[] = [
   [/^prompt_encoder\.(no_mask_embed|not_a_point_embed)\.weight$/, "prompt_encoder.$1.weight"],
   [/^prompt_encoder\.point_embed\.([0-3])\.weight$/, "prompt_encoder.point_embeddings.$1.weight"],
   [/^mask_decoder\.(iou_token|mask_tokens)\.weight$/, "mask_decoder.$1.weight"],
-  [/^mask_decoder\.transformer\.layers\.(\d+)\.layer_norm([1-4])\.(weight|bias)$/, "mask_decoder.transformer.layers.$1.norm$2.$3"],
-  [/^mask_decoder\.transformer\.layers\.(\d+)\.(self_attn|cross_attn_\w+|mlp)\.(\w+)\.(weight|bias)$/, "mask_decoder.transformer.layers.$1.$2.$3.$4"],
-  [/^mask_decoder\.transformer\.final_attn_token_to_image\.(\w+)\.(weight|bias)$/, "mask_decoder.transformer.final_attn_token_to_image.$1.$2"],
+  [
+    /^mask_decoder\.transformer\.layers\.(\d+)\.layer_norm([1-4])\.(weight|bias)$/,
+    "mask_decoder.transformer.layers.$1.norm$2.$3",
+  ],
+  [
+    /^mask_decoder\.transformer\.layers\.(\d+)\.(self_attn|cross_attn_\w+|mlp)\.(\w+)\.(weight|bias)$/,
+    "mask_decoder.transformer.layers.$1.$2.$3.$4",
+  ],
+  [
+    /^mask_decoder\.transformer\.final_attn_token_to_image\.(\w+)\.(weight|bias)$/,
+    "mask_decoder.transformer.final_attn_token_to_image.$1.$2",
+  ],
   [/^mask_decoder\.transformer\.layer_norm_final_attn\.(weight|bias)$/, "mask_decoder.transformer.norm_final_attn.$1"],
   [/^mask_decoder\.upscale_conv1\.(weight|bias)$/, "mask_decoder.output_upscaling.0.$1"],
   [/^mask_decoder\.upscale_layer_norm\.(weight|bias)$/, "mask_decoder.output_upscaling.1.$1"],
   [/^mask_decoder\.upscale_conv2\.(weight|bias)$/, "mask_decoder.output_upscaling.3.$1"],
-  [/^mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_in\.(weight|bias)$/, "mask_decoder.$1.layers.0.$2"],
-  [/^mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.0\.(weight|bias)$/, "mask_decoder.$1.layers.1.$2"],
-  [/^mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_out\.(weight|bias)$/, "mask_decoder.$1.layers.2.$2"],
+  [
+    /^mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_in\.(weight|bias)$/,
+    "mask_decoder.$1.layers.0.$2",
+  ],
+  [
+    /^mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.0\.(weight|bias)$/,
+    "mask_decoder.$1.layers.1.$2",
+  ],
+  [
+    /^mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_out\.(weight|bias)$/,
+    "mask_decoder.$1.layers.2.$2",
+  ],
 ];
 
 /** Keys that mean nothing for inference; transformers stores the shared embedding twice, MobileSAM keeps its classifier. */
@@ -45,7 +66,16 @@ const UNUSED: readonly RegExp[] = [
   /^pixel_(mean|std)$/,
 ];
 
-export type ModelKind = "SAM ViT-B" | "SAM ViT-L" | "SAM ViT-H" | "SAM (ViT)" | "MobileSAM" | "SAM (TinyViT)" | "Mask2Former" | "backbone" | "unknown";
+export type ModelKind =
+  | "SAM ViT-B"
+  | "SAM ViT-L"
+  | "SAM ViT-H"
+  | "SAM (ViT)"
+  | "MobileSAM"
+  | "SAM (TinyViT)"
+  | "Mask2Former"
+  | "backbone"
+  | "unknown";
 
 export interface NamedTensors {
   /** Original names; keys that inference does not use are left out. */
@@ -83,7 +113,9 @@ function rename(key: string, rules: readonly Rule[]): string {
 
 /** What wrappers (DataParallel, Lightning, transformers' heads) put in front of every key. */
 function commonPrefix(keys: readonly string[]): string {
-  return ["module.", "model.", "sam."].find((prefix) => keys.length > 0 && keys.every((key) => key.startsWith(prefix))) ?? "";
+  return (
+    ["module.", "model.", "sam."].find((prefix) => keys.length > 0 && keys.every((key) => key.startsWith(prefix))) ?? ""
+  );
 }
 
 function kindOf(tensors: ReadonlyMap<string, HostTensor>): ModelKind {
@@ -95,7 +127,9 @@ function kindOf(tensors: ReadonlyMap<string, HostTensor>): ModelKind {
       return named[width] ?? "SAM (ViT)";
     }
     if (has("image_encoder.patch_embed.seq.0.c.weight")) {
-      return tensors.get("image_encoder.layers.3.blocks.0.attn.qkv.weight")?.shape[1] === 320 ? "MobileSAM" : "SAM (TinyViT)";
+      return tensors.get("image_encoder.layers.3.blocks.0.attn.qkv.weight")?.shape[1] === 320
+        ? "MobileSAM"
+        : "SAM (TinyViT)";
     }
   }
   if (has("sem_seg_head.predictor.query_feat.weight")) return "Mask2Former";
@@ -118,14 +152,17 @@ export function compareTensors(
   const unexpected = [...got.keys()].filter((key) => !expected.has(key));
   const misshaped = [...expected].flatMap(([key, { shape }]) => {
     const other = got.get(key)?.shape;
-    return other && (other.length !== shape.length || other.some((d, i) => d !== shape[i])) ? [{ key, expected: shape, got: other }] : [];
+    return other && (other.length !== shape.length || other.some((d, i) => d !== shape[i]))
+      ? [{ key, expected: shape, got: other }]
+      : [];
   });
   return { missing, unexpected, misshaped };
 }
 
 /** One line: how many keys are wrong in each way, the first few by name. Undefined when all agree. */
 export function describe({ missing, unexpected, misshaped }: Comparison): string | undefined {
-  const list = (keys: string[]) => (keys.length > 4 ? `${keys.slice(0, 4).join(", ")} and ${keys.length - 4} more` : keys.join(", "));
+  const list = (keys: string[]) =>
+    keys.length > 4 ? `${keys.slice(0, 4).join(", ")} and ${keys.length - 4} more` : keys.join(", ");
   const parts = [
     missing.length > 0 && `${missing.length} missing (${list(missing)})`,
     unexpected.length > 0 && `${unexpected.length} unexpected (${list(unexpected)})`,

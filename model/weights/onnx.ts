@@ -66,7 +66,8 @@ class Reader {
   }
 
   #take(n: number): Uint8Array {
-    if (n < 0 || this.#at + n > this.#bytes.length) throw new CheckpointError(`${this.#file}: the ONNX model is truncated at byte ${this.#at}`);
+    if (n < 0 || this.#at + n > this.#bytes.length)
+      throw new CheckpointError(`${this.#file}: the ONNX model is truncated at byte ${this.#at}`);
     this.#at += n;
     return this.#bytes.subarray(this.#at - n, this.#at);
   }
@@ -108,8 +109,12 @@ function readTensor(bytes: Uint8Array, file: string): { name: string; tensor: Ho
     else if (field.number === 13) external = true;
   }
   const dtype = TYPES[type];
-  if (external) throw new CheckpointError(`${file}: initialiser ${name} lies in another file; save the model as one file`);
-  if (!dtype) throw new CheckpointError(`${file}: initialiser ${name} is of ONNX type ${type}, which is no number that is read here`);
+  if (external)
+    throw new CheckpointError(`${file}: initialiser ${name} lies in another file; save the model as one file`);
+  if (!dtype)
+    throw new CheckpointError(
+      `${file}: initialiser ${name} is of ONNX type ${type}, which is no number that is read here`,
+    );
   if (!raw && whole.length > 0) {
     floats = [];
     raw = packWhole(whole, dtype);
@@ -117,7 +122,9 @@ function readTensor(bytes: Uint8Array, file: string): { name: string; tensor: Ho
   const data = raw ? raw.slice() : joined(floats);
   const expected = shape.reduce((product, d) => product * d, 1) * ITEM_BYTES[dtype];
   if (data.length !== expected) {
-    throw new CheckpointError(`${file}: initialiser ${name} of shape (${shape.join(", ")}) has ${data.length} bytes; ${expected} were expected`);
+    throw new CheckpointError(
+      `${file}: initialiser ${name} of shape (${shape.join(", ")}) has ${data.length} bytes; ${expected} were expected`,
+    );
   }
   return { name, tensor: { dtype, shape, data } };
 }

@@ -39,7 +39,8 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
 
   const need = (n: number): number => {
     const from = at;
-    if (n < 0 || at + n > bytes.length) fail(`the pickle is truncated at byte ${at}: ${n} more were expected of ${bytes.length}`);
+    if (n < 0 || at + n > bytes.length)
+      fail(`the pickle is truncated at byte ${at}: ${n} more were expected of ${bytes.length}`);
     at += n;
     return from;
   };
@@ -95,10 +96,13 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
   };
   const lookUp = (module: string, name: string): Known => {
     const meaning = known.get(`${module} ${name}`);
-    return meaning ?? fail(`the file wants to call ${module}.${name}, which weights do not need; nothing of it was executed`);
+    return (
+      meaning ?? fail(`the file wants to call ${module}.${name}, which weights do not need; nothing of it was executed`)
+    );
   };
   const call = (callable: unknown, args: unknown) => {
-    if (typeof callable !== "function" || !Array.isArray(args)) return fail(`the pickle is corrupt at byte ${at}: it calls what is no callable`);
+    if (typeof callable !== "function" || !Array.isArray(args))
+      return fail(`the pickle is corrupt at byte ${at}: it calls what is no callable`);
     return (callable as Callable)(args);
   };
   const setItems = (items: unknown[]) => {
@@ -329,6 +333,8 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
   }
 
   function persist(id: unknown): unknown {
-    return options.persistent ? options.persistent(id) : fail("the pickle refers to objects outside of it, which this file cannot hold");
+    return options.persistent
+      ? options.persistent(id)
+      : fail("the pickle refers to objects outside of it, which this file cannot hold");
   }
 }

@@ -24,7 +24,8 @@ export function readCheckpoint(bytes: Uint8Array, file: string): Checkpoint {
     }
   }
   if (/\.pkl$/i.test(file)) return { tensors: readDetectron(bytes, file), metadata: {}, format: "pickle" };
-  if (/\.safetensors$/i.test(file)) throw new CheckpointError(`${file}: no safetensors file: it does not begin with the length of a header`);
+  if (/\.safetensors$/i.test(file))
+    throw new CheckpointError(`${file}: no safetensors file: it does not begin with the length of a header`);
   return { tensors: readTorch(bytes, file), metadata: {}, format: "torch" };
 }
 

@@ -61,7 +61,8 @@ class TensorRef {
   }
 }
 
-const isCount = (value: unknown): value is number => typeof value === "number" && Number.isSafeInteger(value) && value >= 0;
+const isCount = (value: unknown): value is number =>
+  typeof value === "number" && Number.isSafeInteger(value) && value >= 0;
 
 /** The callables and markers of PyTorch's own checkpoints. */
 function torchNames(file: string): Map<string, Known> {
@@ -86,7 +87,8 @@ function torchNames(file: string): Map<string, Known> {
   known.set("collections defaultdict", () => new Map());
   for (const builtins of ["builtins", "__builtin__"]) {
     known.set(`${builtins} set`, (args) => (Array.isArray(args[0]) ? [...args[0]] : []));
-    for (const type of ["int", "float", "bool", "str", "list", "dict", "tuple"]) known.set(`${builtins} ${type}`, () => null);
+    for (const type of ["int", "float", "bool", "str", "list", "dict", "tuple"])
+      known.set(`${builtins} ${type}`, () => null);
   }
   known.set("torch._utils _rebuild_tensor", rebuild);
   known.set("torch._utils _rebuild_tensor_v2", rebuild);
@@ -136,10 +138,15 @@ function readZipFormat(bytes: Uint8Array, file: string): Map<string, HostTensor>
   const pickle = zip.names.find((name) => name === "data.pkl" || name.endsWith("/data.pkl"));
   if (!pickle) {
     const script = zip.names.some((name) => name.endsWith("constants.pkl"));
-    throw new CheckpointError(`${file}: ${script ? "a TorchScript archive; save its state_dict instead" : "a zip archive without data.pkl, so no torch checkpoint"}`);
+    throw new CheckpointError(
+      `${file}: ${script ? "a TorchScript archive; save its state_dict instead" : "a zip archive without data.pkl, so no torch checkpoint"}`,
+    );
   }
   const folder = pickle.slice(0, -"data.pkl".length);
-  if (zip.sizeOf(`${folder}byteorder`) !== undefined && new TextDecoder().decode(zip.read(`${folder}byteorder`)).trim() !== "little") {
+  if (
+    zip.sizeOf(`${folder}byteorder`) !== undefined &&
+    new TextDecoder().decode(zip.read(`${folder}byteorder`)).trim() !== "little"
+  ) {
     throw new CheckpointError(`${file}: the tensors are big-endian; save them on a little-endian machine`);
   }
   const { value } = readPickle(zip.read(pickle), 0, {
@@ -152,9 +159,14 @@ function readZipFormat(bytes: Uint8Array, file: string): Map<string, HostTensor>
     const name = `${folder}data/${storage.key}`;
     const size = zip.sizeOf(name);
     const expected = storage.length * ITEM_BYTES[storage.dtype];
-    if (size === undefined) throw new CheckpointError(`${file}: tensor ${tensor}: its storage ${name} is missing; the file is truncated or corrupt`);
+    if (size === undefined)
+      throw new CheckpointError(
+        `${file}: tensor ${tensor}: its storage ${name} is missing; the file is truncated or corrupt`,
+      );
     if (size < expected) {
-      throw new CheckpointError(`${file}: tensor ${tensor}: its storage ${name} has ${size} bytes, ${expected} were expected`);
+      throw new CheckpointError(
+        `${file}: tensor ${tensor}: its storage ${name} has ${size} bytes, ${expected} were expected`,
+      );
     }
     const data = cache.get(name) ?? zip.read(name);
     cache.set(name, data);
@@ -178,11 +190,13 @@ function readLegacyFormat(bytes: Uint8Array, file: string): Map<string, HostTens
   if (bytes[0] !== 0x80) throw new CheckpointError(notTorch);
   if (next() !== LEGACY_MAGIC) throw new CheckpointError(notTorch);
   const protocol = next();
-  if (protocol !== LEGACY_PROTOCOL) throw new CheckpointError(`${file}: legacy torch protocol ${protocol}; ${LEGACY_PROTOCOL} is read`);
+  if (protocol !== LEGACY_PROTOCOL)
+    throw new CheckpointError(`${file}: legacy torch protocol ${protocol}; ${LEGACY_PROTOCOL} is read`);
   next(); // the writer's byte order and integer sizes: the tensors are little-endian either way
   const root = next();
   const keys = next();
-  if (!Array.isArray(keys)) throw new CheckpointError(`${file}: the list of storages is missing; the file is truncated or corrupt`);
+  if (!Array.isArray(keys))
+    throw new CheckpointError(`${file}: the list of storages is missing; the file is truncated or corrupt`);
 
   // Each storage: its number of elements in 8 bytes, then the elements. Their width is known from the tensors that use it.
   const widths = new Map<string, number>();
@@ -191,7 +205,8 @@ function readLegacyFormat(bytes: Uint8Array, file: string): Map<string, HostTens
   const storages = new Map<string, Uint8Array>();
   for (const key of keys) {
     const width = widths.get(String(key));
-    const truncated = () => new CheckpointError(`${file}: storage ${key} reaches beyond the end of the file; it is truncated`);
+    const truncated = () =>
+      new CheckpointError(`${file}: storage ${key} reaches beyond the end of the file; it is truncated`);
     if (at + 8 > bytes.length) throw truncated();
     const size = Number(view.getBigInt64(at, true)) * (width ?? 0);
     if (width === undefined) throw new CheckpointError(`${file}: storage ${key} belongs to no tensor`);
@@ -240,7 +255,12 @@ function stateDict(root: unknown): Map<unknown, unknown> | undefined {
 }
 
 /** Copies a view's elements out, row-major. */
-function materialise({ storage, offset, shape, strides }: TensorRef, name: string, file: string, bytesOf: StorageBytes): HostTensor {
+function materialise(
+  { storage, offset, shape, strides }: TensorRef,
+  name: string,
+  file: string,
+  bytesOf: StorageBytes,
+): HostTensor {
   const { dtype } = storage;
   const width = ITEM_BYTES[dtype];
   const size = shape.reduce((product, d) => product * d, 1);
@@ -252,12 +272,16 @@ function materialise({ storage, offset, shape, strides }: TensorRef, name: strin
   }
   // Overlapping views (expand) would let a small file fill the memory; no module's parameter is one.
   if (size > storage.length) {
-    throw new CheckpointError(`${file}: tensor ${name}: (${shape.join(", ")}) has more elements than its storage ${storage.key} (${storage.length})`);
+    throw new CheckpointError(
+      `${file}: tensor ${name}: (${shape.join(", ")}) has more elements than its storage ${storage.key} (${storage.length})`,
+    );
   }
   const all = bytesOf(storage, name);
   const from = storage.start * width;
   if (from + storage.length * width > all.length) {
-    throw new CheckpointError(`${file}: tensor ${name}: its storage ${storage.key} has ${all.length} bytes, ${from + storage.length * width} were expected`);
+    throw new CheckpointError(
+      `${file}: tensor ${name}: its storage ${storage.key} has ${all.length} bytes, ${from + storage.length * width} were expected`,
+    );
   }
   const source = all.subarray(from, from + storage.length * width);
   if (size === 0) return { dtype, shape, data: new Uint8Array(0) };

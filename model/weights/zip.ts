@@ -45,10 +45,12 @@ export class ZipArchive {
       return this.#fail(`entry ${name} is not where the archive's directory says; the file is truncated or corrupt`);
     }
     const start = header + 30 + this.#view.getUint16(header + 26, true) + this.#view.getUint16(header + 28, true);
-    if (start + packed > this.#bytes.length) return this.#fail(`entry ${name} reaches beyond the end of the file; it is truncated`);
+    if (start + packed > this.#bytes.length)
+      return this.#fail(`entry ${name} reaches beyond the end of the file; it is truncated`);
     const data = this.#bytes.subarray(start, start + packed);
     if (method === 0) return data;
-    if (method !== 8) return this.#fail(`entry ${name} is packed by method ${method}; stored and deflated entries are read`);
+    if (method !== 8)
+      return this.#fail(`entry ${name} is packed by method ${method}; stored and deflated entries are read`);
     if (size > GROWTH_FREE_BYTES && size > packed * MAX_GROWTH) {
       return this.#fail(`entry ${name} would grow from ${packed} to ${size} bytes, which weights do not; refused`);
     }
@@ -78,15 +80,18 @@ export class ZipArchive {
     // Zip64: the figures stand in a record of their own, and a locator in front of the end says where.
     if (end >= 20 && view.getUint32(end - 20, true) === 0x07064b50) {
       const record = Number(view.getBigUint64(end - 12, true));
-      if (record + 56 > bytes.length || view.getUint32(record, true) !== 0x06064b50) this.#fail("the archive's zip64 directory is corrupt");
+      if (record + 56 > bytes.length || view.getUint32(record, true) !== 0x06064b50)
+        this.#fail("the archive's zip64 directory is corrupt");
       count = Number(view.getBigUint64(record + 32, true));
       at = Number(view.getBigUint64(record + 48, true));
     }
     for (let i = 0; i < count; i++) {
-      if (at + 46 > bytes.length || view.getUint32(at, true) !== 0x02014b50) this.#fail(`the archive's directory is corrupt at entry ${i}`);
+      if (at + 46 > bytes.length || view.getUint32(at, true) !== 0x02014b50)
+        this.#fail(`the archive's directory is corrupt at entry ${i}`);
       const nameLength = view.getUint16(at + 28, true);
       const extraLength = view.getUint16(at + 30, true);
-      if (at + 46 + nameLength + extraLength > bytes.length) this.#fail(`the archive's directory is truncated at entry ${i}`);
+      if (at + 46 + nameLength + extraLength > bytes.length)
+        this.#fail(`the archive's directory is truncated at entry ${i}`);
       const name = new TextDecoder().decode(bytes.subarray(at + 46, at + 46 + nameLength));
       if (view.getUint16(at + 8, true) & 1) this.#fail(`entry ${name} is encrypted`);
       this.#entries.set(name, this.#entryAt(at, nameLength, extraLength));

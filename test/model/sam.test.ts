@@ -9,8 +9,8 @@ import {
   loadSamTensors,
   mobileSam,
   prepareImage,
-  resizeBilinear,
   type RgbImage,
+  resizeBilinear,
   Sam,
   type SamConfig,
   SamPredictor,
@@ -30,7 +30,11 @@ const want = (key: string) => {
   if (!tensor) throw new Error(`sam.safetensors has no ${key}`);
   return { values: fileNumbers(tensor, key), shape: tensor.shape };
 };
-const photo: RgbImage = { width: want("image").shape[1]!, height: want("image").shape[0]!, data: Uint8Array.from(want("image").values) };
+const photo: RgbImage = {
+  width: want("image").shape[1]!,
+  height: want("image").shape[0]!,
+  data: Uint8Array.from(want("image").values),
+};
 
 /** max |got - want| over want's standard deviation. */
 function error(got: ArrayLike<number>, key: string): number {
@@ -55,13 +59,23 @@ async function near(got: Tensor, key: string): Promise<void> {
 const TINY: SamConfig = {
   imageSize: 96,
   promptDim: 32,
-  encoder: { kind: "tiny-vit", dims: [16, 24, 32, 48], depths: [1, 1, 2, 1], heads: [1, 2, 2, 4], windows: [1, 5, 6, 4], strides: [2, 2, 1] },
+  encoder: {
+    kind: "tiny-vit",
+    dims: [16, 24, 32, 48],
+    depths: [1, 1, 2, 1],
+    heads: [1, 2, 2, 4],
+    windows: [1, 5, 6, 4],
+    strides: [2, 2, 1],
+  },
   maskChannels: 8,
   decoder: { depth: 2, heads: 8, mlp: 48, iouHidden: 24, iouDepth: 3, candidates: 3 },
 };
 
 async function loadTiny(gpu: Device): Promise<Sam> {
-  const { tensors } = nameTensors(readCheckpoint(bytesOf("sam-tiny-vit.pth"), "sam-tiny-vit.pth").tensors, "sam-tiny-vit.pth");
+  const { tensors } = nameTensors(
+    readCheckpoint(bytesOf("sam-tiny-vit.pth"), "sam-tiny-vit.pth").tensors,
+    "sam-tiny-vit.pth",
+  );
   const sam = new Sam(gpu, TINY);
   loadSamTensors(sam, tensors, "sam-tiny-vit.pth");
   sam.eval().freeze();
@@ -100,7 +114,8 @@ async function checkAll(sam: Sam, name: "vit" | "tiny-vit"): Promise<void> {
     const three = noGrad(() => sam.decode(embedding, sparse, dense));
     await near(three.masks, `${name}/${kind}.masks`);
     await near(three.iou, `${name}/${kind}.iou`);
-    if (kind === "boxes") await near(sam.postprocess(F.slice(three.masks, 0, 0, 1), inputSize, originalSize), `${name}/boxes.full`);
+    if (kind === "boxes")
+      await near(sam.postprocess(F.slice(three.masks, 0, 0, 1), inputSize, originalSize), `${name}/boxes.full`);
     if (name !== "vit") continue;
     const one = noGrad(() => sam.decode(embedding, sparse, dense, { multimask: false }));
     await near(one.masks, `vit/${kind}.masks.single`);
@@ -140,7 +155,10 @@ test("prompts of several images in one call answer as one by one", async () => {
   const S = sam.config.imageSize;
   const { data, scale } = prepareImage(photo, S);
   const two = new Float32Array(2 * data.length);
-  two.set(data.map((v) => -v), 0);
+  two.set(
+    data.map((v) => -v),
+    0,
+  );
   two.set(data, data.length);
   const embedding = sam.encodeImage(gpu.tensor(two, [2, 3, S, S]));
   const { boxes } = prompts(scale);
@@ -164,7 +182,8 @@ test("a predictor maps prompts and masks between the image and the model's frame
 
 test("the list of a model's tensors agrees with the model, and with the published sizes", async () => {
   const gpu = await testDevice();
-  const shapes = (map: ReadonlyMap<string, { shape: readonly number[] }>) => [...map].map(([key, { shape }]) => `${key} ${shape}`).sort();
+  const shapes = (map: ReadonlyMap<string, { shape: readonly number[] }>) =>
+    [...map].map(([key, { shape }]) => `${key} ${shape}`).sort();
   assert.equal(shapes(samShapes(TINY)), shapes(new Sam(gpu, TINY).stateDict()));
   const count = (config: SamConfig) => {
     const all = [...samShapes(config).values()];
@@ -179,7 +198,10 @@ test("weights that do not fit are refused with the keys' names", async () => {
   const gpu = await testDevice();
   const { tensors } = readCheckpoint(bytesOf("sam-vit.pt"), "x.pt");
   tensors.delete("mask_decoder.mask_tokens.weight");
-  assert.throws(() => loadSamTensors(new Sam(gpu, TINY), tensors, "x.pt"), /x\.pt: the weights do not fit the model: \d+ missing/);
+  assert.throws(
+    () => loadSamTensors(new Sam(gpu, TINY), tensors, "x.pt"),
+    /x\.pt: the weights do not fit the model: \d+ missing/,
+  );
 });
 
 test.run();

@@ -20,7 +20,10 @@ const message = (run: () => unknown): string => {
 };
 
 /** A zip archive of stored or deflated entries. */
-function zip(entries: Record<string, Uint8Array>, { deflate = false, claim }: { deflate?: boolean; claim?: number } = {}): Uint8Array {
+function zip(
+  entries: Record<string, Uint8Array>,
+  { deflate = false, claim }: { deflate?: boolean; claim?: number } = {},
+): Uint8Array {
   const parts: Buffer[] = [];
   const directory: Buffer[] = [];
   let at = 0;
@@ -100,52 +103,110 @@ test("strides and offsets of a view are followed, deflated entries are read", ()
 });
 
 test("a view that leaves its storage is refused with the tensor's name and the offset", () => {
-  assert.match(message(() => readCheckpoint(archive(pickledTensor([2, 2], [2, 1], 3)), "a.pt")), /a\.pt: tensor w: \(2, 2\) at offset 3 needs element 6.* has 6/);
-  assert.match(message(() => readCheckpoint(archive(pickledTensor([6], [1], 0), numbers.slice(0, 20)), "a.pt")), /tensor w: its storage .* has 20 bytes, 24/);
-  assert.match(message(() => readCheckpoint(archive(pickledTensor([200], [0], 0)), "a.pt")), /more elements than its storage/);
+  assert.match(
+    message(() => readCheckpoint(archive(pickledTensor([2, 2], [2, 1], 3)), "a.pt")),
+    /a\.pt: tensor w: \(2, 2\) at offset 3 needs element 6.* has 6/,
+  );
+  assert.match(
+    message(() => readCheckpoint(archive(pickledTensor([6], [1], 0), numbers.slice(0, 20)), "a.pt")),
+    /tensor w: its storage .* has 20 bytes, 24/,
+  );
+  assert.match(
+    message(() => readCheckpoint(archive(pickledTensor([200], [0], 0)), "a.pt")),
+    /more elements than its storage/,
+  );
 });
 
 test("a callable that weights do not need is refused by its name and never called", () => {
-  const evil = new Uint8Array(Buffer.concat([Buffer.from([0x80, 2]), ascii("cposix\nsystem\n"), Buffer.from([0x55, 2]), ascii("ls\x85R.")]));
-  assert.match(message(() => readCheckpoint(archive(evil), "evil.pt")), /evil\.pt: the file wants to call posix\.system/);
-  const stacked = new Uint8Array(Buffer.concat([Buffer.from([0x80, 4, 0x8c, 8]), ascii("builtins"), Buffer.from([0x8c, 4]), ascii("eval\x93.")]));
-  assert.match(message(() => readCheckpoint(archive(stacked), "evil.pt")), /builtins\.eval/);
-  assert.match(message(() => readPickle(evil, 0, { file: "x", known: new Map() })), /posix\.system/);
+  const evil = new Uint8Array(
+    Buffer.concat([Buffer.from([0x80, 2]), ascii("cposix\nsystem\n"), Buffer.from([0x55, 2]), ascii("ls\x85R.")]),
+  );
+  assert.match(
+    message(() => readCheckpoint(archive(evil), "evil.pt")),
+    /evil\.pt: the file wants to call posix\.system/,
+  );
+  const stacked = new Uint8Array(
+    Buffer.concat([Buffer.from([0x80, 4, 0x8c, 8]), ascii("builtins"), Buffer.from([0x8c, 4]), ascii("eval\x93.")]),
+  );
+  assert.match(
+    message(() => readCheckpoint(archive(stacked), "evil.pt")),
+    /builtins\.eval/,
+  );
+  assert.match(
+    message(() => readPickle(evil, 0, { file: "x", known: new Map() })),
+    /posix\.system/,
+  );
 });
 
 test("truncated and foreign files are refused in one line", () => {
   const whole = read("sam-vit.pt");
-  assert.match(message(() => readCheckpoint(whole.slice(0, 5000), "cut.pt")), /^cut\.pt: the archive's directory is missing; the file is truncated/);
+  assert.match(
+    message(() => readCheckpoint(whole.slice(0, 5000), "cut.pt")),
+    /^cut\.pt: the archive's directory is missing; the file is truncated/,
+  );
   const legacy = read("sam-tiny-vit.pth");
-  assert.match(message(() => readCheckpoint(legacy.slice(0, -100), "cut.pth")), /^cut\.pth: storage \S+ reaches beyond the end/);
-  assert.match(message(() => readCheckpoint(legacy.slice(0, 300), "cut.pth")), /^cut\.pth: the pickle is truncated/);
-  assert.match(message(() => readCheckpoint(ascii("hello world, no weights"), "x.pt")), /^x\.pt: no torch checkpoint/);
-  assert.match(message(() => readCheckpoint(new Uint8Array(0), "x.pt")), /^x\.pt: the file is empty/);
-  assert.match(message(() => readCheckpoint(zip({ "x.txt": ascii("x") }), "x.pt")), /without data\.pkl/);
+  assert.match(
+    message(() => readCheckpoint(legacy.slice(0, -100), "cut.pth")),
+    /^cut\.pth: storage \S+ reaches beyond the end/,
+  );
+  assert.match(
+    message(() => readCheckpoint(legacy.slice(0, 300), "cut.pth")),
+    /^cut\.pth: the pickle is truncated/,
+  );
+  assert.match(
+    message(() => readCheckpoint(ascii("hello world, no weights"), "x.pt")),
+    /^x\.pt: no torch checkpoint/,
+  );
+  assert.match(
+    message(() => readCheckpoint(new Uint8Array(0), "x.pt")),
+    /^x\.pt: the file is empty/,
+  );
+  assert.match(
+    message(() => readCheckpoint(zip({ "x.txt": ascii("x") }), "x.pt")),
+    /without data\.pkl/,
+  );
 });
 
 test("an entry that would inflate a thousandfold is refused before it does", () => {
   const bomb = zip({ "a/data.pkl": pickledTensor([6], [1], 0), "a/data/0": new Uint8Array(40e6) }, { deflate: true });
-  assert.match(message(() => readCheckpoint(bomb, "bomb.pt")), /bomb\.pt: entry a\/data\/0 would grow from \d+ to 40000000 bytes/);
-  const lying = zip({ "a/data.pkl": pickledTensor([6], [1], 0), "a/data/0": new Uint8Array(1e6) }, { deflate: true, claim: 500 });
-  assert.match(message(() => readCheckpoint(lying, "lie.pt")), /lie\.pt: entry a\/data/);
+  assert.match(
+    message(() => readCheckpoint(bomb, "bomb.pt")),
+    /bomb\.pt: entry a\/data\/0 would grow from \d+ to 40000000 bytes/,
+  );
+  const lying = zip(
+    { "a/data.pkl": pickledTensor([6], [1], 0), "a/data/0": new Uint8Array(1e6) },
+    { deflate: true, claim: 500 },
+  );
+  assert.match(
+    message(() => readCheckpoint(lying, "lie.pt")),
+    /lie\.pt: entry a\/data/,
+  );
 });
 
 test("the initialisers of an ONNX model are read, raw and typed", () => {
-  const field = (number: number, content: Uint8Array) => Buffer.concat([Buffer.from([number * 8 + 2, content.length]), content]);
+  const field = (number: number, content: Uint8Array) =>
+    Buffer.concat([Buffer.from([number * 8 + 2, content.length]), content]);
   const raw = Buffer.concat([
     Buffer.from([0x08, 2, 0x08, 1, 0x10, 1]),
     field(8, ascii("a")),
     field(9, new Uint8Array(Float32Array.of(1.5, -2).buffer)),
   ]);
-  const packed = Buffer.concat([field(1, Uint8Array.of(3)), Buffer.from([0x10, 7]), field(7, Uint8Array.of(5, 6, 0x80, 0x01)), field(8, ascii("b"))]);
+  const packed = Buffer.concat([
+    field(1, Uint8Array.of(3)),
+    Buffer.from([0x10, 7]),
+    field(7, Uint8Array.of(5, 6, 0x80, 0x01)),
+    field(8, ascii("b")),
+  ]);
   const model = Buffer.concat([Buffer.from([0x08, 8]), field(7, Buffer.concat([field(5, raw), field(5, packed)]))]);
   const { tensors, format } = readCheckpoint(new Uint8Array(model), "m.onnx");
   assert.is(format, "onnx");
   assert.equal(tensors.get("a")!.shape, [2, 1]);
   assert.equal([...fileNumbers(tensors.get("a")!)], [1.5, -2]);
   assert.equal([...fileNumbers(tensors.get("b")!)], [5, 6, 128]);
-  assert.match(message(() => readCheckpoint(new Uint8Array(model.subarray(0, -3)), "m.onnx")), /m\.onnx: the ONNX model is truncated/);
+  assert.match(
+    message(() => readCheckpoint(new Uint8Array(model.subarray(0, -3)), "m.onnx")),
+    /m\.onnx: the ONNX model is truncated/,
+  );
 });
 
 test("a detectron2 pickle gives its NumPy arrays", () => {
@@ -192,7 +253,18 @@ test("sizes of SAM are recovered from shapes, transformers' names become the ori
 
 test("a comparison names what is missing, unexpected and misshaped", () => {
   const of = (entries: [string, number[]][]) => new Map(entries.map(([key, shape]) => [key, { shape }]));
-  const text = describe(compareTensors(of([["a", [2]], ["b", [3]]]), of([["b", [4]], ["c", [1]]])));
+  const text = describe(
+    compareTensors(
+      of([
+        ["a", [2]],
+        ["b", [3]],
+      ]),
+      of([
+        ["b", [4]],
+        ["c", [1]],
+      ]),
+    ),
+  );
   assert.is(text, "1 missing (a); 1 unexpected (c); 1 misshaped (b is (4), not (3))");
   assert.is(describe(compareTensors(of([["a", [2]]]), of([["a", [2]]]))), undefined);
 });

@@ -48,7 +48,12 @@ test("the loss is focal, cross entropy and dice of the best candidate and of the
   const targets = Float32Array.from({ length: P * N }, (_, i) => [0, 0.25, 1, 1][(i * 7) % 4]!);
   const predicted = Float32Array.from({ length: P * M }, (_, i) => Math.cos(i));
   const weights = { focal: 2, bce: 3, dice: 0.5, iou: 1.5 };
-  const { terms } = samLoss(gpu.tensor(logits, [P, M, N]), gpu.tensor(predicted, [P, M]), gpu.tensor(targets, [P, 1, N]), weights);
+  const { terms } = samLoss(
+    gpu.tensor(logits, [P, M, N]),
+    gpu.tensor(predicted, [P, M]),
+    gpu.tensor(targets, [P, 1, N]),
+    weights,
+  );
   let [best, single, iou, miou] = [0, 0, 0, 0];
   for (let p = 0; p < P; p++) {
     const each: number[] = [];
@@ -117,7 +122,10 @@ test("a run that was interrupted ends with the same weights bit for bit, and its
   const gpu = await testDevice();
   const whole = await trainSam(gpu, configAt("whole"));
   const stop = new AbortController();
-  const first = await trainSam(gpu, configAt("parts", "log=1"), { signal: stop.signal, onStep: (step) => step === 2 && stop.abort() });
+  const first = await trainSam(gpu, configAt("parts", "log=1"), {
+    signal: stop.signal,
+    onStep: (step) => step === 2 && stop.abort(),
+  });
   assert.ok(first.interrupted);
   assert.is(first.steps, 2);
   let refused = "";

@@ -9,7 +9,14 @@ const whole = z.number().int().min(1);
 const amount = z.number().min(0);
 const share = z.number().min(0).max(1);
 
-const decoder = z.strictObject({ depth: whole, heads: whole, mlp: whole, iouHidden: whole, iouDepth: whole, candidates: whole });
+const decoder = z.strictObject({
+  depth: whole,
+  heads: whole,
+  mlp: whole,
+  iouHidden: whole,
+  iouDepth: whole,
+  candidates: whole,
+});
 const encoder = z.discriminatedUnion("kind", [
   z.strictObject({
     kind: z.literal("vit"),
@@ -85,7 +92,14 @@ export const samTrainSchema = z.strictObject({
       floor: share.default(0.01),
     })
     .prefault({}),
-  loss: z.strictObject({ focal: amount.default(20), bce: amount.default(0), dice: amount.default(1), iou: amount.default(1) }).prefault({}),
+  loss: z
+    .strictObject({
+      focal: amount.default(20),
+      bce: amount.default(0),
+      dice: amount.default(1),
+      iou: amount.default(1),
+    })
+    .prefault({}),
   eval: z
     .strictObject({
       /** Unseen scenes: their seed and number. */
@@ -108,7 +122,9 @@ export function readSamTrainConfig(path: string, settings: readonly string[]): S
   try {
     text = readFileSync(path, "utf8");
   } catch (cause) {
-    throw new BadInput(`${path}: ${(cause as NodeJS.ErrnoException).code === "ENOENT" ? "there is no such file" : (cause as Error).message}`);
+    throw new BadInput(
+      `${path}: ${(cause as NodeJS.ErrnoException).code === "ENOENT" ? "there is no such file" : (cause as Error).message}`,
+    );
   }
   let input: unknown;
   try {
@@ -129,8 +145,12 @@ export function readSamTrainConfig(path: string, settings: readonly string[]): S
 export function modelOf({ model }: SamTrainConfig): SamConfig {
   const { preset, decoder: changes, ...rest } = model;
   const base = PRESETS[preset]();
-  const given = Object.fromEntries(Object.entries(rest).filter(([, value]) => value !== undefined)) as Partial<SamConfig>;
-  const inner = Object.fromEntries(Object.entries(changes ?? {}).filter(([, value]) => value !== undefined)) as Partial<SamConfig["decoder"]>;
+  const given = Object.fromEntries(
+    Object.entries(rest).filter(([, value]) => value !== undefined),
+  ) as Partial<SamConfig>;
+  const inner = Object.fromEntries(Object.entries(changes ?? {}).filter(([, value]) => value !== undefined)) as Partial<
+    SamConfig["decoder"]
+  >;
   return { ...base, ...given, decoder: { ...base.decoder, ...inner } };
 }
 

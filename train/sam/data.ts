@@ -57,11 +57,17 @@ export class Photographs {
     const byImage = instancesByImage(data);
     const items: { image: RgbImage; runs: Runs[] }[] = [];
     for (const entry of data.images) {
-      const instances = (byImage.get(entry.id) ?? []).filter((instance) => !instance.crowd && instance.segmentation !== undefined);
+      const instances = (byImage.get(entry.id) ?? []).filter(
+        (instance) => !instance.crowd && instance.segmentation !== undefined,
+      );
       if (instances.length === 0) continue;
-      items.push({ image: await readImage(imagePath(imagesDir, entry)), runs: instances.map((instance) => instanceRuns(instance, entry)) });
+      items.push({
+        image: await readImage(imagePath(imagesDir, entry)),
+        runs: instances.map((instance) => instanceRuns(instance, entry)),
+      });
     }
-    if (items.length === 0) throw new BadInput(`${annotations}: no image has an instance with a mask; sam-train learns from masks`);
+    if (items.length === 0)
+      throw new BadInput(`${annotations}: no image has an instance with a mask; sam-train learns from masks`);
     return new Photographs(items);
   }
 
@@ -79,7 +85,10 @@ export class Photographs {
   draw(random: Random, smallestCrop: number): Annotated {
     const { image, runs } = this.#items[random.int(this.#items.length)]!;
     const share = random.uniform(smallestCrop, 1);
-    const [width, height] = [Math.max(1, Math.round(image.width * share)), Math.max(1, Math.round(image.height * share))];
+    const [width, height] = [
+      Math.max(1, Math.round(image.width * share)),
+      Math.max(1, Math.round(image.height * share)),
+    ];
     const window: Window = {
       x: random.int(image.width - width + 1),
       y: random.int(image.height - height + 1),
@@ -102,7 +111,12 @@ interface Window {
   readonly mirrored: boolean;
 }
 
-function cut(data: Uint8Array, stride: number, channels: number, { x, y, width, height, mirrored }: Window): Uint8Array {
+function cut(
+  data: Uint8Array,
+  stride: number,
+  channels: number,
+  { x, y, width, height, mirrored }: Window,
+): Uint8Array {
   const out = new Uint8Array(width * height * channels);
   for (let row = 0; row < height; row++) {
     for (let column = 0; column < width; column++) {
@@ -120,7 +134,12 @@ export function scene(seed: number, index: number, size: number): Annotated {
 }
 
 /** The images, prompts and targets of a step. `boxesOnly`: every prompt is a box. */
-export function drawBatch(options: SamDataOptions, photographs: Photographs | undefined, step: number, boxesOnly: boolean): SamBatch {
+export function drawBatch(
+  options: SamDataOptions,
+  photographs: Photographs | undefined,
+  step: number,
+  boxesOnly: boolean,
+): SamBatch {
   const { batch, prompts, imageSize: S, maskSize } = options;
   const random = new Random(options.seed).fork(step);
   const out: SamBatch = {
@@ -140,7 +159,9 @@ export function drawBatch(options: SamDataOptions, photographs: Photographs | un
           ? photographs.draw(random, options.smallestCrop)
           : scene(options.sceneSeed, index++, S);
       image = drawn.image;
-      masks = drawn.masks.map((mask) => toFrame(mask, image.width, image.height, S)).filter((mask) => mask.area >= LEAST_AREA * S * S);
+      masks = drawn.masks
+        .map((mask) => toFrame(mask, image.width, image.height, S))
+        .filter((mask) => mask.area >= LEAST_AREA * S * S);
     } while (masks.length === 0);
     out.images.set(prepareImage(image, S).data, b * 3 * S * S);
     const order = random.shuffle(masks.map((_, i) => i));
@@ -149,7 +170,12 @@ export function drawBatch(options: SamDataOptions, photographs: Photographs | un
       const at = b * prompts + j;
       if (boxesOnly || random.uniform() < 0.5) promptBox(out, at, mask, random, options.boxNoise);
       else promptPoint(out, at, mask, random);
-      downsample(mask.data, S, maskSize, out.targets.subarray(at * maskSize * maskSize, (at + 1) * maskSize * maskSize));
+      downsample(
+        mask.data,
+        S,
+        maskSize,
+        out.targets.subarray(at * maskSize * maskSize, (at + 1) * maskSize * maskSize),
+      );
     }
   }
   return out;

@@ -40,7 +40,9 @@ export async function evaluateSam(
   for (let i = 0; i < count; i++) {
     const { image, masks } = at(i);
     const { width, height } = image;
-    const wanted = masks.filter((mask) => area(mask) >= Math.max(1, LEAST_AREA * width * height)).slice(0, MOST_PROMPTS);
+    const wanted = masks
+      .filter((mask) => area(mask) >= Math.max(1, LEAST_AREA * width * height))
+      .slice(0, MOST_PROMPTS);
     if (wanted.length === 0) continue;
     images++;
     instances += wanted.length;

@@ -20,7 +20,12 @@ export const TERMS = ["loss", "best", "single", "iou", "miou"] as const;
  * @param targets (P, 1, N) in 0..1
  * @returns the loss, and a (5) vector of TERMS for the log
  */
-export function samLoss(masks: Tensor, iou: Tensor, targets: Tensor, weights: LossWeights): { loss: Tensor; terms: Tensor } {
+export function samLoss(
+  masks: Tensor,
+  iou: Tensor,
+  targets: Tensor,
+  weights: LossWeights,
+): { loss: Tensor; terms: Tensor } {
   const [, , N] = masks.shape as [number, number, number];
   const p = F.sigmoid(masks);
   // max(x, 0) - x t + log(1 + exp(-|x|)): binary cross entropy of logits, targets broadcast over the four masks.
@@ -40,7 +45,12 @@ export function samLoss(masks: Tensor, iou: Tensor, targets: Tensor, weights: Lo
   const gap = F.sub(iou, actual);
   const iouLoss = F.mean(F.mul(gap, gap));
   const loss = F.add(F.add(best, single), F.mul(iouLoss, weights.iou));
-  const terms = noGrad(() => F.stack([loss, best, single, iouLoss, F.mean(F.slice(actual, 1, 0, 1))].map((x) => F.reshape(F.detach(x), [1])), 0));
+  const terms = noGrad(() =>
+    F.stack(
+      [loss, best, single, iouLoss, F.mean(F.slice(actual, 1, 0, 1))].map((x) => F.reshape(F.detach(x), [1])),
+      0,
+    ),
+  );
   return { loss, terms: F.reshape(terms, [TERMS.length]) };
 }
 

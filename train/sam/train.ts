@@ -29,10 +29,15 @@ export interface SamTrainResult {
   readonly scores?: Record<string, SamScores>;
 }
 
-export async function trainSam(gpu: Device, config: SamTrainConfig, options: SamTrainOptions = {}): Promise<SamTrainResult> {
+export async function trainSam(
+  gpu: Device,
+  config: SamTrainConfig,
+  options: SamTrainOptions = {},
+): Promise<SamTrainResult> {
   const { run, steps, batch } = config;
   const last = latestCheckpoint(run);
-  if (last && !options.resume) throw new BadInput(`${run}: holds a run already; continue it with --resume or choose another folder with run=DIR`);
+  if (last && !options.resume)
+    throw new BadInput(`${run}: holds a run already; continue it with --resume or choose another folder with run=DIR`);
   gpu.manualSeed(config.seed);
   const sam = await startingModel(gpu, config);
   sam.train();
@@ -52,7 +57,9 @@ export async function trainSam(gpu: Device, config: SamTrainConfig, options: Sam
   await writeWhole(join(run, "config.yaml"), `${JSON.stringify({ ...config, model: sizes }, undefined, 2)}\n`);
   await dropLogAfter(join(run, "metrics.jsonl"), step);
 
-  const photographs = config.data.annotations ? await Photographs.read(config.data.annotations, config.data.images) : undefined;
+  const photographs = config.data.annotations
+    ? await Photographs.read(config.data.annotations, config.data.images)
+    : undefined;
   const data: SamDataOptions = {
     seed: config.seed,
     batch,
@@ -65,7 +72,13 @@ export async function trainSam(gpu: Device, config: SamTrainConfig, options: Sam
     smallestCrop: config.data.smallestCrop,
   };
   const draw = (at: number) => drawBatch(data, photographs, at, at < config.boxSteps);
-  const checkpoint = () => saveCheckpoint(run, step, { model: sam, optimizer, state: { step, sums }, config: { ...config, model: sizes } }, { keep: 2 });
+  const checkpoint = () =>
+    saveCheckpoint(
+      run,
+      step,
+      { model: sam, optimizer, state: { step, sums }, config: { ...config, model: sizes } },
+      { keep: 2 },
+    );
 
   let next = draw(step);
   let since = performance.now();
@@ -77,11 +90,16 @@ export async function trainSam(gpu: Device, config: SamTrainConfig, options: Sam
       // The host draws the next batch while the device works on this one.
       if (step + 1 < steps) next = draw(step + 1);
       const values = await vector.toArray();
-      return { ...Object.fromEntries(TERMS.map((name, i) => [name, values[i]!])), norm: norm ? await norm.item() : 0 } as Record<string, number>;
+      return {
+        ...Object.fromEntries(TERMS.map((name, i) => [name, values[i]!])),
+        norm: norm ? await norm.item() : 0,
+      } as Record<string, number>;
     });
     for (const name of ["best", "single", "iou", "norm"]) {
       if (!Number.isFinite(terms[name])) {
-        throw new Error(`sam-train: the ${name} ${name === "norm" ? "of the gradients" : "loss"} is ${terms[name]} at step ${step}; the last checkpoint is kept; lower optim.lr`);
+        throw new Error(
+          `sam-train: the ${name} ${name === "norm" ? "of the gradients" : "loss"} is ${terms[name]} at step ${step}; the last checkpoint is kept; lower optim.lr`,
+        );
       }
     }
     step++;
@@ -115,13 +133,21 @@ export async function trainSam(gpu: Device, config: SamTrainConfig, options: Sam
 }
 
 /** One optimizer step; the vector holds the loss's TERMS. */
-function trainStep(gpu: Device, sam: Sam, optimizer: optim.AdamW, batch: SamBatch, config: SamTrainConfig): { vector: Tensor; norm: Tensor | undefined } {
+function trainStep(
+  gpu: Device,
+  sam: Sam,
+  optimizer: optim.AdamW,
+  batch: SamBatch,
+  config: SamTrainConfig,
+): { vector: Tensor; norm: Tensor | undefined } {
   const side = sam.config.imageSize;
   const P = batch.labels.length / 2;
   const images = gpu.tensor(batch.images, [batch.images.length / (3 * side * side), 3, side, side]);
   const embedding = sam.encodeImage(images);
   // Every prompt is two labelled tokens, point and padding or two corners, so that both kinds fit one batch.
-  const { sparse, dense } = sam.encodePrompts({ points: { coords: batch.coords, labels: batch.labels, count: P, complete: true } });
+  const { sparse, dense } = sam.encodePrompts({
+    points: { coords: batch.coords, labels: batch.labels, count: P, complete: true },
+  });
   const { masks, iou } = sam.decodeAll(embedding, sparse, dense);
   const { flat, targets } = flatten(gpu, masks, batch);
   const { loss, terms } = samLoss(flat, iou, targets, config.loss);
@@ -181,7 +207,13 @@ async function initialise(sam: Sam, { frequency, sharpness }: SamTrainConfig["in
   const changed = new Map<string, Tensor>();
   const put = async (key: string, from: string, factor: number) => {
     const x = state.get(from)!;
-    changed.set(key, x.device.tensor((await x.toArray()).map((v) => v * factor), x.shape));
+    changed.set(
+      key,
+      x.device.tensor(
+        (await x.toArray()).map((v) => v * factor),
+        x.shape,
+      ),
+    );
   };
   if (frequency !== 1) {
     const key = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix";
@@ -203,7 +235,8 @@ function decayGroups(sam: Sam, weightDecay: number): { params: Tensor[]; weightD
   const decayed: Tensor[] = [];
   const free: Tensor[] = [];
   for (const [name, x] of sam.namedParameters()) {
-    const exempt = x.shape.length < 2 || /embed|token\.|tokens\.|attention_biases|rel_pos/.test(name.replace("patch_embed", ""));
+    const exempt =
+      x.shape.length < 2 || /embed|token\.|tokens\.|attention_biases|rel_pos/.test(name.replace("patch_embed", ""));
     (exempt ? free : decayed).push(x);
   }
   return [
@@ -235,7 +268,12 @@ async function dropLogAfter(path: string, step: number): Promise<void> {
   await writeWhole(path, kept.map((line) => `${line}\n`).join(""));
 }
 
-async function logScores(run: string, step: number, scores: Record<string, SamScores>, options: SamTrainOptions): Promise<void> {
+async function logScores(
+  run: string,
+  step: number,
+  scores: Record<string, SamScores>,
+  options: SamTrainOptions,
+): Promise<void> {
   await appendFile(join(run, "metrics.jsonl"), `${JSON.stringify({ step, scores })}\n`);
   for (const [name, { point, box, instances }] of Object.entries(scores)) {
     const text = `step ${step}, ${name} (${instances} instances): mIoU ${box.selected.toFixed(3)} from a box, ${point.selected.toFixed(3)} from a point`;
