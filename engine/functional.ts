@@ -1,4 +1,11 @@
 /** Every operation, under PyTorch's name in camelCase. */
+
+export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
+export { conv2d, convTranspose2d } from "./ops/conv.ts";
+export { msDeformAttn } from "./ops/deform.ts";
+export { type DropoutOptions, dropout } from "./ops/dropout.ts";
+export { embedding, gather, indexSelect, scatterAdd } from "./ops/gather.ts";
+export { type InterpolateOptions, interpolate } from "./ops/interpolate.ts";
 export {
   type BinaryCrossEntropyOptions,
   binaryCrossEntropyWithLogits,
@@ -13,9 +20,7 @@ export {
 } from "./ops/loss.ts";
 export { linear, matmul } from "./ops/matmul.ts";
 export { cat, expand, pad, permute, reshape, slice, stack, transpose } from "./ops/movement.ts";
-export { conv2d, convTranspose2d } from "./ops/conv.ts";
-export { batchNorm, groupNorm, layerNorm } from "./ops/norm.ts";
-export { avgPool2d, maxPool2d } from "./ops/pool.ts";
+export { batchNorm, groupNorm, layerNorm, layerNorm2d } from "./ops/norm.ts";
 export {
   abs,
   add,
@@ -49,12 +54,8 @@ export {
   tanh,
   where,
 } from "./ops/pointwise.ts";
+export { avgPool2d, maxPool2d } from "./ops/pool.ts";
 export { argmax, max, mean, min, sum } from "./ops/reduce.ts";
-export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
-export { msDeformAttn } from "./ops/deform.ts";
-export { type DropoutOptions, dropout } from "./ops/dropout.ts";
-export { embedding, gather, indexSelect, scatterAdd } from "./ops/gather.ts";
-export { type InterpolateOptions, interpolate } from "./ops/interpolate.ts";
 export { type GridSampleOptions, gridSample } from "./ops/sample.ts";
 export { logSoftmax, logSumExp, softmax } from "./ops/softmax.ts";
 export { topk } from "./ops/topk.ts";

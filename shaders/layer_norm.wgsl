@@ -1,4 +1,5 @@
-// Layer normalisation over the last axis of x: (rows, C), with n = (x - mean) / sqrt(variance + eps) and the biased variance.
+// Layer normalisation over the middle axis of x: (outer, C, inner), where a row is what stands over one place of outer and inner; inner is 1 for
+// the last axis. With n = (x - mean) / sqrt(variance + eps) and the biased variance.
 //   forward:     y  = n * weight + bias                                            an invocation owns a row
 //   grad_x:      gx = rstd * (h - mean(h) - n * mean(h * n))   with h = gy * weight
 //   grad_affine: gw = sum over rows of gy * n,  gb = sum over rows of gy          an invocation owns a column of a block of rows
@@ -9,6 +10,7 @@ struct Params {
   eps: f32,
   has_weight: u32,
   has_bias: u32,
+  inner: u32,     // from one number of a row to the next
   block: u32,     // rows of a block of grad_affine
   blocks: u32,
 }
@@ -25,35 +27,53 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> gw: array<f32>;
 @group(0) @binding(10) var<storage, read_write> gb: array<f32>;
 
+fn start_of(row: u32) -> u32 {
+  if (params.inner == 1u) {
+    return row * params.c;
+  }
+  let outer = row / params.inner;
+  return row + outer * (params.c - 1u) * params.inner;
+}
+
 @compute @workgroup_size(32)
 fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let row = id.x + id.y * groups.x * 32u;
   if (row >= params.rows) {
     return;
   }
-  let base = row * params.c;
+  let first = start_of(row);
+  let last = first + params.c * params.inner;
   var sum = 0.0;
-  for (var c = 0u; c < params.c; c++) {
-    sum += x[base + c];
+  for (var at = first; at < last; at += params.inner) {
+    sum += x[at];
   }
   let mean = sum / f32(params.c);
   var squares = 0.0;
-  for (var c = 0u; c < params.c; c++) {
-    let d = x[base + c] - mean;
+  for (var at = first; at < last; at += params.inner) {
+    let d = x[at] - mean;
     squares += d * d;
   }
   let rstd = 1.0 / sqrt(squares / f32(params.c) + params.eps);
   stats_out[row] = vec2f(mean, rstd);
-  for (var c = 0u; c < params.c; c++) {
-    var value = (x[base + c] - mean) * rstd;
+  var c = 0u;
+  for (var at = first; at < last; at += params.inner) {
+    var value = (x[at] - mean) * rstd;
     if (params.has_weight == 1u) {
       value *= weight[c];
     }
     if (params.has_bias == 1u) {
       value += bias[c];
     }
-    y[base + c] = value;
+    y[at] = value;
+    c++;
   }
+}
+
+fn slope(at: u32, c: u32) -> f32 {
+  if (params.has_weight == 1u) {
+    return gy[at] * weight[c];
+  }
+  return gy[at];
 }
 
 @compute @workgroup_size(32)
@@ -62,25 +82,22 @@ fn grad_x(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gro
   if (row >= params.rows) {
     return;
   }
-  let base = row * params.c;
+  let first = start_of(row);
   let mean = stats[row].x;
   let rstd = stats[row].y;
   var sums = vec2f();  // (sum h, sum h * n)
+  var at = first;
   for (var c = 0u; c < params.c; c++) {
-    var h = gy[base + c];
-    if (params.has_weight == 1u) {
-      h *= weight[c];
-    }
-    sums += vec2f(h, h * (x[base + c] - mean) * rstd);
+    let h = slope(at, c);
+    sums += vec2f(h, h * (x[at] - mean) * rstd);
+    at += params.inner;
   }
   let means = sums / f32(params.c);
+  at = first;
   for (var c = 0u; c < params.c; c++) {
-    var h = gy[base + c];
-    if (params.has_weight == 1u) {
-      h *= weight[c];
-    }
-    let n = (x[base + c] - mean) * rstd;
-    gx[base + c] = rstd * (h - means.x - n * means.y);
+    let n = (x[at] - mean) * rstd;
+    gx[at] = rstd * (slope(at, c) - means.x - n * means.y);
+    at += params.inner;
   }
 }
 
@@ -92,13 +109,19 @@ fn grad_affine(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
   }
   let first = (i / params.c) * params.block;
   let last = min(first + params.block, params.rows);
-  var at = first * params.c + i % params.c;
+  var at = start_of(first) + (i % params.c) * params.inner;
+  var left = params.inner - first % params.inner;  // rows until the next place of outer
   var sums = vec2f();
   for (var row = first; row < last; row++) {
     let s = stats[row];
     let g = gy[at];
     sums += vec2f(g * (x[at] - s.x) * s.y, g);
-    at += params.c;
+    at++;
+    left--;
+    if (left == 0u) {
+      left = params.inner;
+      at += (params.c - 1u) * params.inner;
+    }
   }
   gw[i] = sums.x;
   gb[i] = sums.y;

@@ -61,6 +61,25 @@ function layer(
   };
 }
 
+function layer2d(x: Case["inputs"][number], shape: Shape, affine: "both" | "none", eps = 1e-6): Case {
+  const c = shape[1]!;
+  const hw = shape[2]! * shape[3]!;
+  return {
+    name: `(${shape})`,
+    inputs: affine === "both" ? [x, [c], [c]] : [x],
+    run: ([x, w, b]) => F.layerNorm2d(x!, w, b, { eps }),
+    reference: (x, w, b) =>
+      normalised(
+        x!,
+        (i) => Math.floor(i / (c * hw)) * hw + (i % hw),
+        (i) => Math.floor(i / hw) % c,
+        eps,
+        w,
+        b,
+      ),
+  };
+}
+
 function group(x: Case["inputs"][number], shape: Shape, groups: number, affine = true, eps = 1e-5): Case {
   const c = shape[1]!;
   const hw = sizeOf(shape.slice(2));
@@ -122,6 +141,14 @@ export const normCases: Cases = {
     layer(shifted([130, 9]), [130, 9], "both"),
     layer([130], [130], "both"),
     layer([130, 96], [130, 96], "both", 1e-5, "real"),
+  ],
+  layerNorm2d: [
+    layer2d([1, 1, 1, 1], [1, 1, 1, 1], "both"),
+    layer2d(constant([2, 3, 1, 7]), [2, 3, 1, 7], "both", 1e-5),
+    layer2d([2, 7, 3, 1], [2, 7, 3, 1], "none", 0.1),
+    layer2d([3, 12, 5, 5], [3, 12, 5, 5], "both"),
+    layer2d(shifted([2, 9, 7, 13]), [2, 9, 7, 13], "both", 1e-3),
+    layer2d([2, 64, 8, 10], [2, 64, 8, 10], "both"),
   ],
   groupNorm: [
     group([1, 1, 1, 1], [1, 1, 1, 1], 1),

@@ -23,20 +23,31 @@ export interface LayerNormOptions {
 export function layerNorm(x: Tensor, weight?: Tensor, bias?: Tensor, options: LayerNormOptions = {}): Tensor {
   const c = x.shape.at(-1);
   if (c === undefined) throw new Error("layerNorm: x must have at least one dimension; got a single number");
-  checkAffine("layerNorm", x, c, { weight, bias });
+  return normalise("layerNorm", x, c, 1, weight, bias, options.eps ?? 1e-5);
+}
+
+/** Normalises the channels of (B, C, H, W) at each pixel; weight and bias are (C). Segment Anything's LayerNorm2d, without moving the channels last. */
+export function layerNorm2d(x: Tensor, weight?: Tensor, bias?: Tensor, options: LayerNormOptions = {}): Tensor {
+  if (x.shape.length !== 4) throw new Error(`layerNorm2d: x must be (B, C, H, W); got ${show(x.shape)}`);
+  return normalise("layerNorm2d", x, x.shape[1]!, x.shape[2]! * x.shape[3]!, weight, bias, options.eps ?? 1e-6);
+}
+
+/** Normalises the middle axis of x seen as (outer, c, inner). */
+function normalise(
+  op: string,
+  x: Tensor,
+  c: number,
+  inner: number,
+  weight: Tensor | undefined,
+  bias: Tensor | undefined,
+  eps: number,
+): Tensor {
+  checkAffine(op, x, c, { weight, bias });
   const { device } = x;
   const y = empty(device, x.shape);
   const rows = c === 0 ? 0 : x.size / c;
   const stats = empty(device, [rows, 2]);
-  const params = {
-    rows,
-    c,
-    eps: options.eps ?? 1e-5,
-    has_weight: weight ? 1 : 0,
-    has_bias: bias ? 1 : 0,
-    block: 0,
-    blocks: 0,
-  };
+  const params = { rows, c, eps, has_weight: weight ? 1 : 0, has_bias: bias ? 1 : 0, inner, block: 0, blocks: 0 };
   const groups = linearGroups(Math.ceil(rows / 32));
   run(device, "layer_norm", "forward", {
     bind: { x, weight: weight ?? x, bias: bias ?? x, y, stats_out: stats },
@@ -44,7 +55,7 @@ export function layerNorm(x: Tensor, weight?: Tensor, bias?: Tensor, options: La
     groups,
   });
 
-  return record("layerNorm", [x, weight ?? x, bias ?? x], y, (gy) => {
+  return record(op, [x, weight ?? x, bias ?? x], y, (gy) => {
     let gx: Tensor | null = null;
     if (x.requiresGrad) {
       gx = empty(device, x.shape);
