@@ -19,16 +19,26 @@ interface Setup {
 function attention(s: Setup): Case {
   const batch = s.batch ?? [];
   const dv = s.dv ?? s.d;
-  const inputs: Input[] = [[...batch, s.n, s.d], [...batch, s.m, s.d], [...batch, s.m, dv]];
+  const inputs: Input[] = [
+    [...batch, s.n, s.d],
+    [...batch, s.m, s.d],
+    [...batch, s.m, dv],
+  ];
   const { allowed } = s;
-  if (s.mask) inputs.push(allowed ? { shape: s.mask, dtype: "bool", values: (_, i) => (allowed(i) ? 1 : 0) } : { shape: s.mask });
+  if (s.mask)
+    inputs.push(allowed ? { shape: s.mask, dtype: "bool", values: (_, i) => (allowed(i) ? 1 : 0) } : { shape: s.mask });
   if (s.rel) inputs.push([...batch, s.n, s.rel[0]], [...batch, s.n, s.rel[1]]);
   const at = s.mask ? 4 : 3;
   return {
     name: s.name,
     inputs,
     run: (x) =>
-      F.scaledDotProductAttention(x[0]!, x[1]!, x[2]!, { mask: s.mask && x[3], scale: s.scale, relH: s.rel && x[at], relW: s.rel && x[at + 1] }),
+      F.scaledDotProductAttention(x[0]!, x[1]!, x[2]!, {
+        mask: s.mask && x[3],
+        scale: s.scale,
+        relH: s.rel && x[at],
+        relW: s.rel && x[at + 1],
+      }),
     reference: (q, k, v, ...rest) => {
       const mask = s.mask ? rest[0] : undefined;
       const [relH, relW] = rest.slice(at - 3);
@@ -76,16 +86,47 @@ export const attentionCases: Cases = {
     attention({ name: "1", n: 1, m: 1, d: 1 }),
     attention({ name: "odd", batch: [2, 1], n: 7, m: 5, d: 3, dv: 6 }),
     attention({ name: "one past a workgroup", batch: [3], n: 65, m: 12, d: 4 }),
-    attention({ name: "bool mask with closed rows", batch: [2, 2], n: 4, m: 6, d: 3, mask: [2, 1, 4, 6], allowed: (i) => i % 24 >= 6 && i % 5 !== 0 }),
-    attention({ name: "bool mask of keys in fours", batch: [2, 2], n: 5, m: 8, d: 4, mask: [2, 1, 1, 8], allowed: (i) => i % 3 !== 0 }),
+    attention({
+      name: "bool mask with closed rows",
+      batch: [2, 2],
+      n: 4,
+      m: 6,
+      d: 3,
+      mask: [2, 1, 4, 6],
+      allowed: (i) => i % 24 >= 6 && i % 5 !== 0,
+    }),
+    attention({
+      name: "bool mask of keys in fours",
+      batch: [2, 2],
+      n: 5,
+      m: 8,
+      d: 4,
+      mask: [2, 1, 1, 8],
+      allowed: (i) => i % 3 !== 0,
+    }),
     attention({ name: "closed rows in fours", n: 6, m: 8, d: 4, mask: [6, 8], allowed: (i) => i >= 16 && i % 7 !== 0 }),
     attention({ name: "float mask over heads", batch: [2, 3], n: 4, m: 5, d: 3, mask: [1, 3, 4, 5] }),
     attention({ name: "float mask in fours", batch: [2, 3], n: 4, m: 8, d: 3, mask: [4, 8] }),
     attention({ name: "float mask of one column", batch: [2, 2], n: 3, m: 4, d: 2, mask: [2, 2, 3, 1] }),
-    attention({ name: "float mask whose batch does not fold", batch: [2, 2, 2], n: 3, m: 4, d: 2, mask: [2, 1, 2, 1, 4] }),
+    attention({
+      name: "float mask whose batch does not fold",
+      batch: [2, 2, 2],
+      n: 3,
+      m: 4,
+      d: 2,
+      mask: [2, 1, 2, 1, 4],
+    }),
     attention({ name: "scale and relative position", batch: [2], n: 6, m: 12, d: 4, rel: [3, 4], scale: 0.7 }),
     attention({ name: "relative position and mask", batch: [2], n: 3, m: 6, d: 5, rel: [2, 3], mask: [1, 3, 6] }),
-    attention({ name: "few long rows, some closed", batch: [2], n: 3, m: 520, d: 2, mask: [3, 520], allowed: (i) => i >= 520 && i % 3 > 0 }),
+    attention({
+      name: "few long rows, some closed",
+      batch: [2],
+      n: 3,
+      m: 520,
+      d: 2,
+      mask: [3, 520],
+      allowed: (i) => i >= 520 && i % 3 > 0,
+    }),
     attention({ name: "few long rows, relative position and mask", n: 2, m: 525, d: 2, rel: [25, 21], mask: [2, 525] }),
     attention({ name: "real: a window of SAM", batch: [2], n: 49, m: 49, d: 32, rel: [7, 7] }),
     attention({ name: "real", batch: [1, 2], n: 40, m: 130, d: 32, mask: [1, 2, 40, 130], allowed: (i) => i % 3 > 0 }),

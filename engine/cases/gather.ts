@@ -26,7 +26,14 @@ function gather(name: string, x: Shape, dim: number, index: Shape, range = x.at(
   };
 }
 
-function scatterAdd(name: string, x: Shape, dim: number, index: Shape, source: Shape = index, range = x.at(dim)!): Case {
+function scatterAdd(
+  name: string,
+  x: Shape,
+  dim: number,
+  index: Shape,
+  source: Shape = index,
+  range = x.at(dim)!,
+): Case {
   const d = dim < 0 ? dim + x.length : dim;
   return {
     name,
@@ -62,7 +69,10 @@ function embedding(name: string, index: Shape, weight: readonly [number, number]
     name,
     inputs: [indices(index, range), weight],
     run: ([i, w]) => F.embedding(i!, w!),
-    reference: (i, w) => Array.from(i).flatMap((k) => Array.from({ length: weight[1] }, (_, c) => (k < weight[0] ? w[k * weight[1] + c]! : 0))),
+    reference: (i, w) =>
+      Array.from(i).flatMap((k) =>
+        Array.from({ length: weight[1] }, (_, c) => (k < weight[0] ? w[k * weight[1] + c]! : 0)),
+      ),
   };
 }
 

@@ -12,7 +12,8 @@ const reduced = (y: ArrayLike<number>, reduction: string, rows = 1): ArrayLike<n
   const total = Array.from(y).reduce((a, v) => a + v, 0);
   return [reduction === "sum" ? total : total / (reduction === "mean" ? y.length : rows)];
 };
-const elementwise = (x: Float64Array, t: Float64Array, f: (x: number, t: number) => number): Float64Array => x.map((v, i) => f(v, t[i]!));
+const elementwise = (x: Float64Array, t: Float64Array, f: (x: number, t: number) => number): Float64Array =>
+  x.map((v, i) => f(v, t[i]!));
 const softplus = (v: number): number => Math.max(v, 0) + Math.log1p(Math.exp(-Math.abs(v)));
 
 const bce: Case[] = [
@@ -21,7 +22,11 @@ const bce: Case[] = [
       name: reduction,
       inputs: [shape, { shape, values: between(0, 1) }],
       run: ([x, t]: Parameters<Case["run"]>[0]) => F.binaryCrossEntropyWithLogits(x!, t!, { reduction }),
-      reference: (x: Float64Array, t: Float64Array) => reduced(elementwise(x, t, (v, u) => softplus(v) - v * u), reduction),
+      reference: (x: Float64Array, t: Float64Array) =>
+        reduced(
+          elementwise(x, t, (v, u) => softplus(v) - v * u),
+          reduction,
+        ),
     })),
   ),
   {
@@ -44,7 +49,11 @@ const bce: Case[] = [
     name: "real: points of masks",
     inputs: [[4, 1000], { shape: [4, 1000], values: whole(2) }],
     run: ([x, t]) => F.binaryCrossEntropyWithLogits(x!, t!),
-    reference: (x, t) => reduced(elementwise(x, t, (v, u) => softplus(v) - v * u), "mean"),
+    reference: (x, t) =>
+      reduced(
+        elementwise(x, t, (v, u) => softplus(v) - v * u),
+        "mean",
+      ),
   },
 ];
 
@@ -54,7 +63,11 @@ const klDiv: Case[] = ([...REDUCTIONS, "batchmean"] as const).flatMap((reduction
     inputs: [[5, 13], { shape: [5, 13], values: logTarget ? between(-4, 0) : between(0.05, 1) }],
     run: ([p, q]: Parameters<Case["run"]>[0]) => F.klDiv(p!, q!, { reduction, logTarget }),
     reference: (p: Float64Array, q: Float64Array) =>
-      reduced(elementwise(p, q, (v, u) => (logTarget ? Math.exp(u) * (u - v) : u * (Math.log(u) - v))), reduction, 5),
+      reduced(
+        elementwise(p, q, (v, u) => (logTarget ? Math.exp(u) * (u - v) : u * (Math.log(u) - v))),
+        reduction,
+        5,
+      ),
   })),
 );
 klDiv.push(
@@ -62,7 +75,11 @@ klDiv.push(
     name: "target of zeros and ones",
     inputs: [[7, 3], { shape: [7, 3], values: whole(2), differentiable: false }],
     run: ([p, q]) => F.klDiv(p!, q!),
-    reference: (p, q) => reduced(elementwise(p, q, (v, u) => (u > 0 ? u * (Math.log(u) - v) : 0)), "mean"),
+    reference: (p, q) =>
+      reduced(
+        elementwise(p, q, (v, u) => (u > 0 ? u * (Math.log(u) - v) : 0)),
+        "mean",
+      ),
   },
   {
     name: "real: every query's tokens against every target's, broadcast",
@@ -159,14 +176,21 @@ export const lossCases: Cases = {
       name: reduction,
       inputs: [shape, shape],
       run: ([x, t]: Parameters<Case["run"]>[0]) => F.mseLoss(x!, t!, { reduction }),
-      reference: (x: Float64Array, t: Float64Array) => reduced(elementwise(x, t, (v, u) => (v - u) ** 2), reduction),
+      reference: (x: Float64Array, t: Float64Array) =>
+        reduced(
+          elementwise(x, t, (v, u) => (v - u) ** 2),
+          reduction,
+        ),
     })),
   ),
   smoothL1: [0, 0.5, 1].flatMap((beta) =>
     REDUCTIONS.map((reduction) => ({
       name: `beta ${beta}, ${reduction}`,
       // Differences keep away from the corner at 0.
-      inputs: [{ shape: [3, 7], values: between(1.1, 3) }, { shape: [3, 7], values: between(0, 1) }],
+      inputs: [
+        { shape: [3, 7], values: between(1.1, 3) },
+        { shape: [3, 7], values: between(0, 1) },
+      ],
       run: ([x, t]: Parameters<Case["run"]>[0]) => F.smoothL1(x!, t!, { reduction, beta }),
       reference: (x: Float64Array, t: Float64Array) =>
         reduced(

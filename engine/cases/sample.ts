@@ -52,7 +52,13 @@ function coordinates(h: number, w: number, options: GridOptions, reach: number) 
   };
 }
 
-function sample64(x: Float64Array, grid: Float64Array, shape: readonly number[], points: number, options: GridOptions = {}): Float64Array {
+function sample64(
+  x: Float64Array,
+  grid: Float64Array,
+  shape: readonly number[],
+  points: number,
+  options: GridOptions = {},
+): Float64Array {
   const [n, c, h, w] = shape as [number, number, number, number];
   const y = new Float64Array(n * c * points);
   const position = (v: number, size: number): number => {
@@ -67,9 +73,11 @@ function sample64(x: Float64Array, grid: Float64Array, shape: readonly number[],
       const [x0, y0] = nearest ? [Math.round(px), Math.round(py)] : [Math.floor(px), Math.floor(py)];
       const [fx, fy] = nearest ? [0, 0] : [px - x0, py - y0];
       for (let ch = 0; ch < c; ch++) {
-        const at = (r: number, q: number): number => (r < 0 || r >= h || q < 0 || q >= w ? 0 : x[((b * c + ch) * h + r) * w + q]!);
+        const at = (r: number, q: number): number =>
+          r < 0 || r >= h || q < 0 || q >= w ? 0 : x[((b * c + ch) * h + r) * w + q]!;
         y[(b * c + ch) * points + p] =
-          (1 - fy) * ((1 - fx) * at(y0, x0) + fx * at(y0, x0 + 1)) + fy * ((1 - fx) * at(y0 + 1, x0) + fx * at(y0 + 1, x0 + 1));
+          (1 - fy) * ((1 - fx) * at(y0, x0) + fx * at(y0, x0 + 1)) +
+          fy * ((1 - fx) * at(y0 + 1, x0) + fx * at(y0 + 1, x0 + 1));
       }
     }
   return y;
@@ -161,13 +169,47 @@ export const sampleCases: Cases = {
     { ...gridSample([1, 1, 8, 8], [1, 130], {}, -3), name: "many samples in few cells" },
     { ...gridSample([1, 1, 4, 4], [1, 9], {}, 40), name: "mostly far outside" },
     { ...gridSample([4, 1, 32, 32], [1, 1000], {}, 0), name: "real: points of masks" },
-  ],  msDeformAttn: [
+  ],
+  msDeformAttn: [
     deform({ name: "1", q: 1, m: 1, d: 1, p: 1, shapes: [[1, 1]], reach: 0 }),
-    deform({ name: "odd", b: 2, q: 5, m: 3, d: 7, p: 2, shapes: [[3, 5], [2, 1]] }),
+    deform({
+      name: "odd",
+      b: 2,
+      q: 5,
+      m: 3,
+      d: 7,
+      p: 2,
+      shapes: [
+        [3, 5],
+        [2, 1],
+      ],
+    }),
     deform({ name: "one past a workgroup", q: 65, m: 1, d: 4, p: 1, shapes: [[4, 3]] }),
-    deform({ name: "mostly outside", q: 13, m: 2, d: 4, p: 3, shapes: [[2, 3], [1, 1]], reach: 4 }),
+    deform({
+      name: "mostly outside",
+      q: 13,
+      m: 2,
+      d: 4,
+      p: 3,
+      shapes: [
+        [2, 3],
+        [1, 1],
+      ],
+      reach: 4,
+    }),
     deform({ name: "all in one cell", q: 130, m: 1, d: 4, p: 4, shapes: [[3, 3]], reach: -1 }),
     deform({ name: "one level of a large map", q: 3, m: 1, d: 4, p: 4, shapes: [[1, 333]] }),
-    deform({ name: "real", q: 84, m: 8, d: 8, p: 4, shapes: [[2, 2], [4, 4], [8, 8]] }),
+    deform({
+      name: "real",
+      q: 84,
+      m: 8,
+      d: 8,
+      p: 4,
+      shapes: [
+        [2, 2],
+        [4, 4],
+        [8, 8],
+      ],
+    }),
   ],
 };

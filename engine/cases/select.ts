@@ -35,7 +35,8 @@ const dropout = (shape: Shape, p: number, seed: number): Case => ({
   name: `(${shape}) p ${p} seed ${seed}`,
   inputs: [shape],
   run: ([x]) => F.dropout(x!, p, { seed }),
-  reference: (x) => x.map((v, i) => (p < 1 && bits(seed, i) >= Math.min(Math.round(p * 2 ** 32), 2 ** 32 - 1) ? v / (1 - p) : 0)),
+  reference: (x) =>
+    x.map((v, i) => (p < 1 && bits(seed, i) >= Math.min(Math.round(p * 2 ** 32), 2 ** 32 - 1) ? v / (1 - p) : 0)),
 });
 
 export const selectCases: Cases = {
@@ -46,5 +47,12 @@ export const selectCases: Cases = {
     topk("one past a workgroup", [65, 5], 2),
     topk("real: the most uncertain points", [4, 1500], 1100),
   ],
-  dropout: [dropout([1], 0.5, 1), dropout([7, 130], 0.1, 42), dropout([130], 0.9, 2 ** 40 + 3), dropout([9], 0, 1), dropout([9], 1, 1), dropout([64, 64], 0.1, 7)],
+  dropout: [
+    dropout([1], 0.5, 1),
+    dropout([7, 130], 0.1, 42),
+    dropout([130], 0.9, 2 ** 40 + 3),
+    dropout([9], 0, 1),
+    dropout([9], 1, 1),
+    dropout([64, 64], 0.1, 7),
+  ],
 };

@@ -3,7 +3,12 @@ import type { Shape } from "../shape.ts";
 import type { Case, Cases } from "./case.ts";
 
 /** Applies `f` to every row along dimension `d`; f's results may be of another length. */
-export function alongRows(x: Float64Array, shape: Shape, d: number, f: (row: Float64Array) => ArrayLike<number>): Float64Array {
+export function alongRows(
+  x: Float64Array,
+  shape: Shape,
+  d: number,
+  f: (row: Float64Array) => ArrayLike<number>,
+): Float64Array {
   const r = shape[d]!;
   const inner = shape.slice(d + 1).reduce((a, b) => a * b, 1);
   const outer = x.length / (r * inner);
@@ -36,7 +41,10 @@ const SHAPES: readonly (readonly [Shape, number])[] = [
   [[2, 1025], 1],
 ];
 
-const of = (run: (x: Parameters<typeof F.softmax>[0], dim: number) => ReturnType<typeof F.softmax>, row: (row: Float64Array) => ArrayLike<number>): Case[] => [
+const of = (
+  run: (x: Parameters<typeof F.softmax>[0], dim: number) => ReturnType<typeof F.softmax>,
+  row: (row: Float64Array) => ArrayLike<number>,
+): Case[] => [
   ...SHAPES.map(([shape, dim]) => ({
     inputs: [shape],
     run: ([x]: Parameters<Case["run"]>[0]) => run(x!, dim),

@@ -1,7 +1,7 @@
 /** Scaled dot-product attention with masks and SAM's decomposed relative position. */
 import { linearGroups, run } from "../kernel.ts";
 import { scope } from "../scope.ts";
-import { broadcastShapes, sameShape, type Shape, show, sizeOf, stridesOf } from "../shape.ts";
+import { broadcastShapes, type Shape, sameShape, show, sizeOf, stridesOf } from "../shape.ts";
 import { isRecording, record } from "../tape.ts";
 import { empty, fill, type Tensor } from "../tensor.ts";
 import { gemm } from "./matmul.ts";
@@ -64,7 +64,12 @@ function cut(batch: number, n: number, m: number, limit: number): Chunk[][] {
   }
   const rows = Math.max(8, Math.floor(limit / (m * 4)));
   return Array.from({ length: batch }, (_, b0) =>
-    Array.from({ length: Math.ceil(n / rows) }, (_, i) => ({ b0, batch: 1, n0: i * rows, n: Math.min(rows, n - i * rows) })),
+    Array.from({ length: Math.ceil(n / rows) }, (_, i) => ({
+      b0,
+      batch: 1,
+      n0: i * rows,
+      n: Math.min(rows, n - i * rows),
+    })),
   );
 }
 
@@ -133,14 +138,21 @@ interface Whole {
 }
 
 /** Gradients of the chunk's queries, and its share in those of the keys and values that it sees. */
-function chunkGradients(t: Problem, chunk: Chunk, kept: Tensor | undefined, gy: Tensor, whole: Whole): (Tensor | undefined)[] {
+function chunkGradients(
+  t: Problem,
+  chunk: Chunk,
+  kept: Tensor | undefined,
+  gy: Tensor,
+  whole: Whole,
+): (Tensor | undefined)[] {
   const { b0, batch, n } = chunk;
   const { m, d, dv } = t;
   const { device } = gy;
   const g = part(gy, b0, batch, chunk);
   const p = kept ?? weights(t, chunk);
   const gv = t.v.requiresGrad ? gemm({ x: p, flipped: true }, { x: g, flipped: false }, batch, m, n, dv) : undefined;
-  if (!t.q.requiresGrad && !t.k.requiresGrad && !whole.mask && !whole.relH && !whole.relW) return [undefined, undefined, gv];
+  if (!t.q.requiresGrad && !t.k.requiresGrad && !whole.mask && !whole.relH && !whole.relW)
+    return [undefined, undefined, gv];
 
   const ds = gemm({ x: g, flipped: false }, { x: part(t.v, b0, batch), flipped: true }, batch, n, dv, m);
   const rows = batch * n;
@@ -154,8 +166,12 @@ function chunkGradients(t: Problem, chunk: Chunk, kept: Tensor | undefined, gy: 
   if (whole.relW) call("grad_rel", { ds, g_rel: whole.relW }, rows * all.k_w, { ALONG_W: 1 });
   if (whole.mask) call("grad_mask", { ds, g_mask: whole.mask }, whole.mask.size);
   return [
-    t.q.requiresGrad ? gemm({ x: ds, flipped: false }, { x: part(t.k, b0, batch), flipped: false }, batch, n, m, d) : undefined,
-    t.k.requiresGrad ? gemm({ x: ds, flipped: true }, { x: part(t.q, b0, batch, chunk), flipped: false }, batch, m, n, d) : undefined,
+    t.q.requiresGrad
+      ? gemm({ x: ds, flipped: false }, { x: part(t.k, b0, batch), flipped: false }, batch, n, m, d)
+      : undefined,
+    t.k.requiresGrad
+      ? gemm({ x: ds, flipped: true }, { x: part(t.q, b0, batch, chunk), flipped: false }, batch, m, n, d)
+      : undefined,
     gv,
   ];
 }
@@ -164,7 +180,11 @@ function chunkGradients(t: Problem, chunk: Chunk, kept: Tensor | undefined, gy: 
 function accumulate(y: Tensor | undefined, b: Tensor | undefined): Tensor | undefined {
   if (!y || !b) return b;
   const vectors = Math.ceil(y.size / 4);
-  run(y.device, "accumulate", "in_place", { bind: { y, b }, params: { n: vectors }, groups: linearGroups(Math.ceil(vectors / 64)) });
+  run(y.device, "accumulate", "in_place", {
+    bind: { y, b },
+    params: { n: vectors },
+    groups: linearGroups(Math.ceil(vectors / 64)),
+  });
   return y;
 }
 
@@ -200,7 +220,11 @@ function arrangeMask(mask: Tensor, batchShape: Shape, n: number, m: number): Mas
   if (
     (mask.dtype !== "bool" && mask.dtype !== "f32") ||
     lead < 0 ||
-    !sameShape(broadcastShapes("scaledDotProductAttention: mask", mask.shape, [...batchShape, n, m]), [...batchShape, n, m])
+    !sameShape(broadcastShapes("scaledDotProductAttention: mask", mask.shape, [...batchShape, n, m]), [
+      ...batchShape,
+      n,
+      m,
+    ])
   )
     throw new Error(
       `scaledDotProductAttention: mask must be bool or f32 and broadcast to ${show([...batchShape, n, m])}; got ${mask.dtype} ${show(mask.shape)}`,
@@ -226,14 +250,21 @@ function arrangeMask(mask: Tensor, batchShape: Shape, n: number, m: number): Mas
 export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
   for (const [name, x] of Object.entries({ q, k, v }))
     if (x.dtype !== "f32" || x.shape.length < 2)
-      throw new Error(`scaledDotProductAttention: ${name} must be f32 with at least two dimensions; got ${x.dtype} ${show(x.shape)}`);
+      throw new Error(
+        `scaledDotProductAttention: ${name} must be f32 with at least two dimensions; got ${x.dtype} ${show(x.shape)}`,
+      );
   const [n, d] = [q.shape.at(-2)!, q.shape.at(-1)!];
   const [m, dv] = [k.shape.at(-2)!, v.shape.at(-1)!];
   if (k.shape.at(-1) !== d || v.shape.at(-2) !== m || m === 0)
     throw new Error(
       `scaledDotProductAttention: q is ${show(q.shape)}, so k must be (…, M, ${d}) and v (…, M, Dv) with M from 1 up; got ${show(k.shape)} and ${show(v.shape)}`,
     );
-  const batchShape = broadcastShapes("scaledDotProductAttention", q.shape.slice(0, -2), k.shape.slice(0, -2), v.shape.slice(0, -2));
+  const batchShape = broadcastShapes(
+    "scaledDotProductAttention",
+    q.shape.slice(0, -2),
+    k.shape.slice(0, -2),
+    v.shape.slice(0, -2),
+  );
   const batch = sizeOf(batchShape);
   const flat = (x: Tensor, r: number, c: number): Tensor => {
     const full = [...batchShape, r, c];
@@ -243,7 +274,13 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   if (!relH !== !relW) throw new Error("scaledDotProductAttention: relH and relW come together");
   if (relH && relW) {
     const [kH, kW] = [relH.shape.at(-1)!, relW.shape.at(-1)!];
-    if (kH * kW !== m || relH.size !== batch * n * kH || relW.size !== batch * n * kW || relH.dtype !== "f32" || relW.dtype !== "f32")
+    if (
+      kH * kW !== m ||
+      relH.size !== batch * n * kH ||
+      relW.size !== batch * n * kW ||
+      relH.dtype !== "f32" ||
+      relW.dtype !== "f32"
+    )
       throw new Error(
         `scaledDotProductAttention: relH and relW must be f32 (…, ${n}, kH) and (…, kW) with kH kW = ${m}; got ${show(relH.shape)} and ${show(relW.shape)}`,
       );
@@ -267,7 +304,14 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   const single = onlyChunk(t);
   const keeps = isRecording() && inputs.some((x) => x?.requiresGrad);
   const attend = (p: Tensor, chunk: Chunk): Tensor =>
-    gemm({ x: p, flipped: false }, { x: part(t.v, chunk.b0, chunk.batch), flipped: false }, chunk.batch, chunk.n, m, dv);
+    gemm(
+      { x: p, flipped: false },
+      { x: part(t.v, chunk.b0, chunk.batch), flipped: false },
+      chunk.batch,
+      chunk.n,
+      m,
+      dv,
+    );
   let y: Tensor;
   let kept: Tensor | undefined;
   if (single) {
@@ -280,9 +324,14 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     for (const chunk of t.chunks.flat()) scope(() => place(attend(weights(t, chunk), chunk), y, chunk.b0, chunk.n0));
   }
   const present = inputs.flatMap((x, i) => (x ? [{ x, i }] : []));
-  const out = record("scaledDotProductAttention", present.map(({ x }) => x), y, (gy) => {
-    const all = gradients(t, kept, gy);
-    return present.map(({ i }) => all[i]!);
-  });
+  const out = record(
+    "scaledDotProductAttention",
+    present.map(({ x }) => x),
+    y,
+    (gy) => {
+      const all = gradients(t, kept, gy);
+      return present.map(({ i }) => all[i]!);
+    },
+  );
   return reshape(out, [...batchShape, n, dv]);
 }

@@ -13,14 +13,28 @@ const MAX_LEVELS = 8;
  * each level at P `locations` (B, Q, M, L, P, 2), (x, y) in 0..1 of the map's extent, bilinearly with zeros outside, and adds what it finds
  * by `weights` (B, Q, M, L, P): (B, Q, M D). As ms_deform_attn of Deformable DETR (Zhu et al. 2021).
  */
-export function msDeformAttn(value: Tensor, shapes: readonly (readonly number[])[], locations: Tensor, weights: Tensor): Tensor {
-  for (const [name, x, rank] of [["value", value, 4], ["locations", locations, 6], ["weights", weights, 5]] as const)
+export function msDeformAttn(
+  value: Tensor,
+  shapes: readonly (readonly number[])[],
+  locations: Tensor,
+  weights: Tensor,
+): Tensor {
+  for (const [name, x, rank] of [
+    ["value", value, 4],
+    ["locations", locations, 6],
+    ["weights", weights, 5],
+  ] as const)
     if (x.dtype !== "f32" || x.shape.length !== rank)
       throw new Error(`msDeformAttn: ${name} must be f32 with ${rank} dimensions; got ${x.dtype} ${show(x.shape)}`);
   const [b, s, m, width] = value.shape as [number, number, number, number];
   const [, q, , l, p] = weights.shape as [number, number, number, number, number];
   const total = shapes.reduce((sum, [h, w]) => sum + h! * w!, 0);
-  if (total !== s || shapes.length === 0 || shapes.length > MAX_LEVELS || shapes.some((hw) => hw.length !== 2 || hw.some((n) => !(n > 0))))
+  if (
+    total !== s ||
+    shapes.length === 0 ||
+    shapes.length > MAX_LEVELS ||
+    shapes.some((hw) => hw.length !== 2 || hw.some((n) => !(n > 0)))
+  )
     throw new Error(
       `msDeformAttn: shapes must be 1 to ${MAX_LEVELS} pairs [H, W] whose areas add up to S = ${s}; got ${JSON.stringify(shapes)} with ${total}`,
     );

@@ -44,7 +44,12 @@ function collect(g: Tensor, index: Tensor, shape: readonly number[], l: Layout, 
   const count = l.shared ? j : outer * j * inner;
   const params = { outer, j, i, inner, count, has_base: base ? 1 : 0 };
   const keys = empty(g.device, [index.size], "u32");
-  run(g.device, "gather", "destinations", { bind: { index, keys }, params, constants: constants(l), groups: groupsFor(index.size) });
+  run(g.device, "gather", "destinations", {
+    bind: { index, keys },
+    params,
+    constants: constants(l),
+    groups: groupsFor(index.size),
+  });
   const { order, start } = groupByKey(keys, index.size, count);
   run(g.device, "gather", "collect", {
     bind: { order, start, g, base: base ?? g, gx: y },
@@ -92,13 +97,17 @@ export function scatterAdd(x: Tensor, dim: number, index: Tensor, source: Tensor
   const d = axis("scatterAdd", dim, x.shape.length);
   const i = index.shape[d]!;
   if (source.shape.length !== index.shape.length || index.shape.some((n, k) => n > source.shape[k]!))
-    throw new Error(`scatterAdd: index must be no larger than source; got ${show(index.shape)} for source ${show(source.shape)}`);
+    throw new Error(
+      `scatterAdd: index must be no larger than source; got ${show(index.shape)} for source ${show(source.shape)}`,
+    );
   const used = index.shape.reduce((y, n, k) => (n === y.shape[k] ? y : slice(y, k, 0, n)), source);
   const target = corner("scatterAdd", x, index.shape, d);
   const l = layout(target, d, i);
   if (target !== x) {
     // The index reaches a corner of x alone: add what arrives there to the whole.
-    const sum = record("scatterAdd", [used], collect(used, index, target.shape, l), (gy) => [read(gy, index, index.shape, l)]);
+    const sum = record("scatterAdd", [used], collect(used, index, target.shape, l), (gy) => [
+      read(gy, index, index.shape, l),
+    ]);
     const padding = [...x.shape.keys()].reverse().flatMap((k) => [0, x.shape[k]! - target.shape[k]!]);
     return add(x, pad(sum, padding));
   }
@@ -123,5 +132,11 @@ export function embedding(index: Tensor, weight: Tensor): Tensor {
   checkIndex("embedding", index);
   if (weight.shape.length !== 2) throw new Error(`embedding: weight must be (V, D); got ${show(weight.shape)}`);
   const [j, inner] = weight.shape as [number, number];
-  return readRecorded("embedding", weight, index, [...index.shape, inner], { outer: 1, j, i: index.size, inner, shared: true });
+  return readRecorded("embedding", weight, index, [...index.shape, inner], {
+    outer: 1,
+    j,
+    i: index.size,
+    inner,
+    shared: true,
+  });
 }

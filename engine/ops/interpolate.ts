@@ -39,7 +39,14 @@ function axisOf(from: number, to: number, factor: number | undefined, nearest: b
   return nearest ? { in: from, out: to, a: q, b: 0, den: p } : { in: from, out: to, a: 2 * q, b: q - p, den: 2 * p };
 }
 
-function gradAlong(g: Tensor, shape: readonly number[], outer: number, inner: number, axis: Axis, nearest: boolean): Tensor {
+function gradAlong(
+  g: Tensor,
+  shape: readonly number[],
+  outer: number,
+  inner: number,
+  axis: Axis,
+  nearest: boolean,
+): Tensor {
   const gx = empty(g.device, shape);
   const four = inner % 4 === 0;
   run(g.device, "interpolate", four ? "grad_axis4" : "grad_axis", {
@@ -65,19 +72,26 @@ export function interpolate(x: Tensor, options: InterpolateOptions): Tensor {
   const { mode = "nearest", alignCorners = false, size, scaleFactor } = options;
   if (x.dtype !== "f32" || x.shape.length !== 4)
     throw new Error(`interpolate: x must be f32 (N, C, H, W); got ${x.dtype} ${show(x.shape)}`);
-  if (mode !== "bilinear" && mode !== "nearest") throw new Error(`interpolate: mode must be "bilinear" or "nearest"; got "${mode}"`);
-  if ((size === undefined) === (scaleFactor === undefined)) throw new Error("interpolate: give either size or scaleFactor");
+  if (mode !== "bilinear" && mode !== "nearest")
+    throw new Error(`interpolate: mode must be "bilinear" or "nearest"; got "${mode}"`);
+  if ((size === undefined) === (scaleFactor === undefined))
+    throw new Error("interpolate: give either size or scaleFactor");
   if (alignCorners && mode === "nearest") throw new Error("interpolate: alignCorners goes with mode bilinear only");
   const [n, c, h, w] = x.shape as [number, number, number, number];
-  const factors = scaleFactor === undefined ? undefined : typeof scaleFactor === "number" ? [scaleFactor, scaleFactor] : scaleFactor;
+  const factors =
+    scaleFactor === undefined ? undefined : typeof scaleFactor === "number" ? [scaleFactor, scaleFactor] : scaleFactor;
   const [outH, outW] = size ?? [Math.floor(h * factors![0]! + 1e-9), Math.floor(w * factors![1]! + 1e-9)];
   if (![outH, outW].every((v) => Number.isInteger(v) && v! > 0) || h === 0 || w === 0)
-    throw new Error(`interpolate: x is ${show(x.shape)}; the result must have a whole height and width from 1 up; got ${outH} x ${outW}`);
+    throw new Error(
+      `interpolate: x is ${show(x.shape)}; the result must have a whole height and width from 1 up; got ${outH} x ${outW}`,
+    );
   const nearest = mode === "nearest";
   const rows = axisOf(h, outH!, factors?.[0], nearest, alignCorners);
   const columns = axisOf(w, outW!, factors?.[1], nearest, alignCorners);
   if ([rows, columns].some((axis) => axis.out * axis.a + Math.abs(axis.b) > 2 ** 31 - 1))
-    throw new Error(`interpolate: ${show(x.shape)} to ${outH} x ${outW} is too large to keep positions exact; resize in two steps`);
+    throw new Error(
+      `interpolate: ${show(x.shape)} to ${outH} x ${outW} is too large to keep positions exact; resize in two steps`,
+    );
 
   const planes = n * c;
   const area = outH! * outW!;

@@ -38,7 +38,12 @@ function pairwise(op: string, kind: number, x: Tensor, target: Tensor, beta = 1)
   const n = Math.ceil(x.size / 4);
   const params = { ...NOTHING, n, beta };
   const y = empty(device, x.shape);
-  run(device, "loss", "forward", { bind: { x4: x, t4: target, y4: y }, params, constants: { KIND: kind }, groups: groupsFor(n) });
+  run(device, "loss", "forward", {
+    bind: { x4: x, t4: target, y4: y },
+    params,
+    constants: { KIND: kind },
+    groups: groupsFor(n),
+  });
   return record(op, [x, target], y, (g) =>
     [x, target].map((input, byTarget) => {
       if (!input.requiresGrad) return null;
@@ -63,7 +68,11 @@ export interface BinaryCrossEntropyOptions {
 }
 
 /** -(t log sigmoid(x) + (1 - t) log(1 - sigmoid(x))) for logits x and targets t of one shape, stable for large x; mean by default. */
-export function binaryCrossEntropyWithLogits(x: Tensor, target: Tensor, options: BinaryCrossEntropyOptions = {}): Tensor {
+export function binaryCrossEntropyWithLogits(
+  x: Tensor,
+  target: Tensor,
+  options: BinaryCrossEntropyOptions = {},
+): Tensor {
   const op = "binaryCrossEntropyWithLogits";
   const { weight, posWeight, reduction = "mean" } = options;
   let y = pairwise(op, BCE, x, target);
@@ -72,7 +81,8 @@ export function binaryCrossEntropyWithLogits(x: Tensor, target: Tensor, options:
     const ones = x.device.ones(x.shape);
     const positive = mul(target, pairwise(op, BCE, x, ones));
     y = add(y, mul(positive, posWeight instanceof Tensor ? sub(posWeight, 1) : posWeight - 1));
-    if (!sameShape(y.shape, x.shape)) throw new Error(`${op}: posWeight must broadcast to x ${show(x.shape)}; the result would be ${show(y.shape)}`);
+    if (!sameShape(y.shape, x.shape))
+      throw new Error(`${op}: posWeight must broadcast to x ${show(x.shape)}; the result would be ${show(y.shape)}`);
   }
   return reduce(op, weight ? mul(y, weight) : y, reduction);
 }
@@ -123,16 +133,28 @@ export function crossEntropy(x: Tensor, target: Tensor, options: CrossEntropyOpt
   const { weight, ignoreIndex = -100, reduction = "mean" } = options;
   const d = x.shape.length > 1 ? 1 : 0;
   const shape = x.shape.filter((_, k) => k !== d);
-  if (x.dtype !== "f32" || x.shape.length === 0) throw new Error(`${op}: x must be f32 (N, C, …); got ${x.dtype} ${show(x.shape)}`);
+  if (x.dtype !== "f32" || x.shape.length === 0)
+    throw new Error(`${op}: x must be f32 (N, C, …); got ${x.dtype} ${show(x.shape)}`);
   if ((target.dtype !== "i32" && target.dtype !== "u32") || !sameShape(target.shape, shape))
-    throw new Error(`${op}: x is ${show(x.shape)}, so target must be i32 ${show(shape)}; got ${target.dtype} ${show(target.shape)}`);
+    throw new Error(
+      `${op}: x is ${show(x.shape)}, so target must be i32 ${show(shape)}; got ${target.dtype} ${show(target.shape)}`,
+    );
   const c = x.shape[d]!;
   if (weight && (weight.dtype !== "f32" || !sameShape(weight.shape, [c])))
-    throw new Error(`${op}: x is ${show(x.shape)}, so weight must be f32 (${c}); got ${weight.dtype} ${show(weight.shape)}`);
+    throw new Error(
+      `${op}: x is ${show(x.shape)}, so weight must be f32 (${c}); got ${weight.dtype} ${show(weight.shape)}`,
+    );
 
   const { device } = x;
   const rows = sizeOf(shape);
-  const params = { ...NOTHING, rows, c, inner: sizeOf(x.shape.slice(d + 1)), ignore: ignoreIndex, has_weight: weight ? 1 : 0 };
+  const params = {
+    ...NOTHING,
+    rows,
+    c,
+    inner: sizeOf(x.shape.slice(d + 1)),
+    ignore: ignoreIndex,
+    has_weight: weight ? 1 : 0,
+  };
   const [y, weights, logSums] = [empty(device, shape), empty(device, shape), empty(device, shape)];
   run(device, "loss", "cross_entropy", {
     bind: { x, classes: target, weight: weight ?? x, y, weights_out: weights, log_sums_out: logSums },
@@ -168,7 +190,11 @@ export function dice(logits: Tensor, target: Tensor, options: { reduction?: Redu
   const pieces = Math.max(1, Math.ceil(c / DICE_PIECE));
   const params = { ...NOTHING, rows, c, piece: DICE_PIECE, pieces };
   const parts = empty(device, [3, rows, pieces]);
-  run(device, "loss", "dice_sums", { bind: { x: logits, t: target, y: parts }, params, groups: groupsFor(rows * pieces) });
+  run(device, "loss", "dice_sums", {
+    bind: { x: logits, t: target, y: parts },
+    params,
+    groups: groupsFor(rows * pieces),
+  });
   const sums = pieces === 1 ? alias(parts, [3, rows]) : sum(parts, -1);
   const y = empty(device, shape);
   run(device, "loss", "dice", { bind: { sums, y }, params, groups: groupsFor(rows) });

@@ -22,8 +22,11 @@ export function gridSample(x: Tensor, grid: Tensor, options: GridSampleOptions =
   if (x.dtype !== "f32" || x.shape.length !== 4)
     throw new Error(`gridSample: x must be f32 (N, C, H, W); got ${x.dtype} ${show(x.shape)}`);
   if (grid.dtype !== "f32" || grid.shape.length !== 4 || grid.shape[0] !== x.shape[0] || grid.shape[3] !== 2)
-    throw new Error(`gridSample: x is ${show(x.shape)}, so grid must be f32 (${x.shape[0]}, Ho, Wo, 2); got ${grid.dtype} ${show(grid.shape)}`);
-  if (mode !== "bilinear" && mode !== "nearest") throw new Error(`gridSample: mode must be "bilinear" or "nearest"; got "${mode}"`);
+    throw new Error(
+      `gridSample: x is ${show(x.shape)}, so grid must be f32 (${x.shape[0]}, Ho, Wo, 2); got ${grid.dtype} ${show(grid.shape)}`,
+    );
+  if (mode !== "bilinear" && mode !== "nearest")
+    throw new Error(`gridSample: mode must be "bilinear" or "nearest"; got "${mode}"`);
   if (paddingMode !== "zeros" && paddingMode !== "border")
     throw new Error(`gridSample: paddingMode must be "zeros" or "border"; got "${paddingMode}"`);
   const [n, c, h, w] = x.shape as [number, number, number, number];

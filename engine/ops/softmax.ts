@@ -68,9 +68,7 @@ export function logSoftmax(x: Tensor, dim: number): Tensor {
 export function logSumExp(x: Tensor, dim: number, options: { keepdim?: boolean } = {}): Tensor {
   const { d, rows, r, inner } = split("logSumExp", x, dim);
   const params = { rows, r, inner };
-  const shape = options.keepdim
-    ? x.shape.map((n, k) => (k === d ? 1 : n))
-    : x.shape.filter((_, k) => k !== d);
+  const shape = options.keepdim ? x.shape.map((n, k) => (k === d ? 1 : n)) : x.shape.filter((_, k) => k !== d);
   const y = empty(x.device, shape);
   run(x.device, "softmax", "log_sum", { bind: { x, y }, params, groups: linearGroups(Math.ceil(rows / 64)) });
   return record("logSumExp", [x], y, (g) => {

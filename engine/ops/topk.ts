@@ -11,8 +11,10 @@ import { sortKeys } from "./sort.ts";
  */
 export function topk(x: Tensor, k: number): { values: Tensor; indices: Tensor } {
   const n = x.shape.at(-1);
-  if (x.dtype !== "f32" || n === undefined) throw new Error(`topk: x must be f32 with at least one dimension; got ${x.dtype} ${show(x.shape)}`);
-  if (!Number.isInteger(k) || k < 0 || k > n) throw new Error(`topk: k must lie in 0..${n}, the last dimension of x ${show(x.shape)}; got ${k}`);
+  if (x.dtype !== "f32" || n === undefined)
+    throw new Error(`topk: x must be f32 with at least one dimension; got ${x.dtype} ${show(x.shape)}`);
+  if (!Number.isInteger(k) || k < 0 || k > n)
+    throw new Error(`topk: k must lie in 0..${n}, the last dimension of x ${show(x.shape)}; got ${k}`);
   const { device } = x;
   const shape = [...x.shape.slice(0, -1), k];
   const values = empty(device, shape);

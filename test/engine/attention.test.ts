@@ -9,7 +9,10 @@ const gpu = await testDevice();
 const test = suite("attention");
 
 /** Output and gradients of some way to attend, for inputs from fixed seeds. */
-async function results(shapes: readonly (readonly number[])[], attend: (x: Tensor[]) => Tensor): Promise<ArrayLike<number>[]> {
+async function results(
+  shapes: readonly (readonly number[])[],
+  attend: (x: Tensor[]) => Tensor,
+): Promise<ArrayLike<number>[]> {
   return scope(async () => {
     const inputs = shapes.map((shape, seed) => gpu.randn(shape, { seed: seed + 1, requiresGrad: true }));
     const y = attend(inputs);
@@ -26,7 +29,14 @@ for (const [name, batch, n, m] of [
 ] as const)
   test(`scores too large to keep are made ${name}, to the same result`, async () => {
     assert.ok(batch * n * m * 4 > SCORE_BYTES);
-    const shapes = [[batch, n, 4], [batch, m, 4], [batch, m, 4], [1, m], [batch, n, 50], [batch, n, m / 50]];
+    const shapes = [
+      [batch, n, 4],
+      [batch, m, 4],
+      [batch, m, 4],
+      [1, m],
+      [batch, n, 50],
+      [batch, n, m / 50],
+    ];
     const piecewise = await results(shapes, ([q, k, v, mask, relH, relW]) =>
       F.scaledDotProductAttention(q!, k!, v!, { mask, relH, relW }),
     );
@@ -36,13 +46,19 @@ for (const [name, batch, n, m] of [
       return F.matmul(F.softmax(F.add(F.add(scores, F.reshape(rel, [batch, n, m])), mask!), -1), v!);
     });
     // Two f32 results, each within 1e-5 of the truth.
-    assert.equal(piecewise.map((got, i) => tensorError(got, composed[i]!)).filter((error) => error > 2e-5), []);
+    assert.equal(
+      piecewise.map((got, i) => tensorError(got, composed[i]!)).filter((error) => error > 2e-5),
+      [],
+    );
   });
 
 test("wrong arguments are refused by name", () => {
   const x = gpu.zeros([2, 3, 4]);
   assert.throws(() => F.scaledDotProductAttention(x, gpu.zeros([2, 5, 3]), x), /q is \(2, 3, 4\), so k must be/);
-  assert.throws(() => F.scaledDotProductAttention(x, x, x, { mask: gpu.zeros([3, 3], { dtype: "i32" }) }), /mask must be bool or f32/);
+  assert.throws(
+    () => F.scaledDotProductAttention(x, x, x, { mask: gpu.zeros([3, 3], { dtype: "i32" }) }),
+    /mask must be bool or f32/,
+  );
   assert.throws(() => F.scaledDotProductAttention(x, x, x, { relH: gpu.zeros([2, 3, 3]) }), /come together/);
 });
 

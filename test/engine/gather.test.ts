@@ -9,7 +9,10 @@ const test = suite("reading and adding up by index");
 
 const COUNT = 20000;
 const random = new Random(5);
-const index = gpu.tensor(Int32Array.from({ length: COUNT }, () => random.int(97)), [COUNT]);
+const index = gpu.tensor(
+  Int32Array.from({ length: COUNT }, () => random.int(97)),
+  [COUNT],
+);
 
 const sums: Record<string, (x: Tensor, source: Tensor) => Tensor> = {
   gather: (x) => F.gather(x, 0, index),
@@ -32,7 +35,12 @@ for (const [name, run] of Object.entries(sums))
   });
 
 test("keys are sorted by row and equal ones keep their order", async () => {
-  for (const [rows, n, bits] of [[1, 1, 1], [3, 130, 3], [2, 5000, 17], [1, 70000, 32]] as const) {
+  for (const [rows, n, bits] of [
+    [1, 1, 1],
+    [3, 130, 3],
+    [2, 5000, 17],
+    [1, 70000, 32],
+  ] as const) {
     const keys = Uint32Array.from({ length: rows * n }, () => random.bits() >>> (32 - bits));
     const sorted = sortKeys(gpu.tensor(keys, [rows, n], { dtype: "u32" }), rows, n, bits);
     const want = Array.from({ length: rows }, (_, r) =>

@@ -30,8 +30,14 @@ test("dice of a perfect prediction is 0 and of nothing at all too", async () => 
 
 test("wrong arguments are refused by name", () => {
   const x = gpu.zeros([2, 3]);
-  assert.throws(() => F.crossEntropy(x, gpu.zeros([2])), /crossEntropy: x is \(2, 3\), so target must be i32 \(2\); got f32/);
-  assert.throws(() => F.crossEntropy(x, gpu.zeros([2], { dtype: "i32" }), { weight: gpu.zeros([2]) }), /weight must be f32 \(3\)/);
+  assert.throws(
+    () => F.crossEntropy(x, gpu.zeros([2])),
+    /crossEntropy: x is \(2, 3\), so target must be i32 \(2\); got f32/,
+  );
+  assert.throws(
+    () => F.crossEntropy(x, gpu.zeros([2], { dtype: "i32" }), { weight: gpu.zeros([2]) }),
+    /weight must be f32 \(3\)/,
+  );
   assert.throws(() => F.dice(x, gpu.zeros([3, 2])), /dice: both tensors must have one shape/);
   assert.throws(() => F.klDiv(x, gpu.zeros([4])), /klDiv: shapes/);
   assert.throws(() => F.mseLoss(x, x, { reduction: "avg" as never }), /mseLoss: reduction must be/);

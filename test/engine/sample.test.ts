@@ -14,13 +14,18 @@ function bits(inputs: Tensor[], run: () => Tensor): Promise<string> {
     const y = run();
     backward(y, gpu.randn(y.shape, { seed: 4 }));
     const out: string[] = [];
-    for (const x of [y, ...inputs.map((input) => input.grad!)]) out.push(Buffer.from((await x.toArray()).buffer).toString("base64"));
+    for (const x of [y, ...inputs.map((input) => input.grad!)])
+      out.push(Buffer.from((await x.toArray()).buffer).toString("base64"));
     return out.join();
   });
 }
 
 const uniform = (shape: readonly number[], low: number, high: number): Tensor =>
-  gpu.tensor(Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => random.uniform(low, high)), shape, { requiresGrad: true });
+  gpu.tensor(
+    Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => random.uniform(low, high)),
+    shape,
+    { requiresGrad: true },
+  );
 
 test("gridSample gives the same bits every time", async () => {
   const inputs = [gpu.randn([3, 2, 16, 16], { seed: 1, requiresGrad: true }), uniform([3, 1, 5000, 2], -1.1, 1.1)];
@@ -30,7 +35,10 @@ test("gridSample gives the same bits every time", async () => {
 });
 
 test("msDeformAttn gives the same bits every time", async () => {
-  const shapes = [[4, 4], [8, 8]];
+  const shapes = [
+    [4, 4],
+    [8, 8],
+  ];
   const inputs = [
     gpu.randn([2, 80, 4, 8], { seed: 1, requiresGrad: true }),
     uniform([2, 80, 4, 2, 4, 2], -0.1, 1.1),
@@ -43,9 +51,15 @@ test("msDeformAttn gives the same bits every time", async () => {
 
 test("coordinates of any size, infinite ones too, read 0 outside", async () => {
   const far = [1e9, -1e9, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, 3.5e38, -3];
-  const grid = gpu.tensor(far.flatMap((v) => [v, 0]), [1, 1, far.length, 2]);
+  const grid = gpu.tensor(
+    far.flatMap((v) => [v, 0]),
+    [1, 1, far.length, 2],
+  );
   const y = await F.gridSample(gpu.ones([1, 1, 4, 4]), grid).toArray();
-  assert.equal([...y], far.map(() => 0));
+  assert.equal(
+    [...y],
+    far.map(() => 0),
+  );
 });
 
 test("interpolate resizes as gridSample reads at the same positions", async () => {
@@ -57,17 +71,27 @@ test("interpolate resizes as gridSample reads at the same positions", async () =
   });
   const want = await F.gridSample(x, gpu.tensor(grid, [1, h, w, 2]), { paddingMode: "border" }).toArray();
   const got = await F.interpolate(x, { size: [h, w], mode: "bilinear" }).toArray();
-  got.forEach((v, i) => assert.ok(Math.abs(v - want[i]!) < 1e-5, `element ${i}: ${v} instead of ${want[i]}`));
+  for (const [i, v] of got.entries())
+    assert.ok(Math.abs(v - want[i]!) < 1e-5, `element ${i}: ${v} instead of ${want[i]}`);
 });
 
 test("wrong arguments are refused by name", () => {
   const x = gpu.zeros([1, 2, 4, 4]);
   assert.throws(() => F.interpolate(x, { mode: "bilinear" }), /interpolate: give either size or scaleFactor/);
-  assert.throws(() => F.interpolate(gpu.zeros([2, 4, 4]), { size: [2, 2] }), /x must be f32 \(N, C, H, W\); got f32 \(2, 4, 4\)/);
+  assert.throws(
+    () => F.interpolate(gpu.zeros([2, 4, 4]), { size: [2, 2] }),
+    /x must be f32 \(N, C, H, W\); got f32 \(2, 4, 4\)/,
+  );
   assert.throws(() => F.gridSample(x, gpu.zeros([2, 1, 1, 2])), /grid must be f32 \(1, Ho, Wo, 2\)/);
   const value = gpu.zeros([1, 20, 2, 4]);
-  assert.throws(() => F.msDeformAttn(value, [[4, 4]], gpu.zeros([1, 3, 2, 1, 4, 2]), gpu.zeros([1, 3, 2, 1, 4])), /areas add up to S = 20/);
-  assert.throws(() => F.msDeformAttn(value, [[4, 5]], gpu.zeros([1, 3, 2, 1, 4, 2]), gpu.zeros([1, 3, 2, 2, 4])), /weights must be \(1, Q, 2, 1, P\)/);
+  assert.throws(
+    () => F.msDeformAttn(value, [[4, 4]], gpu.zeros([1, 3, 2, 1, 4, 2]), gpu.zeros([1, 3, 2, 1, 4])),
+    /areas add up to S = 20/,
+  );
+  assert.throws(
+    () => F.msDeformAttn(value, [[4, 5]], gpu.zeros([1, 3, 2, 1, 4, 2]), gpu.zeros([1, 3, 2, 2, 4])),
+    /weights must be \(1, Q, 2, 1, P\)/,
+  );
 });
 
 test.run();

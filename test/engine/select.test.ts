@@ -7,7 +7,13 @@ const gpu = await testDevice();
 const test = suite("topk and dropout");
 const random = new Random(3);
 
-for (const [rows, n, k] of [[1, 1, 1], [3, 7, 7], [2, 8000, 100], [3, 4097, 4000], [1, 65536, 20000]] as const)
+for (const [rows, n, k] of [
+  [1, 1, 1],
+  [3, 7, 7],
+  [2, 8000, 100],
+  [3, 4097, 4000],
+  [1, 65536, 20000],
+] as const)
   test(`topk of ${k} out of ${n}: in order, ties by index`, async () => {
     // Whole numbers, so that there are many ties, negative ones and both zeros.
     const x = Float32Array.from({ length: rows * n }, () => (random.int(4) === 0 ? -0 : random.int(200) - 150));

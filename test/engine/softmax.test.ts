@@ -1,18 +1,10 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { softmaxCases } from "../../engine/cases/softmax.ts";
-import { gradcheck } from "../../engine/gradcheck.ts";
 import { F } from "../../index.ts";
 import { testDevice } from "../device.ts";
 
 const gpu = await testDevice();
 const test = suite("softmax");
-
-for (const op of Object.keys(softmaxCases))
-  test(`${op} and its gradient match the float64 twin`, async () => {
-    const [result] = await gradcheck(gpu, [op], softmaxCases);
-    assert.ok(result!.pass, `${result!.maxRelError} in ${result!.worst}`);
-  });
 
 test("softmax of rows far from 0 is finite and sums to 1", async () => {
   const y = await F.softmax(gpu.tensor([1e30, 1e30, -1e30, 0], [1, 4]), -1).toArray();
