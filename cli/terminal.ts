@@ -83,6 +83,7 @@ export class Progress {
   #drawn = 0;
   #shown = false;
   #ended = false;
+  #complete = false;
   #line = "";
 
   constructor(total: number, unit: string, live: boolean, write: (text: string) => void) {
@@ -115,7 +116,8 @@ export class Progress {
       done < this.#total ? `${duration(left)} left` : duration(seconds),
     ].join("  ");
     const wait = this.#live ? SECONDS_BETWEEN_FRAMES : SECONDS_BETWEEN_LINES;
-    if (now - this.#drawn < wait * 1000 && done < this.#total) return;
+    if (done < this.#total ? now - this.#drawn < wait * 1000 : this.#complete) return;
+    this.#complete = done >= this.#total;
     this.#drawn = now;
     this.#draw(done);
   }

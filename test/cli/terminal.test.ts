@@ -56,6 +56,7 @@ test("without a terminal the last state is one plain line", () => {
   });
   bar.update(1, { loss: 2 });
   bar.update(2, { loss: 1 });
+  bar.update(2, { loss: 1 });
   bar.end();
   assert.match(written, /^2\/2 {2}loss 1 {2}\S+ img\/s {2}0:00\n$/);
 });
