@@ -168,6 +168,7 @@ export const commands: readonly Command[] = [
       "wgpu-wish predict --run runs/quickstart photo.jpg --out out",
       "wgpu-wish predict --run runs/a *.png --out out --score 0.5",
     ],
+    load: () => import("./predict.ts"),
   },
   {
     name: "gradcheck",

@@ -1,0 +1,57 @@
+/** `predict`: segments images with a trained model. */
+import { BadInput } from "../train/errors.ts";
+import { loadRun, loadTrained } from "../train/models.ts";
+import { predictImages } from "../train/predict.ts";
+import { loadTeacher } from "../train/teacher.ts";
+import type { Call } from "./command.ts";
+import { table } from "./terminal.ts";
+
+interface Options {
+  run?: string;
+  checkpoint?: string;
+  out: string;
+  score?: number;
+  inference: "mask2former" | "sam";
+  dump?: string;
+}
+
+/** detectron2's test-time size, where the run says nothing else. */
+const SIZE = { short: 800, long: 1333, topk: 100 };
+const LEAST_SCORE = 0.3;
+const DEFAULT_TEACHER = "assets/sam-mini.safetensors";
+const INTERRUPTED = 130;
+
+export async function run(call: Call<Options>): Promise<number | undefined> {
+  const { args, options, terminal } = call;
+  const { run: folder, checkpoint, out, score = LEAST_SCORE, dump } = options;
+  if ((folder === undefined) === (checkpoint === undefined)) throw new BadInput("predict: give --run or --checkpoint, one of them");
+  if (dump !== undefined && args.length !== 1) throw new BadInput(`--dump: takes one image, got ${args.length}`);
+  const gpu = await call.open();
+  const trained = folder !== undefined ? await loadRun(gpu, folder) : await loadTrained(gpu, checkpoint!);
+  const { short, long, topk } = trained.config?.val ?? SIZE;
+  const sam =
+    options.inference === "sam"
+      ? {
+          teacher: await loadTeacher(gpu, trained.config?.sam.checkpoint ?? DEFAULT_TEACHER, { cache: out, memory: 0 }),
+          kind: trained.kinds.includes("boxes") ? ("box" as const) : ("point" as const),
+        }
+      : undefined;
+  const signal = call.interruptible();
+  const bar = terminal.progress(args.length);
+  const predicted = await predictImages(gpu, trained, args, {
+    short,
+    long,
+    topk,
+    score,
+    out,
+    signal,
+    ...(sam ? { sam } : {}),
+    ...(dump === undefined ? {} : { dump }),
+    onImage: (done) => bar.update(done),
+  });
+  bar.end();
+  if (signal.aborted) return INTERRUPTED;
+  const rows = predicted.flatMap(({ image, instances }) => instances.map(({ category, score: s, area }) => [image, category, s.toFixed(3), area]));
+  terminal.result({ images: predicted, results: `${out}/results.json` }, `${table(["image", "class", "score", "pixels"], rows)}\n${predicted.length} overlays, masks and results.json in ${out}`);
+  return undefined;
+}

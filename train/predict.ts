@@ -1,0 +1,88 @@
+/** A trained model on the user's images: overlays, masks of each instance, COCO results, and the raw outputs for comparisons. */
+import { mkdir } from "node:fs/promises";
+import { basename, extname, join } from "node:path";
+import { type Device, F, encode, noGrad, scope, type Tensor } from "../engine/index.ts";
+import type { Wish } from "../model/index.ts";
+import { readImage, writeMaskPng, writePng } from "./data/image.ts";
+import { evalSample } from "./data/loader.ts";
+import { resultsDocument } from "./eval/coco-ap.ts";
+import { type InferenceOptions, predictionOverlay, resultsOf, segment } from "./evaluate.ts";
+import { writeWhole } from "./files.ts";
+import type { Trained } from "./models.ts";
+import { drawOverlay } from "./pictures.ts";
+import { imageTensor } from "./step.ts";
+
+export interface PredictImagesOptions extends InferenceOptions {
+  out: string;
+  /** Safetensors file for class_logits, mask_logits, prompt_latents and cam of the (only) image. */
+  dump?: string;
+  onImage?: (done: number, total: number) => void;
+  signal?: AbortSignal;
+}
+
+export interface PredictedImage {
+  image: string;
+  width: number;
+  height: number;
+  overlay: string;
+  instances: { category: string; categoryId: number; score: number; box: number[]; area: number; mask: string }[];
+}
+
+/** Image ids in results.json are 1, 2, … in the order given. */
+export async function predictImages(gpu: Device, { model, categories }: Trained, paths: readonly string[], options: PredictImagesOptions): Promise<PredictedImage[]> {
+  const { out, onImage, signal } = options;
+  await mkdir(out, { recursive: true });
+  const names = distinctNames(paths);
+  const predicted: PredictedImage[] = [];
+  const results: ReturnType<typeof resultsOf> = [];
+  for (const [i, path] of paths.entries()) {
+    if (signal?.aborted) break;
+    const image = await readImage(path);
+    const found = await segment(gpu, model, image, options);
+    const name = names[i]!;
+    const overlay = join(out, `${name}.png`);
+    await writePng(overlay, drawOverlay(image, predictionOverlay(found, categories, options.score ?? 0.3)));
+    const instances: PredictedImage["instances"] = [];
+    for (const [n, { mask, label, score, box, area }] of found.entries()) {
+      const file = join(out, `${name}-${String(n + 1).padStart(3, "0")}-${fileName(categories[label]!.name)}.png`);
+      await writeMaskPng(file, mask, image.width, image.height);
+      instances.push({ category: categories[label]!.name, categoryId: categories[label]!.id, score, box, area, mask: file });
+    }
+    results.push(...resultsOf(found, i + 1, categories));
+    predicted.push({ image: path, width: image.width, height: image.height, overlay, instances });
+    onImage?.(i + 1, paths.length);
+  }
+  await writeWhole(join(out, "results.json"), JSON.stringify(resultsDocument(results)));
+  if (options.dump) await writeWhole(options.dump, await rawOutputs(gpu, model, paths[0]!, options));
+  return predicted;
+}
+
+async function rawOutputs(gpu: Device, model: Wish, path: string, { short, long }: InferenceOptions): Promise<Uint8Array> {
+  const sample = await evalSample(await readImage(path), { short, long });
+  return scope(async () => {
+    const { predictions, cam } = noGrad(() => model.forward(imageTensor(gpu, [sample])));
+    const { classLogits, maskLogits, promptLatents } = predictions.at(-1)!;
+    const tensors = new Map<string, Tensor>([
+      ["class_logits", classLogits],
+      ["mask_logits", maskLogits],
+    ]);
+    if (promptLatents) tensors.set("prompt_latents", promptLatents);
+    if (cam) tensors.set("cam", F.detach(cam));
+    return encode(tensors, { image: path });
+  });
+}
+
+/** Images of one name in different folders must not overwrite each other. */
+function distinctNames(paths: readonly string[]): string[] {
+  const seen = new Map<string, number>();
+  return paths.map((path) => {
+    const name = basename(path, extname(path));
+    const count = (seen.get(name) ?? 0) + 1;
+    seen.set(name, count);
+    return count === 1 ? name : `${name}-${count}`;
+  });
+}
+
+function fileName(text: string): string {
+  return text.replaceAll(/[^\p{L}\p{N}]+/gu, "-");
+}
