@@ -3,10 +3,10 @@
  * run. Each setting says where its default comes from: "paper" (as far as it is known), "reference" (Mask2Former, SAM, detectron2) or
  * "ours" (a choice that the paper leaves open).
  */
-import { readFileSync } from "node:fs";
-import { parse as parseYaml, stringify } from "yaml";
 import { z } from "zod";
-import { BadInput } from "./errors.ts";
+import { objectIn, readSettings, resolveSettings } from "./settings.ts";
+
+export { configText } from "./settings.ts";
 
 type Origin = "paper" | "reference" | "ours";
 
@@ -19,7 +19,9 @@ const whole = z.number().int().min(1);
 const amount = z.number().min(0);
 const share = z.number().min(0).max(1);
 const weight = (value: number, origin: Origin, help: string) => option(amount.default(value), origin, help);
-const span = z.tuple([z.number().positive(), z.number().positive()]).refine(([low, high]) => low <= high, "the first must not exceed the second");
+const span = z
+  .tuple([z.number().positive(), z.number().positive()])
+  .refine(([low, high]) => low <= high, "the first must not exceed the second");
 
 const backbone = z.discriminatedUnion("kind", [
   z.strictObject({
@@ -45,20 +47,40 @@ const backbone = z.discriminatedUnion("kind", [
 
 export const configSchema = z.strictObject({
   run: option(z.string().min(1).default("runs/wish"), "ours", "folder of the run"),
-  seed: option(z.number().int().min(0).max(0xffffffff).default(0), "ours", "seeds weights, sample order, augmentation and points"),
-  mode: option(z.enum(["wish", "supervised"]).default("wish"), "ours", "wish: from weak labels; supervised: Mask2Former from masks"),
+  seed: option(
+    z.number().int().min(0).max(0xffffffff).default(0),
+    "ours",
+    "seeds weights, sample order, augmentation and points",
+  ),
+  mode: option(
+    z.enum(["wish", "supervised"]).default("wish"),
+    "ours",
+    "wish: from weak labels; supervised: Mask2Former from masks",
+  ),
   steps: option(whole.default(368750), "reference", "optimizer steps"),
   batch: option(whole.default(16), "paper", "images of a forward pass"),
   accumulate: option(whole.default(1), "ours", "forward passes whose gradients one step averages"),
   data: section({
     images: option(z.string().default(""), "ours", "folder of the training images"),
-    labels: option(z.string().default(""), "ours", "weak labels JSON (mode wish) or COCO instances JSON (mode supervised)"),
+    labels: option(
+      z.string().default(""),
+      "ours",
+      "weak labels JSON (mode wish) or COCO instances JSON (mode supervised)",
+    ),
     supercategories: option(z.boolean().default(false), "ours", "take COCO's supercategories as the classes"),
     width: option(whole.default(1024), "reference", "width of the network's input while training"),
     height: option(whole.default(1024), "reference", "height of the network's input while training"),
     flip: option(z.boolean().default(true), "reference", "mirror half of the images"),
-    scale: option(span.default([0.1, 2]), "reference", "large-scale jitter: factor on the size that just fits the input"),
-    tagScale: option(span.default([0.5, 2]), "ours", "the same for images with tags: a narrow crop may have lost what its tags name"),
+    scale: option(
+      span.default([0.1, 2]),
+      "reference",
+      "large-scale jitter: factor on the size that just fits the input",
+    ),
+    tagScale: option(
+      span.default([0.5, 2]),
+      "ours",
+      "the same for images with tags: a narrow crop may have lost what its tags name",
+    ),
     colour: option(share.default(0), "ours", "strength of the colour jitter"),
     maskStride: option(whole.default(1), "ours", "masks are warped to the input's size divided by this"),
   }),
@@ -73,30 +95,61 @@ export const configSchema = z.strictObject({
     pictures: option(z.number().int().min(0).default(8), "ours", "overlays drawn at each evaluation"),
   }),
   model: section({
-    preset: option(z.enum(["mini", "mobilenetV2", "resnet50"]).default("resnet50"), "paper", "sizes to start from; the settings below change single ones"),
+    preset: option(
+      z.enum(["mini", "mobilenetV2", "resnet50"]).default("resnet50"),
+      "paper",
+      "sizes to start from; the settings below change single ones",
+    ),
     backbone: option(backbone.optional(), "ours", "the backbone, in place of the preset's"),
     hiddenDim: option(whole.optional(), "reference", "width of pixel decoder, mask features and queries"),
     levels: option(z.number().int().min(1).max(3).optional(), "reference", "feature levels of both attentions"),
     groups: option(whole.optional(), "reference", "groups of the pixel decoder's GroupNorms"),
     encoder: option(
-      z.strictObject({ layers: z.number().int().min(0), heads: whole, points: whole, ffn: whole }).partial().optional(),
+      z
+        .strictObject({ layers: z.number().int().min(0), heads: whole, points: whole, ffn: whole })
+        .partial()
+        .optional(),
       "reference",
       "deformable encoder of the pixel decoder: layers, heads, points, ffn",
     ),
-    decoder: option(z.strictObject({ layers: whole, heads: whole, ffn: whole }).partial().optional(), "reference", "masked-attention decoder: layers, heads, ffn"),
+    decoder: option(
+      z.strictObject({ layers: whole, heads: whole, ffn: whole }).partial().optional(),
+      "reference",
+      "masked-attention decoder: layers, heads, ffn",
+    ),
     queries: option(whole.optional(), "reference", "objects that can be told in one image"),
     backboneWeights: option(z.string().default(""), "reference", "pretrained weights of the backbone (ImageNet)"),
-    weights: option(z.string().default(""), "ours", "weights of a whole model to start from; a head of another shape stays as drawn"),
+    weights: option(
+      z.string().default(""),
+      "ours",
+      "weights of a whole model to start from; a head of another shape stays as drawn",
+    ),
   }),
   sam: section({
-    checkpoint: option(z.string().default("assets/sam-mini.safetensors"), "ours", "the teacher: an original SAM or MobileSAM checkpoint, or a converted one"),
+    checkpoint: option(
+      z.string().default("assets/sam-mini.safetensors"),
+      "ours",
+      "the teacher: an original SAM or MobileSAM checkpoint, or a converted one",
+    ),
     cache: option(z.string().default(""), "ours", "folder of the teacher's masks and embeddings; empty: <run>/cache"),
     memory: option(amount.default(512), "ours", "MiB of image embeddings kept in memory"),
   }),
   prompt: section({
-    mode: option(z.enum(["none", "mean", "sparse", "typed"]).default("typed"), "ours", "tokens of the predicted latents: see model/config.ts"),
-    distance: option(z.enum(["kl", "l2"]).default("kl"), "paper", "kl: Kullback-Leibler divergence of softmaxes; l2: mean square, which SAM's decoder can use"),
-    direction: option(z.enum(["teacher", "student"]).default("teacher"), "ours", "teacher: KL(Z||Zhat); student: KL(Zhat||Z)"),
+    mode: option(
+      z.enum(["none", "mean", "sparse", "typed"]).default("typed"),
+      "ours",
+      "tokens of the predicted latents: see model/config.ts",
+    ),
+    distance: option(
+      z.enum(["kl", "l2"]).default("kl"),
+      "paper",
+      "kl: Kullback-Leibler divergence of softmaxes; l2: mean square, which SAM's decoder can use",
+    ),
+    direction: option(
+      z.enum(["teacher", "student"]).default("teacher"),
+      "ours",
+      "teacher: KL(Z||Zhat); student: KL(Zhat||Z)",
+    ),
     tau: option(z.number().positive().default(1), "ours", "temperature of both softmaxes"),
   }),
   match: section({
@@ -125,12 +178,20 @@ export const configSchema = z.strictObject({
     noObject: weight(0.1, "reference", 'weight of the class "no object"'),
     points: option(whole.default(12544), "reference", "points at which the mask losses are taken"),
     oversample: option(z.number().min(1).default(3), "reference", "candidates drawn for each point kept"),
-    importance: option(share.default(0.75), "reference", "share of the points taken where the prediction is least sure"),
+    importance: option(
+      share.default(0.75),
+      "reference",
+      "share of the points taken where the prediction is least sure",
+    ),
     deepSupervision: option(z.boolean().default(true), "reference", "supervise every decoder layer"),
   }),
   cam: section({
     feature: option(z.enum(["none", "res3", "res4", "res5"]).optional(), "ours", "backbone feature of the CAM branch"),
-    warmup: option(z.number().int().min(0).default(30000), "paper", "first steps train L_cam alone; only where there are tags"),
+    warmup: option(
+      z.number().int().min(0).default(30000),
+      "paper",
+      "first steps train L_cam alone; only where there are tags",
+    ),
     tau: option(share.default(0.5), "ours", "least normalised activation of a peak"),
     radius: option(share.default(20 / 256), "ours", "peaks keep this distance, as a share of the image's long side"),
     maxPeaks: option(whole.default(32), "ours", "peaks of a class at most"),
@@ -144,8 +205,16 @@ export const configSchema = z.strictObject({
     backbone: option(amount.default(0.1), "reference", "factor on the backbone's learning rate"),
     clip: option(amount.default(0.01), "reference", "limit of the gradient's global norm; 0: none"),
     betas: option(z.tuple([share, share]).default([0.9, 0.999]), "reference", "AdamW's decay of its moments"),
-    schedule: option(z.enum(["constant", "step", "poly", "cosine"]).default("step"), "reference", "how the learning rate falls"),
-    milestones: option(z.array(share).default([0.88889, 0.96296]), "reference", "schedule step: shares of the steps at which it drops"),
+    schedule: option(
+      z.enum(["constant", "step", "poly", "cosine"]).default("step"),
+      "reference",
+      "how the learning rate falls",
+    ),
+    milestones: option(
+      z.array(share).default([0.88889, 0.96296]),
+      "reference",
+      "schedule step: shares of the steps at which it drops",
+    ),
     gamma: option(share.default(0.1), "reference", "schedule step: factor of a drop"),
     power: option(z.number().positive().default(0.9), "reference", "schedule poly: exponent"),
     warmup: option(z.number().int().min(0).default(0), "reference", "steps over which it rises from 0"),
@@ -162,38 +231,12 @@ export type ConfigInput = z.input<typeof configSchema>;
 
 /** Reads a YAML file, applies `key=value` settings, checks everything. Throws BadInput naming the file and the setting. */
 export function readConfig(path: string, settings: readonly string[] = []): Config {
-  let text: string;
-  try {
-    text = readFileSync(path, "utf8");
-  } catch (cause) {
-    throw new BadInput(`${path}: ${(cause as NodeJS.ErrnoException).code === "ENOENT" ? "there is no such file" : (cause as Error).message}`);
-  }
-  let input: unknown;
-  try {
-    input = parseYaml(text, { maxAliasCount: 0 }) ?? {};
-  } catch (cause) {
-    throw new BadInput(`${path}: is not YAML: ${(cause as Error).message.split("\n")[0]}`);
-  }
-  return resolveConfig(input, settings, path);
+  return readSettings(configSchema, path, settings);
 }
 
 /** Checks a configuration given as an object. `name` stands in the errors. */
 export function resolveConfig(input: unknown, settings: readonly string[] = [], name = "config"): Config {
-  if (!isRecord(input)) throw new BadInput(`${name}: must hold settings by name; got ${Array.isArray(input) ? "a list" : typeof input}`);
-  const merged = structuredClone(input);
-  for (const setting of settings) apply(merged, setting);
-  refuseUnknown(configSchema, merged, name, "");
-  const result = configSchema.safeParse(merged);
-  if (!result.success) {
-    const issue = result.error.issues[0]!;
-    const where = issue.path.join(".");
-    throw new BadInput(`${name}: ${where || "the settings"}: ${issue.message}${given(merged, issue.path)}`);
-  }
-  return freeze(result.data);
-}
-
-export function configText(config: object): string {
-  return stringify(config, { flowCollectionPadding: false });
+  return resolveSettings(configSchema, input, settings, name);
 }
 
 export interface SettingDoc {
@@ -214,77 +257,4 @@ export function settings(): SettingDoc[] {
       return inner ? walk(inner, values[key] as Record<string, unknown>, `${prefix}${key}.`) : [];
     });
   return walk(configSchema, defaults, "");
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-/** `a.b=value`, the value in YAML's notation: 1e-4, true, [0.5, 2], name. */
-function apply(target: Record<string, unknown>, setting: string): void {
-  const at = setting.indexOf("=");
-  if (at < 1) throw new BadInput(`${setting}: a setting is key=value, such as optim.lr=1e-4`);
-  const path = setting.slice(0, at).split(".");
-  let value: unknown;
-  try {
-    value = parseYaml(setting.slice(at + 1), { maxAliasCount: 0 });
-  } catch (cause) {
-    throw new BadInput(`${setting}: the value is not YAML: ${(cause as Error).message.split("\n")[0]}`);
-  }
-  let node = target;
-  for (const key of path.slice(0, -1)) {
-    if (key === "__proto__") throw new BadInput(`${setting}: there is no such setting`);
-    const next = Object.hasOwn(node, key) ? node[key] : undefined;
-    node = isRecord(next) ? next : ((node[key] = {}) as Record<string, unknown>);
-  }
-  node[path.at(-1)!] = value;
-}
-
-/** The object behind defaults and optionals; undefined where the schema is no object of settings. */
-function objectIn(schema: z.ZodType): z.ZodObject | undefined {
-  let inner: unknown = schema;
-  while (inner instanceof z.ZodDefault || inner instanceof z.ZodPrefault || inner instanceof z.ZodOptional) inner = inner.unwrap();
-  return inner instanceof z.ZodObject ? inner : undefined;
-}
-
-function refuseUnknown(schema: z.ZodObject, input: Record<string, unknown>, name: string, prefix: string): void {
-  for (const [key, value] of Object.entries(input)) {
-    const field = Object.hasOwn(schema.shape, key) ? (schema.shape[key] as z.ZodType) : undefined;
-    if (!field) {
-      const known = settings().map((s) => s.key);
-      const siblings = Object.keys(schema.shape).map((k) => prefix + k);
-      throw new BadInput(`${name}: there is no setting "${prefix}${key}"; did you mean "${nearest(prefix + key, [...siblings, ...known])}"?`);
-    }
-    const inner = objectIn(field);
-    if (inner && isRecord(value)) refuseUnknown(inner, value, name, `${prefix}${key}.`);
-  }
-}
-
-function given(input: unknown, path: readonly PropertyKey[]): string {
-  let value = input;
-  for (const key of path) value = isRecord(value) || Array.isArray(value) ? (value as Record<PropertyKey, unknown>)[key] : undefined;
-  return value === undefined ? "" : `; got ${JSON.stringify(value)}`;
-}
-
-function nearest(word: string, words: readonly string[]): string {
-  return words.map((candidate) => ({ candidate, far: distance(word, candidate) })).reduce((a, b) => (b.far < a.far ? b : a)).candidate;
-}
-
-/** Levenshtein's. */
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) next.push(Math.min(next[j - 1]! + 1, row[j]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
-    row = next;
-  }
-  return row[b.length]!;
-}
-
-function freeze<T>(value: T): T {
-  if (typeof value === "object" && value !== null) {
-    for (const inner of Object.values(value)) freeze(inner);
-    Object.freeze(value);
-  }
-  return value;
 }

@@ -1,9 +1,7 @@
 /** Settings of sam-train: a YAML file, changed by key=value on the command line. Unknown keys are errors. */
-import { readFileSync } from "node:fs";
-import { parse as parseYaml } from "yaml";
 import { z } from "zod";
 import { mobileSam, type SamConfig, samMini, samVitB, samVitH, samVitL } from "../../model/sam/index.ts";
-import { BadInput } from "../errors.ts";
+import { readSettings } from "../settings.ts";
 
 const whole = z.number().int().min(1);
 const amount = z.number().min(0);
@@ -118,27 +116,7 @@ export const samTrainSchema = z.strictObject({
 export type SamTrainConfig = Readonly<z.infer<typeof samTrainSchema>>;
 
 export function readSamTrainConfig(path: string, settings: readonly string[]): SamTrainConfig {
-  let text: string;
-  try {
-    text = readFileSync(path, "utf8");
-  } catch (cause) {
-    throw new BadInput(
-      `${path}: ${(cause as NodeJS.ErrnoException).code === "ENOENT" ? "there is no such file" : (cause as Error).message}`,
-    );
-  }
-  let input: unknown;
-  try {
-    input = parseYaml(text, { maxAliasCount: 0 }) ?? {};
-  } catch (cause) {
-    throw new BadInput(`${path}: is not YAML: ${(cause as Error).message.split("\n")[0]}`);
-  }
-  if (!isRecord(input)) throw new BadInput(`${path}: settings are expected, one "key: value" a line`);
-  const merged = structuredClone(input);
-  for (const setting of settings) apply(merged, setting);
-  const result = samTrainSchema.safeParse(merged);
-  if (result.success) return Object.freeze(result.data);
-  const issue = result.error.issues[0]!;
-  throw new BadInput(`${path}: ${issue.path.join(".") || "the settings"}: ${issue.message}`);
+  return readSettings(samTrainSchema, path, settings);
 }
 
 /** The model's sizes: the preset, changed where the config says so. */
@@ -152,32 +130,4 @@ export function modelOf({ model }: SamTrainConfig): SamConfig {
     SamConfig["decoder"]
   >;
   return { ...base, ...given, decoder: { ...base.decoder, ...inner } };
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-/** `a.b=value`, the value in YAML's notation. */
-function apply(target: Record<string, unknown>, setting: string): void {
-  const at = setting.indexOf("=");
-  if (at < 1) throw new BadInput(`${setting}: a setting is key=value, such as optim.lr=1e-4`);
-  const path = setting.slice(0, at).split(".");
-  if (path.includes("__proto__")) throw new BadInput(`${setting}: there is no such setting`);
-  let node = target;
-  for (const key of path.slice(0, -1)) {
-    const next = node[key];
-    if (isRecord(next)) node = next;
-    else {
-      const made: Record<string, unknown> = {};
-      node[key] = made;
-      node = made;
-    }
-  }
-  try {
-    const text = setting.slice(at + 1);
-    node[path.at(-1)!] = text === "" ? "" : parseYaml(text, { maxAliasCount: 0 });
-  } catch (cause) {
-    throw new BadInput(`${setting}: the value is not YAML: ${(cause as Error).message.split("\n")[0]}`);
-  }
 }

@@ -2,7 +2,6 @@
  * What sam-train learns from: images with instance masks, from procedural scenes and COCO-layout files mixed, and prompts drawn from the
  * masks. A batch depends on (seed, step) alone, so that a resumed run sees what an uninterrupted one would have seen.
  */
-import { join } from "node:path";
 import { Random } from "../../engine/index.ts";
 import { prepareImage, type RgbImage } from "../../model/sam/index.ts";
 import { imagePath, instanceRuns, instancesByImage, readInstances } from "../data/coco.ts";
@@ -233,9 +232,4 @@ function downsample(mask: Uint8Array, side: number, cells: number, out: Float32A
       if (mask[y * side + x] === 1) out[Math.floor(y / n) * cells + Math.floor(x / n)]! += 1 / (n * n);
     }
   }
-}
-
-/** Where the data of a relative path of a config lies. */
-export function underShared(path: string, shared: string | undefined): string {
-  return shared && path.startsWith("../shared/") ? join(shared, path.slice("../shared/".length)) : path;
 }

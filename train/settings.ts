@@ -1,0 +1,151 @@
+/**
+ * Settings from a YAML file, changed by key=value, checked by a schema and frozen: the machinery, which knows no setting by name.
+ */
+import { readFileSync } from "node:fs";
+import { parse as parseYaml, stringify } from "yaml";
+import { z } from "zod";
+import { BadInput } from "./errors.ts";
+
+/** Reads a YAML file, applies `key=value` settings, checks everything. Throws BadInput naming the file and the setting. */
+export function readSettings<T extends z.ZodObject>(
+  schema: T,
+  path: string,
+  settings: readonly string[] = [],
+): z.infer<T> {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (cause) {
+    throw new BadInput(
+      `${path}: ${(cause as NodeJS.ErrnoException).code === "ENOENT" ? "there is no such file" : (cause as Error).message}`,
+    );
+  }
+  let input: unknown;
+  try {
+    input = parseYaml(text, { maxAliasCount: 0 }) ?? {};
+  } catch (cause) {
+    throw new BadInput(`${path}: is not YAML: ${(cause as Error).message.split("\n")[0]}`);
+  }
+  return resolveSettings(schema, input, settings, path);
+}
+
+/** Checks settings given as an object. `name` stands in the errors. */
+export function resolveSettings<T extends z.ZodObject>(
+  schema: T,
+  input: unknown,
+  settings: readonly string[] = [],
+  name = "config",
+): z.infer<T> {
+  if (!isRecord(input))
+    throw new BadInput(`${name}: must hold settings by name; got ${Array.isArray(input) ? "a list" : typeof input}`);
+  const merged = structuredClone(input);
+  for (const setting of settings) apply(merged, setting);
+  refuseUnknown(schema, schema, merged, name, "");
+  const result = schema.safeParse(merged);
+  if (!result.success) {
+    const issue = result.error.issues[0]!;
+    const where = issue.path.join(".");
+    throw new BadInput(`${name}: ${where || "the settings"}: ${issue.message}${given(merged, issue.path)}`);
+  }
+  return freeze(result.data);
+}
+
+export function configText(config: object): string {
+  return stringify(config, { flowCollectionPadding: false });
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** `a.b=value`, the value in YAML's notation: 1e-4, true, [0.5, 2], name. */
+function apply(target: Record<string, unknown>, setting: string): void {
+  const at = setting.indexOf("=");
+  if (at < 1) throw new BadInput(`${setting}: a setting is key=value, such as optim.lr=1e-4`);
+  const path = setting.slice(0, at).split(".");
+  let value: unknown;
+  try {
+    // Nothing after the sign is an empty text: `val.annotations=` switches a file off.
+    const text = setting.slice(at + 1);
+    value = text === "" ? "" : parseYaml(text, { maxAliasCount: 0 });
+  } catch (cause) {
+    throw new BadInput(`${setting}: the value is not YAML: ${(cause as Error).message.split("\n")[0]}`);
+  }
+  let node = target;
+  for (const key of path.slice(0, -1)) {
+    if (key === "__proto__") throw new BadInput(`${setting}: there is no such setting`);
+    const next = Object.hasOwn(node, key) ? node[key] : undefined;
+    node = isRecord(next) ? next : ((node[key] = {}) as Record<string, unknown>);
+  }
+  node[path.at(-1)!] = value;
+}
+
+/** The object behind defaults and optionals; undefined where the schema is no object of settings. */
+export function objectIn(schema: z.ZodType): z.ZodObject | undefined {
+  let inner: unknown = schema;
+  while (inner instanceof z.ZodDefault || inner instanceof z.ZodPrefault || inner instanceof z.ZodOptional)
+    inner = inner.unwrap();
+  return inner instanceof z.ZodObject ? inner : undefined;
+}
+
+/** Every setting's dotted key. */
+function keysOf(schema: z.ZodObject, prefix: string): string[] {
+  return Object.entries(schema.shape).flatMap(([key, field]) => {
+    const inner = objectIn(field as z.ZodType);
+    return inner ? keysOf(inner, `${prefix}${key}.`) : [prefix + key];
+  });
+}
+
+function refuseUnknown(
+  whole: z.ZodObject,
+  schema: z.ZodObject,
+  input: Record<string, unknown>,
+  name: string,
+  prefix: string,
+): void {
+  for (const [key, value] of Object.entries(input)) {
+    const field = Object.hasOwn(schema.shape, key) ? (schema.shape[key] as z.ZodType) : undefined;
+    if (!field) {
+      const known = keysOf(whole, "");
+      const siblings = Object.keys(schema.shape).map((k) => prefix + k);
+      throw new BadInput(
+        `${name}: there is no setting "${prefix}${key}"; did you mean "${nearest(prefix + key, [...siblings, ...known])}"?`,
+      );
+    }
+    const inner = objectIn(field);
+    if (inner && isRecord(value)) refuseUnknown(whole, inner, value, name, `${prefix}${key}.`);
+  }
+}
+
+function given(input: unknown, path: readonly PropertyKey[]): string {
+  let value = input;
+  for (const key of path)
+    value = isRecord(value) || Array.isArray(value) ? (value as Record<PropertyKey, unknown>)[key] : undefined;
+  return value === undefined ? "" : `; got ${JSON.stringify(value)}`;
+}
+
+function nearest(word: string, words: readonly string[]): string {
+  return words
+    .map((candidate) => ({ candidate, far: distance(word, candidate) }))
+    .reduce((a, b) => (b.far < a.far ? b : a)).candidate;
+}
+
+/** Levenshtein's. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++)
+      next.push(Math.min(next[j - 1]! + 1, row[j]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    row = next;
+  }
+  return row[b.length]!;
+}
+
+function freeze<T>(value: T): T {
+  if (typeof value === "object" && value !== null) {
+    for (const inner of Object.values(value)) freeze(inner);
+    Object.freeze(value);
+  }
+  return value;
+}
