@@ -79,16 +79,6 @@ function evaluate(name: string, expression: string, operands: Partial<Record<Slo
   const y = empty(device, shape, dtype);
   if (y.size === 0) return y;
 
-  const source = `pointwise ${name}`;
-  defineSource(source, () => {
-    const loads = SLOTS.filter((s) => new RegExp(`\\b${s}\\b`).test(expression)).map((s) => `let ${s}_ = load_${s}(i);`);
-    // The operands' names are those of the bindings too, so inside the row they are written with an underscore.
-    const body = `${loads.join(" ")} return ${expression.replace(/\b([abcg])\b(?!_)/g, "$1_")};`;
-    return platform()
-      .shader("pointwise")
-      .replace(/\/\/ <row>[\s\S]*\/\/ <\/row>/, body);
-  });
-
   let modes = 0;
   let types = TYPES[dtype] << 8;
   const numbers = [0, 0, 0, 0];
@@ -105,6 +95,17 @@ function evaluate(name: string, expression: string, operands: Partial<Record<Slo
     types |= TYPES[x.dtype] << (k * 2);
     if (x.size !== y.size) modes |= 1 << (k * 2);
   });
+  const plain = types === 0 && (modes & 0x55) === 0;
+  const source = `pointwise ${name}${plain ? " plain" : ""}`;
+  defineSource(source, () => {
+    const loads = SLOTS.filter((s) => new RegExp(`\\b${s}\\b`).test(expression)).map((s) => `let ${s}_ = ${plain ? "plain" : "load"}_${s}(i);`);
+    // The operands' names are those of the bindings too, so inside the row they are written with an underscore.
+    const body = `${loads.join(" ")} return ${expression.replace(/\b([abcg])\b(?!_)/g, "$1_")};`;
+    return platform()
+      .shader("pointwise")
+      .replace(/\/\/ <row>[\s\S]*\/\/ <\/row>/, body);
+  });
+
   const walk = collapse(shape, strides);
   if (walk.shape.length > 8)
     throw new Error(`${name}: broadcasting over more than 8 separate dimensions is not offered; reshape the operands first`);
@@ -121,7 +122,7 @@ function evaluate(name: string, expression: string, operands: Partial<Record<Slo
     last >= 0 &&
     walk.shape[last]! % 4 === 0 &&
     walk.strides.every((own) => own[last]! === 0 || (own[last] === 1 && own.every((stride, d) => d === last || stride % 4 === 0)));
-  run(device, source, "forward", {
+  run(device, source, plain ? "forward_plain" : "forward", {
     bind,
     params: {
       n: y.size,
