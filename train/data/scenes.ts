@@ -31,8 +31,10 @@ export interface Scene {
 
 const MOST_OBJECTS = 5;
 /** Diameter of an object as a share of the image, drawn uniformly. */
-const SMALLEST = 0.12;
+const SMALLEST = 0.18;
 const LARGEST = 0.6;
+/** A class has its hue, as fruits have theirs, give or take this much of a circle of 6; the second colour and the clutter have any. */
+const HUE_SPREAD = 0.4;
 /** At least this much of an object stays visible behind those in front of it. */
 const LEAST_VISIBLE = 0.4;
 /** No less of an object lies inside the image. */
@@ -102,7 +104,7 @@ function placeObject(
 ): Placed | undefined {
   const make = things[sceneCategories[category - 1]!.name]!;
   const thing = make(random);
-  const [first, second] = contrasting(random, ground);
+  const [first, second] = contrasting(random, ground, category);
   for (let i = 0; i < TRIES; i++) {
     const radius = (size / 2) * random.uniform(SMALLEST, LARGEST);
     const [x, y] = [random.uniform(0.06, 0.94) * size, random.uniform(0.06, 0.94) * size];
@@ -236,30 +238,36 @@ function develop(canvas: Float32Array, size: number, random: Random): Image {
   return { width: size, height: size, data };
 }
 
-function colour(random: Random, saturation: [number, number], value: [number, number]): Colour {
-  const hue = random.uniform(0, 6);
+function colour(
+  random: Random,
+  saturation: [number, number],
+  value: [number, number],
+  hues: [number, number] = [0, 6],
+): Colour {
+  const hue = random.uniform(...hues);
   const s = random.uniform(...saturation);
   const v = random.uniform(...value);
   const channel = (n: number) => {
-    const k = (n + hue) % 6;
+    const k = (n + hue + 6) % 6;
     return v - v * s * Math.max(0, Math.min(k, 4 - k, 1));
   };
   return [channel(5), channel(3), channel(1)];
 }
 
 /** Two colours that stand out from the ground and from one another. */
-function contrasting(random: Random, ground: Colour): [Colour, Colour] {
-  const away = (from: Colour, least: number): Colour => {
+function contrasting(random: Random, ground: Colour, category: number): [Colour, Colour] {
+  const typical = (6 * (category - 1)) / sceneCategories.length;
+  const away = (from: Colour, least: number, hues?: [number, number]): Colour => {
     let best: Colour = from;
     let far = -1;
     for (let i = 0; i < TRIES && far < least; i++) {
-      const next = colour(random, [0.25, 1], [0.3, 1]);
+      const next = hues ? colour(random, [0.5, 1], [0.45, 1], hues) : colour(random, [0.1, 1], [0.2, 1]);
       const distance = Math.hypot(...next.map((value, c) => value - from[c]!));
       if (distance > far) [best, far] = [next, distance];
     }
     return best;
   };
-  const first = away(ground, 0.4);
+  const first = away(ground, 0.4, [typical - HUE_SPREAD, typical + HUE_SPREAD]);
   return [first, away(first, 0.35)];
 }
 
