@@ -17,7 +17,7 @@ function reduceMiddle(x: Tensor, outer: number, r: number, inner: number, kind: 
     const columns = outer * inner;
     // One pass where the columns alone keep the adapter busy; long, few columns are cut into pieces near the square root.
     const whole = rows <= 256 || (columns >= 2048 && rows <= 4096);
-    const piece = whole ? rows : Math.max(64, Math.min(1024, 2 ** Math.ceil(Math.log2(Math.sqrt(rows)))));
+    const piece = whole ? Math.max(rows, 1) : Math.max(64, Math.min(1024, 2 ** Math.ceil(Math.log2(Math.sqrt(rows)))));
     const pieces = Math.max(1, Math.ceil(rows / piece));
     const y = empty(x.device, [outer, pieces, inner]);
     run(x.device, "reduce", "forward", {

@@ -19,8 +19,7 @@ export function topk(x: Tensor, k: number): { values: Tensor; indices: Tensor } 
   const shape = [...x.shape.slice(0, -1), k];
   const values = empty(device, shape);
   const indices = empty(device, shape, "i32");
-  if (values.size === 0) return { values, indices };
-  const rows = x.size / n;
+  const rows = n === 0 ? 0 : x.size / n;
   const params = { rows, n, k };
   const groups = linearGroups(Math.ceil(values.size / 64));
   const keys = empty(device, [rows, n], "u32");
