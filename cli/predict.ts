@@ -24,7 +24,8 @@ const INTERRUPTED = 130;
 export async function run(call: Call<Options>): Promise<number | undefined> {
   const { args, options, terminal } = call;
   const { run: folder, checkpoint, out, score = LEAST_SCORE, dump } = options;
-  if ((folder === undefined) === (checkpoint === undefined)) throw new BadInput("predict: give --run or --checkpoint, one of them");
+  if ((folder === undefined) === (checkpoint === undefined))
+    throw new BadInput("predict: give --run or --checkpoint, one of them");
   if (dump !== undefined && args.length !== 1) throw new BadInput(`--dump: takes one image, got ${args.length}`);
   const gpu = await call.open();
   const trained = folder !== undefined ? await loadRun(gpu, folder) : await loadTrained(gpu, checkpoint!);
@@ -51,7 +52,12 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
   });
   bar.end();
   if (signal.aborted) return INTERRUPTED;
-  const rows = predicted.flatMap(({ image, instances }) => instances.map(({ category, score: s, area }) => [image, category, s.toFixed(3), area]));
-  terminal.result({ images: predicted, results: `${out}/results.json` }, `${table(["image", "class", "score", "pixels"], rows)}\n${predicted.length} overlays, masks and results.json in ${out}`);
+  const rows = predicted.flatMap(({ image, instances }) =>
+    instances.map(({ category, score: s, area }) => [image, category, s.toFixed(3), area]),
+  );
+  terminal.result(
+    { images: predicted, results: `${out}/results.json` },
+    `${table(["image", "class", "score", "pixels"], rows)}\n${predicted.length} overlays, masks and results.json in ${out}`,
+  );
   return undefined;
 }

@@ -29,7 +29,17 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     { run: config.run, steps: step, metrics: evaluation?.metrics ?? null },
     [
       `${config.run}: ${step} steps; report.html, metrics.jsonl and checkpoints/ are in it`,
-      ...(evaluation ? [table(["metric", "value"], [...Object.entries(figures), ...Object.entries(perClass).map(([name, ap]) => [`AP ${name}`, ap] as const)].map(([name, value]) => [name, Number(value)]))] : []),
+      ...(evaluation
+        ? [
+            table(
+              ["metric", "value"],
+              [
+                ...Object.entries(figures),
+                ...Object.entries(perClass).map(([name, ap]) => [`AP ${name}`, ap] as const),
+              ].map(([name, value]) => [name, Number(value)]),
+            ),
+          ]
+        : []),
     ].join("\n"),
   );
   return undefined;

@@ -4,20 +4,31 @@
  */
 import { type Device, F, noGrad, type Tensor } from "../engine/index.ts";
 import type { LayerStack, Pair } from "./matching.ts";
-import { indexTensor, type ImageTargets, type TargetTensors } from "./targets.ts";
+import { type ImageTargets, indexTensor, type TargetTensors } from "./targets.ts";
 
 /** Keeps logarithms finite (wish.md 6.12). */
 const LEAST = 1e-4;
 const TINY = 1e-5;
 
 /** Cells of a (h, w) map of a W x H input that hold some image. */
-export function validCells(valid: readonly [number, number], input: readonly [width: number, height: number], w: number, h: number): [number, number] {
-  const cells = (part: number, whole: number, n: number): number => Math.max(1, Math.min(n, Math.ceil((part * n) / whole - 1e-9)));
+export function validCells(
+  valid: readonly [number, number],
+  input: readonly [width: number, height: number],
+  w: number,
+  h: number,
+): [number, number] {
+  const cells = (part: number, whole: number, n: number): number =>
+    Math.max(1, Math.min(n, Math.ceil((part * n) / whole - 1e-9)));
   return [cells(valid[0], input[0], w), cells(valid[1], input[1], h)];
 }
 
 /** L_cam: binary cross entropy of the tag logits, the CAM's mean over its valid cells. cam (B, K, h, w), inputSize [H, W]. */
-export function camLoss(gpu: Device, cam: Tensor, images: readonly Pick<ImageTargets, "tags" | "valid">[], inputSize: readonly [number, number]): Tensor {
+export function camLoss(
+  gpu: Device,
+  cam: Tensor,
+  images: readonly Pick<ImageTargets, "tags" | "valid">[],
+  inputSize: readonly [number, number],
+): Tensor {
   const [B, K, h, w] = cam.shape as [number, number, number, number];
   const share = new Float32Array(B * h * w);
   const tags = new Float32Array(B * K);
@@ -67,7 +78,9 @@ export function selfLoss(
   const union = noGrad(() => {
     const [B, Q, mh, mw] = stack.maskLogits.shape as [number, number, number, number];
     // A class with fewer queries than the widest repeats one of its own: the maximum stays.
-    const rows = [...groups.values()].flatMap((list) => Array.from({ length: widest }, (_, i) => list[i % list.length]!));
+    const rows = [...groups.values()].flatMap((list) =>
+      Array.from({ length: widest }, (_, i) => list[i % list.length]!),
+    );
     const picked = F.indexSelect(F.reshape(stack.maskLogits, [B * Q, mh * mw]), 0, indexTensor(gpu, rows));
     const masks = F.sigmoid(F.reshape(picked, [G * widest, 1, mh, mw]));
     const small = F.interpolate(masks, { size: [h, w], mode: "bilinear", alignCorners: false });
@@ -116,7 +129,8 @@ export function findPeaks(
   input: readonly [number, number],
   options: PeakOptions,
 ): Peak[] {
-  if (cam.length !== K * h * w) throw new Error(`findPeaks: a CAM of ${K} x ${h} x ${w} expected; got ${cam.length} values`);
+  if (cam.length !== K * h * w)
+    throw new Error(`findPeaks: a CAM of ${K} x ${h} x ${w} expected; got ${cam.length} values`);
   const [vw, vh] = validCells(valid, input, w, h);
   const u = options.upsample;
   const [W, H] = [vw * u, vh * u];
@@ -124,7 +138,9 @@ export function findPeaks(
   const [cellW, cellH] = [input[0] / (w * u), input[1] / (h * u)]; // pixels of an enlarged cell
   return tags.flatMap((classIndex) => {
     const map = enlarge(cam.subarray(classIndex * h * w, (classIndex + 1) * h * w), w, vw, vh, u);
-    const order = [...map.keys()].filter((i) => isLocalMaximum(map, W, H, i)).sort((a, b) => map[b]! - map[a]! || a - b);
+    const order = [...map.keys()]
+      .filter((i) => isLocalMaximum(map, W, H, i))
+      .sort((a, b) => map[b]! - map[a]! || a - b);
     const highest = order.length > 0 ? map[order[0]!]! : 0;
     if (highest <= 0) return [];
     const peaks: Peak[] = [];
@@ -142,7 +158,8 @@ export function findPeaks(
 /** ReLU of the valid part (vw x vh of rows of w), bilinear, `u` times as large. */
 function enlarge(map: Float32Array, w: number, vw: number, vh: number, u: number): Float32Array {
   const out = new Float32Array(vw * u * vh * u);
-  const at = (x: number, y: number): number => Math.max(0, map[Math.min(vh - 1, Math.max(0, y)) * w + Math.min(vw - 1, Math.max(0, x))]!);
+  const at = (x: number, y: number): number =>
+    Math.max(0, map[Math.min(vh - 1, Math.max(0, y)) * w + Math.min(vw - 1, Math.max(0, x))]!);
   for (let y = 0; y < vh * u; y++)
     for (let x = 0; x < vw * u; x++) {
       const [sx, sy] = [(x + 0.5) / u - 0.5, (y + 0.5) / u - 0.5];

@@ -52,7 +52,12 @@ export interface LoadedCheckpoint {
 }
 
 /** Writes a checkpoint and moves `last` (and `best`) to it. Returns its path. */
-export async function saveCheckpoint(run: string, step: number, savable: Savable, options: Retention = {}): Promise<string> {
+export async function saveCheckpoint(
+  run: string,
+  step: number,
+  savable: Savable,
+  options: Retention = {},
+): Promise<string> {
   const { model, optimizer, state, config } = savable;
   const tensors = new Map<string, Tensor>();
   for (const [name, x] of model.stateDict()) tensors.set(MODEL + name, x);
@@ -95,7 +100,9 @@ export async function loadCheckpoint(
 ): Promise<LoadedCheckpoint> {
   const file = await parse(path);
   if (file.metadata.format !== FORMAT)
-    throw new BadInput(`${path}: is no training checkpoint (format ${JSON.stringify(file.metadata.format ?? "unknown")}, expected "${FORMAT}")`);
+    throw new BadInput(
+      `${path}: is no training checkpoint (format ${JSON.stringify(file.metadata.format ?? "unknown")}, expected "${FORMAT}")`,
+    );
   const state = json(path, "state", file.metadata.state);
   fitted(path, () => target.model.loadStateDict(tensorsUnder(gpu, path, file, MODEL)));
   if (target.optimizer) {
@@ -108,7 +115,10 @@ export async function loadCheckpoint(
 /** State and configuration of a checkpoint without its tensors' upload. */
 export async function readCheckpointHead(path: string): Promise<LoadedCheckpoint> {
   const { metadata } = await parse(path);
-  return { state: metadata.state ? json(path, "state", metadata.state) : {}, config: json(path, "config", metadata.config) };
+  return {
+    state: metadata.state ? json(path, "state", metadata.state) : {},
+    config: json(path, "config", metadata.config),
+  };
 }
 
 /** Writes weights alone, for shipping: `half` rounds them to f16. */
@@ -135,7 +145,9 @@ export async function readWeights(gpu: Device, path: string): Promise<Weights> {
 
 async function hostTensors(tensors: ReadonlyMap<string, Tensor>, half = false): Promise<Map<string, FileTensor>> {
   const types = { f32: half ? "F16" : "F32", f16: "F16", i32: "I32", u32: "U32", bool: "BOOL" } as const;
-  const entries = [...tensors].map(async ([name, x]) => [name, fileTensor(await x.toArray(), x.shape, types[x.dtype])] as const);
+  const entries = [...tensors].map(
+    async ([name, x]) => [name, fileTensor(await x.toArray(), x.shape, types[x.dtype])] as const,
+  );
   return new Map(await Promise.all(entries));
 }
 
@@ -173,7 +185,9 @@ function json(path: string, key: string, text: string | undefined): Record<strin
   } catch {
     // Said below, with the file's name.
   }
-  throw new BadInput(`${path}: the metadata "${key}" is missing or not JSON; the file is not a checkpoint or is damaged`);
+  throw new BadInput(
+    `${path}: the metadata "${key}" is missing or not JSON; the file is not a checkpoint or is damaged`,
+  );
 }
 
 function checkpointFiles(run: string): string[] {

@@ -35,15 +35,24 @@ export function segmentationLosses(
   random: Random,
 ): SegmentationLosses {
   const out: SegmentationLosses = {};
-  if (targets.images.some((image) => image.supervised)) out.class = classLoss(gpu, stack, targets, pairs, options.noObject);
-  const matchedPairs = pairs.flatMap((layer, l) => layer.map((pair) => ({ ...pair, row: rowOf(stack, l, pair), object: targets.offsets[pair.image]! + pair.target })));
+  if (targets.images.some((image) => image.supervised))
+    out.class = classLoss(gpu, stack, targets, pairs, options.noObject);
+  const matchedPairs = pairs.flatMap((layer, l) =>
+    layer.map((pair) => ({ ...pair, row: rowOf(stack, l, pair), object: targets.offsets[pair.image]! + pair.target })),
+  );
   if (matchedPairs.length === 0) return out;
 
   const objects = Math.max(1, targets.total); // num_masks
-  const rows = indexTensor(gpu, matchedPairs.map((pair) => pair.row));
+  const rows = indexTensor(
+    gpu,
+    matchedPairs.map((pair) => pair.row),
+  );
   const [, , h, w] = stack.maskLogits.shape as [number, number, number, number];
   const logits = F.reshape(F.indexSelect(flatten(stack.maskLogits), 0, rows), [matchedPairs.length, 1, h, w]);
-  const chosen = indexTensor(gpu, matchedPairs.map((pair) => pair.object * targets.candidates + pair.candidate));
+  const chosen = indexTensor(
+    gpu,
+    matchedPairs.map((pair) => pair.object * targets.candidates + pair.candidate),
+  );
   const { x, t } = samplePoints(gpu, logits, F.indexSelect(targets.masks!, 0, chosen), options, random);
   out.bce = F.div(F.sum(F.mean(F.binaryCrossEntropyWithLogits(x, t, { reduction: "none" }), [1])), objects);
   out.dice = F.div(F.dice(x, t, { reduction: "sum" }), objects);
@@ -51,9 +60,23 @@ export function segmentationLosses(
   if (latents && stack.latents) {
     const labelled = matchedPairs.filter((pair) => targets.images[pair.image]!.targets[pair.target]!.prompt);
     const [B, Q, S, D] = stack.latents.shape as [number, number, number, number];
-    const z = F.indexSelect(F.reshape(stack.latents, [B * Q, S * D]), 0, indexTensor(gpu, labelled.map((pair) => pair.row)));
+    const z = F.indexSelect(
+      F.reshape(stack.latents, [B * Q, S * D]),
+      0,
+      indexTensor(
+        gpu,
+        labelled.map((pair) => pair.row),
+      ),
+    );
     const predicted = predictedSide(F.reshape(z, [labelled.length, S, D]), latents.options);
-    const distances = matched(predicted, latents.targets, indexTensor(gpu, labelled.map((pair) => pair.object)));
+    const distances = matched(
+      predicted,
+      latents.targets,
+      indexTensor(
+        gpu,
+        labelled.map((pair) => pair.object),
+      ),
+    );
     out.prompt = F.div(F.sum(distances), objects);
   }
   return out;
@@ -63,12 +86,19 @@ export function segmentationLosses(
  * Cross entropy of all queries, weighted mean of each layer. Every layer matches the same number of objects, so the layers' weights have
  * one sum and the mean over all of them, times their number, is the sum of the layers' means.
  */
-function classLoss(gpu: Device, stack: LayerStack, targets: TargetTensors, pairs: readonly (readonly Pair[])[], noObject: number): Tensor {
+function classLoss(
+  gpu: Device,
+  stack: LayerStack,
+  targets: TargetTensors,
+  pairs: readonly (readonly Pair[])[],
+  noObject: number,
+): Tensor {
   const [B, Q, classes] = stack.classLogits.shape as [number, number, number];
   const labels = new Int32Array(B * Q).fill(classes - 1);
   for (const [b, image] of targets.images.entries()) if (!image.supervised) labels.fill(IGNORE, b * Q, (b + 1) * Q);
   for (const [layer, list] of pairs.entries())
-    for (const pair of list) labels[rowOf(stack, layer, pair)] = targets.images[pair.image]!.targets[pair.target]!.classIndex;
+    for (const pair of list)
+      labels[rowOf(stack, layer, pair)] = targets.images[pair.image]!.targets[pair.target]!.classIndex;
   const weight = gpu.tensor(Float32Array.from({ length: classes }, (_, c) => (c === classes - 1 ? noObject : 1)));
   const label = gpu.tensor(labels, [B * Q], { dtype: "i32" });
   const mean = F.crossEntropy(F.reshape(stack.classLogits, [B * Q, classes]), label, { weight, ignoreIndex: IGNORE });
@@ -101,9 +131,18 @@ export function samplePoints(
 }
 
 /** PointRend's get_uncertain_point_coords_with_randomness: (M, 1, P, 2), from -1 to 1. */
-function uncertainPoints(gpu: Device, logits: Tensor, { points: P, oversample, importance }: Pick<SegmentationOptions, "points" | "oversample" | "importance">, random: Random): Tensor {
+function uncertainPoints(
+  gpu: Device,
+  logits: Tensor,
+  { points: P, oversample, importance }: Pick<SegmentationOptions, "points" | "oversample" | "importance">,
+  random: Random,
+): Tensor {
   const M = logits.shape[0]!;
-  const draw = (n: number): Tensor => gpu.tensor(Float32Array.from({ length: M * n * 2 }, () => random.uniform(-1, 1)), [M, n, 2]);
+  const draw = (n: number): Tensor =>
+    gpu.tensor(
+      Float32Array.from({ length: M * n * 2 }, () => random.uniform(-1, 1)),
+      [M, n, 2],
+    );
   const unsure = Math.floor(importance * P);
   return scope(() =>
     noGrad(() => {

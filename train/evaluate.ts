@@ -2,14 +2,22 @@
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type Device, noGrad, scope } from "../engine/index.ts";
-import { type Instance as Predicted, instancesOf, predictWithSam, type Wish } from "../model/index.ts";
+import { instancesOf, type Instance as Predicted, predictWithSam, type Wish } from "../model/index.ts";
 import { prepareImage } from "../model/sam/index.ts";
-import { type Category, classIndex, type ImageEntry, imagePath, instanceRuns, type Instances, instancesByImage } from "./data/coco.ts";
+import {
+  type Category,
+  classIndex,
+  type ImageEntry,
+  type Instances,
+  imagePath,
+  instanceRuns,
+  instancesByImage,
+} from "./data/coco.ts";
 import { type Image, readImage, writePng } from "./data/image.ts";
 import { evalSample } from "./data/loader.ts";
 import { encodeMask, maskOfRuns } from "./data/mask.ts";
-import { type Curve, evaluateDetailed, type Metrics, type Result } from "./eval/coco-ap.ts";
 import { BadInput } from "./errors.ts";
+import { type Curve, evaluateDetailed, type Metrics, type Result } from "./eval/coco-ap.ts";
 import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
 import { imageTensor } from "./step.ts";
 import type { Teacher } from "./teacher.ts";
@@ -40,7 +48,14 @@ export async function segment(gpu: Device, model: Wish, image: Image, options: I
     const side = teacher.sam.config.imageSize;
     const prepared = prepareImage(image, side);
     const embedding = noGrad(() => teacher.sam.encodeImage(gpu.tensor(prepared.data, [1, 3, side, side])));
-    return predictWithSam(model, teacher.sam, input, { original, topk, score, embedding, samSize: prepared.inputSize, kind });
+    return predictWithSam(model, teacher.sam, input, {
+      original,
+      topk,
+      score,
+      embedding,
+      samSize: prepared.inputSize,
+      kind,
+    });
   });
 }
 
@@ -84,7 +99,9 @@ export async function evaluateModel(
     const found = await segment(gpu, model, image, options);
     results.push(...resultsOf(found, entry.id, categories));
     if (options.pictures && i < options.pictures.count) {
-      const truthPanel = drawOverlay(image, truthOverlay(truth, byImage.get(entry.id) ?? [], entry), { scale: pictureScale(image) });
+      const truthPanel = drawOverlay(image, truthOverlay(truth, byImage.get(entry.id) ?? [], entry), {
+        scale: pictureScale(image),
+      });
       const predictedPanel = drawOverlay(image, predictionOverlay(found, categories), { scale: pictureScale(image) });
       const path = join(options.pictures.folder, `${String(entry.id).padStart(6, "0")}.png`);
       await writePng(path, contactSheet([truthPanel, predictedPanel], { columns: 2 }));
@@ -94,8 +111,12 @@ export async function evaluateModel(
     options.onImage?.(i + 1, images.length);
   }
   model.train();
-  if (panels.length > 0) await writePng(join(options.pictures!.folder, "sheet.png"), contactSheet(panels, { columns: 4 }));
-  const { metrics, curves } = evaluateDetailed(truth, results, { iou: options.iou ?? "segm", imageIds: images.map((image) => image.id) });
+  if (panels.length > 0)
+    await writePng(join(options.pictures!.folder, "sheet.png"), contactSheet(panels, { columns: 4 }));
+  const { metrics, curves } = evaluateDetailed(truth, results, {
+    iou: options.iou ?? "segm",
+    imageIds: images.map((image) => image.id),
+  });
   return { metrics, curves, results, pictures };
 }
 
@@ -118,12 +139,21 @@ export function shown(found: readonly Predicted[], least = 0.3): Predicted[] {
 
 export function predictionOverlay(found: readonly Predicted[], categories: readonly Category[], least = 0.3): Overlay {
   return {
-    masks: shown(found, least).map(({ mask, label, score }) => ({ mask, classIndex: label, label: categories[label]!.name, score })),
+    masks: shown(found, least).map(({ mask, label, score }) => ({
+      mask,
+      classIndex: label,
+      label: categories[label]!.name,
+      score,
+    })),
     caption: "predicted",
   };
 }
 
-function truthOverlay(truth: Instances, instances: readonly Instances["instances"][number][], entry: ImageEntry): Overlay {
+function truthOverlay(
+  truth: Instances,
+  instances: readonly Instances["instances"][number][],
+  entry: ImageEntry,
+): Overlay {
   const index = classIndex(truth.categories);
   return {
     masks: instances
@@ -146,6 +176,8 @@ function checkCategories(categories: readonly Category[], truth: Instances): voi
   for (const { id, name } of categories) {
     const other = truth.categories.find((category) => category.id === id);
     if (other?.name !== name)
-      throw new BadInput(`${truth.file}: class ${id} is ${other ? `"${other.name}"` : "not there"}, the model was trained with "${name}"; evaluate on a file with the same categories`);
+      throw new BadInput(
+        `${truth.file}: class ${id} is ${other ? `"${other.name}"` : "not there"}, the model was trained with "${name}"; evaluate on a file with the same categories`,
+      );
   }
 }

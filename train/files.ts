@@ -15,7 +15,8 @@ export async function readNamed(path: string, what: string): Promise<Uint8Array>
     return await readFile(path);
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
-    const why = code === "ENOENT" ? "there is no such file" : code === "EISDIR" ? "is a folder" : (cause as Error).message;
+    const why =
+      code === "ENOENT" ? "there is no such file" : code === "EISDIR" ? "is a folder" : (cause as Error).message;
     throw new BadInput(`${path}: ${why}; expected ${what}`);
   }
 }

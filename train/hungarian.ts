@@ -8,7 +8,8 @@
  * @returns min(rows, columns) pairs [row, column] in order of the rows. Of equal assignments the one found first; always the same.
  */
 export function assign(cost: ArrayLike<number>, rows: number, columns: number): [row: number, column: number][] {
-  if (cost.length !== rows * columns) throw new Error(`assign: ${rows} x ${columns} costs expected; got ${cost.length}`);
+  if (cost.length !== rows * columns)
+    throw new Error(`assign: ${rows} x ${columns} costs expected; got ${cost.length}`);
   if (rows === 0 || columns === 0) return [];
   const finite = withoutNaN(cost);
   if (rows <= columns) return augment(rows, columns, (r, c) => finite[r * columns + c]!).map((c, r) => [r, c]);

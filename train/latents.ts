@@ -28,7 +28,12 @@ export interface LatentTargets {
 }
 
 /** Prompts of the batch's objects -> their side of the distance. Undefined where there is nothing to compare. */
-export function latentTargets(gpu: Device, targets: TargetTensors, encode: EncodePrompts, options: LatentOptions): LatentTargets | undefined {
+export function latentTargets(
+  gpu: Device,
+  targets: TargetTensors,
+  encode: EncodePrompts,
+  options: LatentOptions,
+): LatentTargets | undefined {
   const tokens = PROMPT_TOKENS[options.mode];
   const prompts = targets.images.flatMap((image) => image.targets.map((target) => target.prompt));
   if (tokens === 0 || !prompts.some(Boolean)) return undefined;
@@ -50,7 +55,8 @@ export function labelSide(z: Tensor, weights: Tensor, { distance, direction, tau
     };
   }
   const logP = F.logSoftmax(F.div(z, tau), 2);
-  if (direction === "student") return { factors: F.cat([flat(F.neg(F.mul(logP, w))), weights], 1), constants: F.mul(F.sum(weights, [1]), 0) };
+  if (direction === "student")
+    return { factors: F.cat([flat(F.neg(F.mul(logP, w))), weights], 1), constants: F.mul(F.sum(weights, [1]), 0) };
   const p = F.mul(F.exp(logP), w);
   return { factors: flat(F.neg(p)), constants: F.sum(F.mul(p, logP), [1, 2]) };
 }
@@ -112,7 +118,10 @@ function tokenTable(
   }
   const D = encoded[0]!.shape[1]!;
   const zero = gpu.zeros([1, D]);
-  const index = indexTensor(gpu, slotRow.map((row) => (row < 0 ? rows : row)));
+  const index = indexTensor(
+    gpu,
+    slotRow.map((row) => (row < 0 ? rows : row)),
+  );
   const z = F.reshape(F.indexSelect(F.cat([...encoded, zero], 0), 0, index), [prompts.length + 1, tokens, D]);
   return { z, weights: gpu.tensor(weights, [prompts.length + 1, tokens]) };
 }

@@ -42,7 +42,8 @@ export interface Pair {
 }
 
 export function stackLayers(predictions: readonly Prediction[]): LayerStack {
-  const join = (pick: (p: Prediction) => Tensor): Tensor => (predictions.length === 1 ? pick(predictions[0]!) : F.cat(predictions.map(pick), 1));
+  const join = (pick: (p: Prediction) => Tensor): Tensor =>
+    predictions.length === 1 ? pick(predictions[0]!) : F.cat(predictions.map(pick), 1);
   const latents = predictions.every((p) => p.promptLatents);
   return {
     layers: predictions.length,
@@ -96,7 +97,10 @@ export async function costs(
         const rows = indexTensor(gpu, paddedRows(targets, targets.total));
         parts.push(pairwise(predictedSide(stack.latents, latents.options), latents.targets, rows, targets.most));
       }
-      return F.cat(parts.map((x) => F.reshape(x, [x.size])), 0);
+      return F.cat(
+        parts.map((x) => F.reshape(x, [x.size])),
+        0,
+      );
     }),
   );
   const values = (await flat.toArray()) as Float32Array;
@@ -110,18 +114,34 @@ export async function costs(
 }
 
 /** bce * BCE + dice * dice of all pairs at the points: (B, Q, most * candidates). */
-function maskCosts(gpu: Device, stack: LayerStack, targets: TargetTensors, options: MatchOptions, points: Float32Array): Tensor {
+function maskCosts(
+  gpu: Device,
+  stack: LayerStack,
+  targets: TargetTensors,
+  options: MatchOptions,
+  points: Float32Array,
+): Tensor {
   const B = targets.images.length;
   const P = points.length / B / 2;
   const Q = stack.layers * stack.queries;
   const grid = gpu.tensor(points, [B, P * 2]);
-  const sample = (x: Tensor, at: Tensor) => F.gridSample(x, F.reshape(at, [x.shape[0]!, 1, P, 2]), { mode: "bilinear", paddingMode: "zeros", alignCorners: false });
+  const sample = (x: Tensor, at: Tensor) =>
+    F.gridSample(x, F.reshape(at, [x.shape[0]!, 1, P, 2]), {
+      mode: "bilinear",
+      paddingMode: "zeros",
+      alignCorners: false,
+    });
   const x = F.reshape(sample(stack.maskLogits, grid), [B, Q, P]);
 
   const C = targets.candidates;
   const imageOf = targets.images.flatMap((image, b) => new Array<number>(image.targets.length * C).fill(b));
-  const sampled = F.reshape(sample(targets.masks!, F.indexSelect(grid, 0, indexTensor(gpu, imageOf))), [targets.total * C, P]);
-  const rows = Array.from(paddedRows(targets, targets.total)).flatMap((row) => Array.from({ length: C }, (_, c) => Math.min(row * C + c, targets.total * C)));
+  const sampled = F.reshape(sample(targets.masks!, F.indexSelect(grid, 0, indexTensor(gpu, imageOf))), [
+    targets.total * C,
+    P,
+  ]);
+  const rows = Array.from(paddedRows(targets, targets.total)).flatMap((row) =>
+    Array.from({ length: C }, (_, c) => Math.min(row * C + c, targets.total * C)),
+  );
   const padded = F.indexSelect(F.cat([sampled, gpu.zeros([1, P])], 0), 0, indexTensor(gpu, rows));
   const t = F.permute(F.reshape(padded, [B, targets.most * C, P]), [0, 2, 1]); // (B, P, most * C)
 
@@ -136,7 +156,12 @@ function maskCosts(gpu: Device, stack: LayerStack, targets: TargetTensors, optio
 }
 
 /** The assignment of each layer and image. */
-export function assignAll(all: Costs, stack: { layers: number; queries: number }, targets: TargetTensors, options: MatchOptions): Pair[][] {
+export function assignAll(
+  all: Costs,
+  stack: { layers: number; queries: number },
+  targets: TargetTensors,
+  options: MatchOptions,
+): Pair[][] {
   const { layers, queries: N } = stack;
   const B = targets.images.length;
   const classes = all.classes.length / (B * layers * N);
@@ -149,7 +174,13 @@ export function assignAll(all: Costs, stack: { layers: number; queries: number }
         const row = (b * layers + layer) * N + q;
         for (const [t, target] of image.targets.entries()) {
           const at = row * targets.most + t;
-          const pick = candidate(all.masks, at * targets.candidates, target.iou, targets.usable[targets.offsets[b]! + t]!, options.candidate);
+          const pick = candidate(
+            all.masks,
+            at * targets.candidates,
+            target.iou,
+            targets.usable[targets.offsets[b]! + t]!,
+            options.candidate,
+          );
           candidates[q * k + t] = pick;
           cost[q * k + t] =
             -options.class * all.classes[row * classes + target.classIndex]! +
@@ -157,13 +188,25 @@ export function assignAll(all: Costs, stack: { layers: number; queries: number }
             (all.prompts ? options.prompt * all.prompts[at]! : 0);
         }
       }
-      return assign(cost, N, k).map(([query, target]) => ({ image: b, query, target, candidate: candidates[query * k + target]! }));
+      return assign(cost, N, k).map(([query, target]) => ({
+        image: b,
+        query,
+        target,
+        candidate: candidates[query * k + target]!,
+      }));
     }),
   );
 }
 
-function candidate(costs: Float32Array, from: number, iou: readonly number[], usable: readonly boolean[], rule: MatchOptions["candidate"]): number {
-  const value = (c: number): number => (!usable[c] ? Number.POSITIVE_INFINITY : rule === "iou" ? -iou[c]! : costs[from + c]!);
+function candidate(
+  costs: Float32Array,
+  from: number,
+  iou: readonly number[],
+  usable: readonly boolean[],
+  rule: MatchOptions["candidate"],
+): number {
+  const value = (c: number): number =>
+    !usable[c] ? Number.POSITIVE_INFINITY : rule === "iou" ? -iou[c]! : costs[from + c]!;
   let best = 0;
   for (let c = 1; c < usable.length; c++) if (value(c) < value(best)) best = c;
   return best;

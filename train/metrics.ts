@@ -67,5 +67,7 @@ function row(step: number, metrics: Metrics): string {
 
 /** Seven digits: what f32 holds. */
 function rounded(entry: LoggedStep): LoggedStep {
-  return Object.fromEntries(Object.entries(entry).map(([name, value]) => [name, Number(value.toPrecision(7))])) as LoggedStep;
+  return Object.fromEntries(
+    Object.entries(entry).map(([name, value]) => [name, Number(value.toPrecision(7))]),
+  ) as LoggedStep;
 }

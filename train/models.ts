@@ -2,7 +2,15 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Device, Tensor } from "../engine/index.ts";
-import { loadBackbone, Wish, type WishConfig, type WishOverrides, wishMini, wishMobileNetV2, wishResNet50 } from "../model/index.ts";
+import {
+  loadBackbone,
+  Wish,
+  type WishConfig,
+  type WishOverrides,
+  wishMini,
+  wishMobileNetV2,
+  wishResNet50,
+} from "../model/index.ts";
 import { bestCheckpoint, latestCheckpoint, readCheckpointHead, readWeights, saveWeights } from "./checkpoint.ts";
 import { type Config, readConfig } from "./config.ts";
 import type { Category } from "./data/coco.ts";
@@ -26,7 +34,11 @@ export function modelConfig(config: Config, classes: number, promptDim: number):
 }
 
 /** A model as the configuration wants it at the start: drawn from the seed, then the weights it names. */
-export async function newModel(gpu: Device, config: Config, sizes: WishConfig): Promise<{ model: Wish; notes: string[] }> {
+export async function newModel(
+  gpu: Device,
+  config: Config,
+  sizes: WishConfig,
+): Promise<{ model: Wish; notes: string[] }> {
   gpu.manualSeed(config.seed);
   const model = new Wish(gpu, sizes);
   const notes: string[] = [];
@@ -45,9 +57,12 @@ export async function newModel(gpu: Device, config: Config, sizes: WishConfig): 
     const path = findAsset(weights);
     const { weights: tensors } = await readWeights(gpu, path);
     const { fitting, left } = fit(model, tensors);
-    if (fitting.size === 0) throw new BadInput(`${path}: no tensor of it fits the model; name weights of this architecture and these sizes`);
+    if (fitting.size === 0)
+      throw new BadInput(`${path}: no tensor of it fits the model; name weights of this architecture and these sizes`);
     model.loadStateDict(fitting, { strict: false });
-    notes.push(`weights from ${path}${left.length > 0 ? `; drawn anew: ${left.slice(0, 4).join(", ")}${left.length > 4 ? ` and ${left.length - 4} more` : ""}` : ""}`);
+    notes.push(
+      `weights from ${path}${left.length > 0 ? `; drawn anew: ${left.slice(0, 4).join(", ")}${left.length > 4 ? ` and ${left.length - 4} more` : ""}` : ""}`,
+    );
   }
   return { model, notes };
 }
@@ -78,7 +93,8 @@ export interface Trained {
 /** The model of a run: its best checkpoint where one was evaluated, else its last. */
 export async function loadRun(gpu: Device, run: string, which: "best" | "last" = "best"): Promise<Trained> {
   const file = (which === "best" ? bestCheckpoint(run) : undefined) ?? latestCheckpoint(run);
-  if (!file) throw new BadInput(`${run}: holds no checkpoint; give the folder of a run that wgpu-wish train has written`);
+  if (!file)
+    throw new BadInput(`${run}: holds no checkpoint; give the folder of a run that wgpu-wish train has written`);
   const configFile = join(run, "config.yaml");
   const trained = await loadTrained(gpu, file);
   return existsSync(configFile) ? { ...trained, config: readConfig(configFile) } : trained;
@@ -96,10 +112,19 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
     categories = parsed(file, metadata.categories);
     kinds = parsed(file, metadata.kinds ?? "[]");
   } else {
-    if (!metadata.state) throw new BadInput(`${file}: is neither a checkpoint nor a model written by wgpu-wish; expected one of them`);
+    if (!metadata.state)
+      throw new BadInput(`${file}: is neither a checkpoint nor a model written by wgpu-wish; expected one of them`);
     const { state } = await readCheckpointHead(file);
-    ({ sizes, categories, step, kinds } = state as unknown as { sizes: WishConfig; categories: Category[]; step: number; kinds: string[] });
-    if (!sizes || !categories) throw new BadInput(`${file}: holds no segmentation model (the sizes are missing); is it a checkpoint of sam-train?`);
+    ({ sizes, categories, step, kinds } = state as unknown as {
+      sizes: WishConfig;
+      categories: Category[];
+      step: number;
+      kinds: string[];
+    });
+    if (!sizes || !categories)
+      throw new BadInput(
+        `${file}: holds no segmentation model (the sizes are missing); is it a checkpoint of sam-train?`,
+      );
   }
   const model = new Wish(gpu, sizes);
   try {

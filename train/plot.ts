@@ -14,7 +14,20 @@ export interface ChartOptions {
   height?: number;
 }
 
-const COLOURS = ["#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#475569", "#b45309", "#4338ca", "#0f766e"];
+const COLOURS = [
+  "#2563eb",
+  "#d97706",
+  "#059669",
+  "#dc2626",
+  "#7c3aed",
+  "#0891b2",
+  "#be185d",
+  "#65a30d",
+  "#475569",
+  "#b45309",
+  "#4338ca",
+  "#0f766e",
+];
 const LEFT = 52;
 const RIGHT = 12;
 const TOP = 30;
@@ -24,27 +37,47 @@ const BOTTOM = 34;
 const MOST_POINTS = 400;
 
 export function lineChart(lines: readonly Line[], { title, x, y, width = 520, height = 280 }: ChartOptions): string {
-  const drawn = lines.map(({ name, points }) => ({ name, points: thin(points.filter(([, v]) => Number.isFinite(v))) })).filter((line) => line.points.length > 0);
+  const drawn = lines
+    .map(({ name, points }) => ({ name, points: thin(points.filter(([, v]) => Number.isFinite(v))) }))
+    .filter((line) => line.points.length > 0);
   const xs = drawn.flatMap((line) => line.points.map((p) => p[0]));
   const ys = drawn.flatMap((line) => line.points.map((p) => p[1]));
   if (xs.length === 0) return "";
   const [x0, x1] = [min(xs), max(xs)];
   const [y0, y1] = y ?? [Math.min(0, min(ys)), max(ys) * 1.05 || 1];
   const across = (v: number): number => LEFT + ((v - x0) / (x1 - x0 || 1)) * (width - LEFT - RIGHT);
-  const down = (v: number): number => height - BOTTOM - ((Math.min(v, y1) - y0) / (y1 - y0 || 1)) * (height - TOP - BOTTOM);
-  const grid = ticks(y0, y1).map((v) => `<path class="grid" d="M${LEFT} ${fixed(down(v))}H${width - RIGHT}"/><text x="${LEFT - 6}" y="${fixed(down(v) + 4)}" text-anchor="end">${label(v)}</text>`);
-  const marks = ticks(x0, x1).map((v) => `<text x="${fixed(across(v))}" y="${height - BOTTOM + 16}" text-anchor="middle">${label(v)}</text>`);
+  const down = (v: number): number =>
+    height - BOTTOM - ((Math.min(v, y1) - y0) / (y1 - y0 || 1)) * (height - TOP - BOTTOM);
+  const grid = ticks(y0, y1).map(
+    (v) =>
+      `<path class="grid" d="M${LEFT} ${fixed(down(v))}H${width - RIGHT}"/><text x="${LEFT - 6}" y="${fixed(down(v) + 4)}" text-anchor="end">${label(v)}</text>`,
+  );
+  const marks = ticks(x0, x1).map(
+    (v) => `<text x="${fixed(across(v))}" y="${height - BOTTOM + 16}" text-anchor="middle">${label(v)}</text>`,
+  );
   const paths = drawn.map(({ name, points }, i) => {
     const d = points.map(([px, py], k) => `${k === 0 ? "M" : "L"}${fixed(across(px))} ${fixed(down(py))}`).join("");
-    const dots = points.length < 25 ? points.map(([px, py]) => `<circle cx="${fixed(across(px))}" cy="${fixed(down(py))}" r="2.5" fill="${colour(i)}"/>`).join("") : "";
+    const dots =
+      points.length < 25
+        ? points
+            .map(
+              ([px, py]) => `<circle cx="${fixed(across(px))}" cy="${fixed(down(py))}" r="2.5" fill="${colour(i)}"/>`,
+            )
+            .join("")
+        : "";
     return `<path d="${d}" fill="none" stroke="${colour(i)}" stroke-width="1.6"><title>${escape(name)}</title></path>${dots}`;
   });
-  const legend = drawn.map(({ name }, i) => `<span><i style="background:${colour(i)}"></i>${escape(name)}</span>`).join("");
+  const legend = drawn
+    .map(({ name }, i) => `<span><i style="background:${colour(i)}"></i>${escape(name)}</span>`)
+    .join("");
   return `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escape(title)}"><text class="title" x="${LEFT}" y="18">${escape(title)}</text>${grid.join("")}${marks.join("")}<text x="${width - RIGHT}" y="${height - 4}" text-anchor="end">${escape(x)}</text>${paths.join("")}</svg><figcaption>${legend}</figcaption></figure>`;
 }
 
 /** Horizontal bars from 0 to 1; a negative value is "not defined". */
-export function barChart(bars: readonly { name: string; value: number }[], { title, width = 520 }: { title: string; width?: number }): string {
+export function barChart(
+  bars: readonly { name: string; value: number }[],
+  { title, width = 520 }: { title: string; width?: number },
+): string {
   const [row, names] = [20, 130];
   const height = TOP + bars.length * row + 8;
   const drawn = bars.map(({ name, value }, i) => {

@@ -1,7 +1,7 @@
 /** A trained model on the user's images: overlays, masks of each instance, COCO results, and the raw outputs for comparisons. */
 import { mkdir } from "node:fs/promises";
 import { basename, extname, join } from "node:path";
-import { type Device, F, encode, noGrad, scope, type Tensor } from "../engine/index.ts";
+import { type Device, encode, F, noGrad, scope, type Tensor } from "../engine/index.ts";
 import type { Wish } from "../model/index.ts";
 import { readImage, writeMaskPng, writePng } from "./data/image.ts";
 import { evalSample } from "./data/loader.ts";
@@ -29,7 +29,12 @@ export interface PredictedImage {
 }
 
 /** Image ids in results.json are 1, 2, … in the order given. */
-export async function predictImages(gpu: Device, { model, categories }: Trained, paths: readonly string[], options: PredictImagesOptions): Promise<PredictedImage[]> {
+export async function predictImages(
+  gpu: Device,
+  { model, categories }: Trained,
+  paths: readonly string[],
+  options: PredictImagesOptions,
+): Promise<PredictedImage[]> {
   const { out, onImage, signal } = options;
   await mkdir(out, { recursive: true });
   const names = distinctNames(paths);
@@ -46,7 +51,14 @@ export async function predictImages(gpu: Device, { model, categories }: Trained,
     for (const [n, { mask, label, score, box, area }] of found.entries()) {
       const file = join(out, `${name}-${String(n + 1).padStart(3, "0")}-${fileName(categories[label]!.name)}.png`);
       await writeMaskPng(file, mask, image.width, image.height);
-      instances.push({ category: categories[label]!.name, categoryId: categories[label]!.id, score, box, area, mask: file });
+      instances.push({
+        category: categories[label]!.name,
+        categoryId: categories[label]!.id,
+        score,
+        box,
+        area,
+        mask: file,
+      });
     }
     results.push(...resultsOf(found, i + 1, categories));
     predicted.push({ image: path, width: image.width, height: image.height, overlay, instances });
@@ -57,7 +69,12 @@ export async function predictImages(gpu: Device, { model, categories }: Trained,
   return predicted;
 }
 
-async function rawOutputs(gpu: Device, model: Wish, path: string, { short, long }: InferenceOptions): Promise<Uint8Array> {
+async function rawOutputs(
+  gpu: Device,
+  model: Wish,
+  path: string,
+  { short, long }: InferenceOptions,
+): Promise<Uint8Array> {
   const sample = await evalSample(await readImage(path), { short, long });
   return scope(async () => {
     const { predictions, cam } = noGrad(() => model.forward(imageTensor(gpu, [sample])));

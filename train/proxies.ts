@@ -54,7 +54,10 @@ export async function makeProxies(
 ): Promise<(Proxy[] | undefined)[]> {
   const out: (Proxy[] | undefined)[] = items.map(() => undefined);
   const labelled = items.flatMap((item, index) => (item.kind === "points" || item.kind === "boxes" ? [index] : []));
-  const folder = join(options.cache, `proxies-${hashOf(VERSION, teacher.key, options.soft ? "soft" : "binary", options.labels)}`);
+  const folder = join(
+    options.cache,
+    `proxies-${hashOf(VERSION, teacher.key, options.soft ? "soft" : "binary", options.labels)}`,
+  );
   const atOnce = Math.max(1, Math.floor(PIXELS_AT_ONCE / teacher.sam.config.imageSize ** 2));
   let done = 0;
   for (let first = 0; first < labelled.length; first += IMAGES_IN_A_FILE) {
@@ -74,7 +77,8 @@ export async function makeProxies(
       }
       await writeWhole(path, JSON.stringify(stored));
     } else done += group.length;
-    for (const [i, index] of group.entries()) out[index] = stored[i]!.proxies.map((p, j) => restore(p, items[index]!, j, options));
+    for (const [i, index] of group.entries())
+      out[index] = stored[i]!.proxies.map((p, j) => restore(p, items[index]!, j, options));
     progress(done, labelled.length, fresh);
   }
   return out;
@@ -86,8 +90,14 @@ async function ask(teacher: Teacher, items: readonly Item[]): Promise<Prompted[]
   for (const kind of ["points", "boxes"] as const) {
     const of = items.flatMap((item, i) => (item.kind === kind ? [i] : []));
     if (of.length === 0) continue;
-    const prompts = of.map((i) => (kind === "points" ? items[i]!.points : items[i]!.boxes.map(([x, y, w, h]) => [x, y, x + w, y + h])));
-    const answers = await teacher.prompt(of.map((i) => images[i]!), kind === "points" ? "point" : "box", prompts);
+    const prompts = of.map((i) =>
+      kind === "points" ? items[i]!.points : items[i]!.boxes.map(([x, y, w, h]) => [x, y, x + w, y + h]),
+    );
+    const answers = await teacher.prompt(
+      of.map((i) => images[i]!),
+      kind === "points" ? "point" : "box",
+      prompts,
+    );
     for (const [j, i] of of.entries()) out[i] = answers[j]!;
   }
   return out;
@@ -97,7 +107,13 @@ function store({ masks, iou, logits, side }: Prompted, { width, height }: Item, 
   return {
     masks: masks.map((mask) => encodeMask(mask, width, height)),
     iou: iou.map((v) => Math.round(v * 1e6) / 1e6),
-    ...(soft ? { soft: logits.map((map) => Buffer.from(Uint8Array.from(map, (v) => Math.round(255 / (1 + Math.exp(-v))))).toString("base64")) } : {}),
+    ...(soft
+      ? {
+          soft: logits.map((map) =>
+            Buffer.from(Uint8Array.from(map, (v) => Math.round(255 / (1 + Math.exp(-v))))).toString("base64"),
+          ),
+        }
+      : {}),
     side,
   };
 }
@@ -129,7 +145,8 @@ function readStored(path: string, group: readonly number[], items: readonly Item
   if (!existsSync(path)) return undefined;
   try {
     const stored = JSON.parse(readFileSync(path, "utf8")) as StoredImage[];
-    const fits = stored.length === group.length && stored.every((entry, i) => entry.image === items[group[i]!]!.imageId);
+    const fits =
+      stored.length === group.length && stored.every((entry, i) => entry.image === items[group[i]!]!.imageId);
     return fits ? stored : undefined;
   } catch {
     return undefined; // A damaged file of a cache is made again.

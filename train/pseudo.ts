@@ -13,7 +13,12 @@ import type { ImageTargets, Target } from "./targets.ts";
 import type { PointMasks, Teacher } from "./teacher.ts";
 
 /** The objects of a sample with masks, points or boxes. An object whose masks are all empty in this crop is left out. */
-export function labelled(sample: Sample, config: Config, maskSize: readonly [number, number], proxies?: readonly Proxy[]): ImageTargets {
+export function labelled(
+  sample: Sample,
+  config: Config,
+  maskSize: readonly [number, number],
+  proxies?: readonly Proxy[],
+): ImageTargets {
   const targets = sample.classes.map((classIndex, t): Target => {
     if (sample.kind === "masks") return { classIndex, candidates: [sample.masks![t]!], iou: [1] };
     const proxy = sample.proxies?.[t];
@@ -64,7 +69,12 @@ export async function pseudoLabelled(
       const [ox, oy] = toOriginal(sample.affine, x, y);
       return [clamp(ox - 0.5, size[0] - 1), clamp(oy - 0.5, size[1] - 1)];
     });
-    const masks = await teacher.promptPoints(sample.imageId, size, () => readImage(items[sample.item]!.path), originals);
+    const masks = await teacher.promptPoints(
+      sample.imageId,
+      size,
+      () => readImage(items[sample.item]!.path),
+      originals,
+    );
     const kept = distinct(
       peaks.map((peak) => peak.classIndex),
       masks,
@@ -72,7 +82,9 @@ export async function pseudoLabelled(
     );
     const found = kept.map((i): Target => {
       const { classIndex, x, y } = peaks[i]!;
-      const candidates = masks.logits[i]!.map((logits) => inNetwork(logits, masks.side, sample, maskSize, config.proxy.soft));
+      const candidates = masks.logits[i]!.map((logits) =>
+        inNetwork(logits, masks.side, sample, maskSize, config.proxy.soft),
+      );
       const prompt = { kind: "point", coords: [x - 0.5, y - 0.5] } as const;
       return { classIndex, candidates, iou: masks.iou[i]!, ...(config.prompt.mode === "none" ? {} : { prompt }) };
     });
@@ -107,7 +119,13 @@ function overlap(a: Float32Array, b: Float32Array): number {
 type Frame = Pick<Sample, "affine" | "originalWidth" | "originalHeight" | "width" | "height">;
 
 /** SAM's low-resolution logits, seen from the network's frame: 0 or 1, or probabilities. */
-function inNetwork(logits: Float32Array, side: number, frame: Frame, size: readonly [number, number], soft: boolean): Uint8Array | Float32Array {
+function inNetwork(
+  logits: Float32Array,
+  side: number,
+  frame: Frame,
+  size: readonly [number, number],
+  soft: boolean,
+): Uint8Array | Float32Array {
   const value = soft ? (v: number) => 1 / (1 + Math.exp(-v)) : (v: number) => (v > 0 ? 1 : 0);
   const out = soft ? new Float32Array(size[0] * size[1]) : new Uint8Array(size[0] * size[1]);
   return resample(logits, side, frame, size, out, value);
@@ -147,4 +165,3 @@ function resample<T extends Uint8Array | Float32Array>(
 function clamp(v: number, most: number): number {
   return Math.min(most, Math.max(0, v));
 }
-

@@ -53,7 +53,10 @@ export interface QuickstartResult {
   seconds: number;
 }
 
-export async function quickstart(gpu: Device, { out, display, steps, signal }: QuickstartOptions): Promise<QuickstartResult> {
+export async function quickstart(
+  gpu: Device,
+  { out, display, steps, signal }: QuickstartOptions,
+): Promise<QuickstartResult> {
   const began = performance.now();
   const seconds = (): number => (performance.now() - began) / 1000;
   clear(out);
@@ -68,9 +71,14 @@ export async function quickstart(gpu: Device, { out, display, steps, signal }: Q
     const teacher = await openTeacher(gpu, config);
     const { model } = await newModel(gpu, config, modelConfig(config, truth.categories.length, teacher.promptDim));
     const from = seconds();
-    ({ metrics: before } = await evaluateModel(gpu, model, truth.categories, truth, config.val.images, { ...inference(config), ...(signal ? { signal } : {}) }));
+    ({ metrics: before } = await evaluateModel(gpu, model, truth.categories, truth, config.val.images, {
+      ...inference(config),
+      ...(signal ? { signal } : {}),
+    }));
     evaluationSeconds = seconds() - from;
-    display.log(`before training: AP ${before.AP.toFixed(3)}, AP50 ${before.AP50.toFixed(3)} on ${truth.images.length} unseen scenes`);
+    display.log(
+      `before training: AP ${before.AP.toFixed(3)}, AP50 ${before.AP50.toFixed(3)} on ${truth.images.length} unseen scenes`,
+    );
   } else display.log("no shipped weights here: starting from random ones, so do not expect much of a few minutes");
 
   const limit = SECONDS - 1.3 * evaluationSeconds - 20;
@@ -84,7 +92,10 @@ export async function quickstart(gpu: Device, { out, display, steps, signal }: Q
       return !inTime;
     },
   });
-  if (!inTime) display.log(`stopped after ${result.step} of ${config.steps} steps to stay within the time; this adapter (${gpu.name}) is slow`);
+  if (!inTime)
+    display.log(
+      `stopped after ${result.step} of ${config.steps} steps to stay within the time; this adapter (${gpu.name}) is slow`,
+    );
   const after = result.evaluation?.metrics;
   const summary: QuickstartResult = {
     run: out,
@@ -97,7 +108,9 @@ export async function quickstart(gpu: Device, { out, display, steps, signal }: Q
     seconds: Math.round(seconds()),
   };
   const notes = [
-    `Procedural scenes on ${gpu.name}; labels: ${Object.entries(MIX).map(([kind, share]) => `${share * 100} % ${kind}`).join(", ")}.`,
+    `Procedural scenes on ${gpu.name}; labels: ${Object.entries(MIX)
+      .map(([kind, share]) => `${share * 100} % ${kind}`)
+      .join(", ")}.`,
     start && before
       ? `Started from the shipped weights ${start} (AP50 ${before.AP50.toFixed(3)} before); ${result.step} steps on ${TRAIN_IMAGES} new scenes${after ? `, AP50 ${after.AP50.toFixed(3)} after` : ""}, on ${VAL_IMAGES} scenes unseen by both.`
       : `Started from random weights; ${result.step} steps on ${TRAIN_IMAGES} scenes.`,
@@ -113,7 +126,9 @@ function inference({ val }: Config): { short: number; long: number; topk: number
 
 /** Data and settings. */
 async function prepare(out: string, display: Display, start: string | undefined, steps: number): Promise<Config> {
-  const preset = parseYaml(readFileSync(join(packageRoot, "configs", "scenes.yaml"), "utf8")) as { data: { width: number } } & Record<string, object>;
+  const preset = parseYaml(readFileSync(join(packageRoot, "configs", "scenes.yaml"), "utf8")) as {
+    data: { width: number };
+  } & Record<string, object>;
   const size = preset.data.width;
   const [trainDir, valDir] = [join(out, "data", "train"), join(out, "data", "val")];
   display.log(`making ${TRAIN_IMAGES} scenes to train on and ${VAL_IMAGES} to judge by`);
@@ -137,7 +152,8 @@ async function prepare(out: string, display: Display, start: string | undefined,
 /** Takes the place of an earlier quickstart, and of nothing else. */
 function clear(out: string): void {
   if (!existsSync(out) || readdirSync(out).length === 0) return;
-  const ours = existsSync(join(out, MARK)) || (existsSync(join(out, "data", "weak.json")) && existsSync(join(out, "data", "val")));
+  const ours =
+    existsSync(join(out, MARK)) || (existsSync(join(out, "data", "weak.json")) && existsSync(join(out, "data", "val")));
   if (!ours) throw new BadInput(`${out}: is not empty and holds no quickstart; name another folder with --out`);
   rmSync(out, { recursive: true });
 }

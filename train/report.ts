@@ -20,7 +20,10 @@ export interface ReportParts {
   notes?: readonly string[];
 }
 
-export async function writeReport(run: string, { config, categories, evaluation, notes = [] }: ReportParts): Promise<void> {
+export async function writeReport(
+  run: string,
+  { config, categories, evaluation, notes = [] }: ReportParts,
+): Promise<void> {
   const entries = readDiary(run);
   const steps = entries.filter((entry: Entry): entry is LoggedStep => !isEvaluation(entry));
   const evaluations = entries.filter(isEvaluation);
@@ -32,7 +35,9 @@ export async function writeReport(run: string, { config, categories, evaluation,
     lineChart(series(steps, ["loss"]), { title: "loss", x: "step" }),
     lineChart(series(steps, TERMS), { title: "terms", x: "step" }),
     "</div>",
-    evaluations.length > 0 ? `<h2>Accuracy</h2><div class="row">${accuracy(evaluations)}${curves(evaluation)}${perClass(evaluations)}</div>` : "",
+    evaluations.length > 0
+      ? `<h2>Accuracy</h2><div class="row">${accuracy(evaluations)}${curves(evaluation)}${perClass(evaluations)}</div>`
+      : "",
     pictures(run),
     `<h2>Speed and memory</h2><div class="row">${lineChart(series(steps, ["imagesPerSecond"]), { title: "images a second", x: "step" })}${lineChart(
       [{ name: "live MiB", points: steps.map((s) => [s.step, (s.liveBytes ?? 0) / 2 ** 20]) }],
@@ -43,7 +48,12 @@ export async function writeReport(run: string, { config, categories, evaluation,
   await writeWhole(join(run, "report.html"), page(run, parts.join("\n")));
 }
 
-function summary(config: Config, categories: readonly Category[], steps: readonly LoggedStep[], evaluations: readonly LoggedEvaluation[]): string {
+function summary(
+  config: Config,
+  categories: readonly Category[],
+  steps: readonly LoggedStep[],
+  evaluations: readonly LoggedEvaluation[],
+): string {
   const last = evaluations.at(-1);
   const best = evaluations.reduce((a, b) => (b.evaluation.AP > a ? b.evaluation.AP : a), -1);
   const rows: [string, string][] = [
@@ -60,11 +70,16 @@ function summary(config: Config, categories: readonly Category[], steps: readonl
 }
 
 function series(steps: readonly LoggedStep[], names: readonly string[]): Line[] {
-  return names.map((name) => ({ name, points: steps.flatMap((s): [number, number][] => (s[name] === undefined ? [] : [[s.step, s[name]]])) }));
+  return names.map((name) => ({
+    name,
+    points: steps.flatMap((s): [number, number][] => (s[name] === undefined ? [] : [[s.step, s[name]]])),
+  }));
 }
 
 function accuracy(evaluations: readonly LoggedEvaluation[]): string {
-  const lines = (["AP", "AP50", "AP75"] as const).map((name): Line => ({ name, points: evaluations.map((e) => [e.step, Math.max(0, e.evaluation[name])]) }));
+  const lines = (["AP", "AP50", "AP75"] as const).map(
+    (name): Line => ({ name, points: evaluations.map((e) => [e.step, Math.max(0, e.evaluation[name])]) }),
+  );
   return lineChart(lines, { title: "COCO AP of masks", x: "step", y: [0, 1] });
 }
 
@@ -74,7 +89,14 @@ function curves(evaluation: Evaluation | undefined): string {
     .map((iou) => {
       const lines = evaluation.curves
         .filter((curve) => curve.iou === iou)
-        .map((curve): Line => ({ name: curve.name, points: Array.from(curve.recall, (r, i): [number, number] => [r, curve.precision[i]!]).filter(([, p]) => p >= 0) }));
+        .map(
+          (curve): Line => ({
+            name: curve.name,
+            points: Array.from(curve.recall, (r, i): [number, number] => [r, curve.precision[i]!]).filter(
+              ([, p]) => p >= 0,
+            ),
+          }),
+        );
       return lineChart(lines, { title: `precision over recall, IoU ${iou}`, x: "recall", y: [0, 1] });
     })
     .join("");
@@ -95,8 +117,13 @@ function pictures(run: string): string {
     .filter((name) => name.endsWith(".png") && name !== "sheet.png")
     .sort()
     .slice(0, MOST_PICTURES);
-  const images = names.map((name) => `<img alt="${escape(name)}" src="data:image/png;base64,${readFileSync(join(folder, name)).toString("base64")}">`);
-  return images.length > 0 ? `<h2>Pictures</h2><p>Truth on the left, prediction on the right.</p><div class="pictures">${images.join("")}</div>` : "";
+  const images = names.map(
+    (name) =>
+      `<img alt="${escape(name)}" src="data:image/png;base64,${readFileSync(join(folder, name)).toString("base64")}">`,
+  );
+  return images.length > 0
+    ? `<h2>Pictures</h2><p>Truth on the left, prediction on the right.</p><div class="pictures">${images.join("")}</div>`
+    : "";
 }
 
 function page(title: string, body: string): string {

@@ -46,7 +46,10 @@ export async function evaluateRun(gpu: Device, options: EvaluateRunOptions): Pro
   const trained = await loadRun(gpu, options.run, options.checkpoint);
   const config = configOf(trained, options.run);
   const annotations = options.data ?? config.val.annotations;
-  if (!annotations) throw new BadInput(`${options.run}: its config names no evaluation data (val.annotations); give --data INSTANCES.json`);
+  if (!annotations)
+    throw new BadInput(
+      `${options.run}: its config names no evaluation data (val.annotations); give --data INSTANCES.json`,
+    );
   const truth = readInstances(annotations, { supercategories: config.data.supercategories });
   const folder = options.images ?? (options.data ? imagesBeside(options.data, truth, config) : config.val.images);
   const { iou = "segm", protocol, onImage, signal } = options;
@@ -71,7 +74,11 @@ export interface ShowRunOptions {
 }
 
 /** Writes pictures to `out` and returns their paths; the last one is a sheet of the first ones. */
-export async function showRun(gpu: Device, what: "cam" | "proxies" | "predictions", options: ShowRunOptions): Promise<string[]> {
+export async function showRun(
+  gpu: Device,
+  what: "cam" | "proxies" | "predictions",
+  options: ShowRunOptions,
+): Promise<string[]> {
   const trained = await loadRun(gpu, options.run);
   const config = configOf(trained, options.run);
   await mkdir(options.out, { recursive: true });
@@ -99,40 +106,68 @@ interface Named {
   picture: Image;
 }
 
-async function* predictionPictures(gpu: Device, trained: Trained, config: Config, { limit = 64, run }: ShowRunOptions): AsyncGenerator<Named> {
+async function* predictionPictures(
+  gpu: Device,
+  trained: Trained,
+  config: Config,
+  { limit = 64, run }: ShowRunOptions,
+): AsyncGenerator<Named> {
   if (!config.val.annotations) throw new BadInput(`${run}: its config names no evaluation images (val.annotations)`);
   const truth = readInstances(config.val.annotations, { supercategories: config.data.supercategories });
   for (const entry of truth.images.slice(0, limit)) {
     const image = await readImage(imagePath(config.val.images, entry));
     const found = await segment(gpu, trained.model, image, config.val);
-    yield { name: entry.fileName, picture: drawOverlay(image, { ...predictionOverlay(found, trained.categories), caption: entry.fileName }) };
+    yield {
+      name: entry.fileName,
+      picture: drawOverlay(image, { ...predictionOverlay(found, trained.categories), caption: entry.fileName }),
+    };
   }
 }
 
 /** The CAM of each tagged class over the image, with its peaks. */
-async function* camPictures(gpu: Device, trained: Trained, config: Config, { limit = 64, run }: ShowRunOptions): AsyncGenerator<Named> {
-  if (trained.model.config.cam.feature === "none") throw new BadInput(`${run}: its model has no CAM branch (cam.feature is none)`);
+async function* camPictures(
+  gpu: Device,
+  trained: Trained,
+  config: Config,
+  { limit = 64, run }: ShowRunOptions,
+): AsyncGenerator<Named> {
+  if (trained.model.config.cam.feature === "none")
+    throw new BadInput(`${run}: its model has no CAM branch (cam.feature is none)`);
   const { items } = readData(config);
-  const tagged = items.filter((item) => item.tags.length > 0).sort((a, b) => Number(b.kind === "tags") - Number(a.kind === "tags"));
+  const tagged = items
+    .filter((item) => item.tags.length > 0)
+    .sort((a, b) => Number(b.kind === "tags") - Number(a.kind === "tags"));
   for (const item of tagged.slice(0, limit)) {
     const image = await readImage(item.path);
     const sample = await evalSample(image, config.val);
     const { values, shape } = await camOf(gpu, trained.model, sample);
     const [K, h, w] = shape;
-    const frame = [sample.width + ((32 - (sample.width % 32)) % 32), sample.height + ((32 - (sample.height % 32)) % 32)] as const;
+    const frame = [
+      sample.width + ((32 - (sample.width % 32)) % 32),
+      sample.height + ((32 - (sample.height % 32)) % 32),
+    ] as const;
     const peaks = findPeaks(values, [K, h, w], item.tags, sample.valid, frame, config.cam);
     const panels = item.tags.map((tag) => {
       const map = normalised(values.subarray(tag * h * w, (tag + 1) * h * w));
       const points = peaks
         .filter((peak) => peak.classIndex === tag)
-        .map(({ x, y, value }) => ({ x: x / sample.affine.scaleX - 0.5, y: y / sample.affine.scaleY - 0.5, classIndex: tag, label: value.toFixed(2) }));
+        .map(({ x, y, value }) => ({
+          x: x / sample.affine.scaleX - 0.5,
+          y: y / sample.affine.scaleY - 0.5,
+          classIndex: tag,
+          label: value.toFixed(2),
+        }));
       return drawOverlay(heatmap(image, map, w, h), { points, caption: trained.categories[tag]!.name });
     });
     yield { name: item.path, picture: contactSheet(panels, { columns: panels.length }) };
   }
 }
 
-async function camOf(gpu: Device, model: Wish, sample: Parameters<typeof imageTensor>[1][number]): Promise<{ values: Float32Array; shape: [number, number, number] }> {
+async function camOf(
+  gpu: Device,
+  model: Wish,
+  sample: Parameters<typeof imageTensor>[1][number],
+): Promise<{ values: Float32Array; shape: [number, number, number] }> {
   return scope(async () => {
     const { cam } = noGrad(() => model.forwardCam(imageTensor(gpu, [sample])));
     return { values: (await cam.toArray()) as Float32Array, shape: cam.shape.slice(1) as [number, number, number] };
@@ -145,7 +180,12 @@ function normalised(map: Float32Array): Float32Array {
 }
 
 /** The label, and SAM's three masks for it with their ratings. */
-async function* proxyPictures(gpu: Device, trained: Trained, config: Config, { limit = 64, run, display }: ShowRunOptions): AsyncGenerator<Named> {
+async function* proxyPictures(
+  gpu: Device,
+  trained: Trained,
+  config: Config,
+  { limit = 64, run, display }: ShowRunOptions,
+): AsyncGenerator<Named> {
   if (config.mode !== "wish") throw new BadInput(`${run}: was trained from masks; there are no SAM proxies`);
   const data = readData(config);
   const labelled = data.items.filter((item) => item.kind === "points" || item.kind === "boxes").slice(0, limit);
@@ -154,10 +194,17 @@ async function* proxyPictures(gpu: Device, trained: Trained, config: Config, { l
   for (const item of labelled) {
     const image = await readImage(item.path);
     const proxies = all[data.items.indexOf(item)]!;
-    const label = (i: number): { classIndex: number; label: string } => ({ classIndex: item.classes[i]!, label: trained.categories[item.classes[i]!]!.name });
+    const label = (i: number): { classIndex: number; label: string } => ({
+      classIndex: item.classes[i]!,
+      label: trained.categories[item.classes[i]!]!.name,
+    });
     const panels = [0, 1, 2].map((c) =>
       drawOverlay(image, {
-        masks: proxies.map((proxy, i) => ({ mask: maskOfRuns(proxy.candidates[c]!), score: proxy.iou[c]!, ...label(i) })),
+        masks: proxies.map((proxy, i) => ({
+          mask: maskOfRuns(proxy.candidates[c]!),
+          score: proxy.iou[c]!,
+          ...label(i),
+        })),
         points: item.points.map(([x, y], i) => ({ x, y, ...label(i) })),
         boxes: item.boxes.map((box, i) => ({ box, ...label(i) })),
         caption: `candidate ${c + 1}`,
@@ -168,7 +215,10 @@ async function* proxyPictures(gpu: Device, trained: Trained, config: Config, { l
 }
 
 function configOf({ config, file }: Trained, run: string): Config {
-  if (!config) throw new BadInput(`${run}: config.yaml is missing beside ${file}; give the folder of a run that wgpu-wish train has written`);
+  if (!config)
+    throw new BadInput(
+      `${run}: config.yaml is missing beside ${file}; give the folder of a run that wgpu-wish train has written`,
+    );
   return config;
 }
 
@@ -177,6 +227,9 @@ function imagesBeside(annotations: string, truth: Instances, config: Config): st
   const folder = dirname(annotations);
   const guesses = [join(folder, "images"), join(dirname(folder), "images"), folder, config.val.images];
   const found = guesses.find((guess) => truth.images.length === 0 || existsSync(imagePath(guess, truth.images[0]!)));
-  if (!found) throw new BadInput(`${annotations}: its images were not found in ${guesses.filter(Boolean).join(", ")}; put them into images/ beside the file`);
+  if (!found)
+    throw new BadInput(
+      `${annotations}: its images were not found in ${guesses.filter(Boolean).join(", ")}; put them into images/ beside the file`,
+    );
   return found;
 }

@@ -38,7 +38,11 @@ export class NotFinite extends Error {
 }
 
 /** @param batches one batch of samples for each forward pass (config.accumulate of them); @param step from 0 */
-export async function trainStep(trainer: Trainer, batches: readonly (readonly Sample[])[], step: number): Promise<StepReport> {
+export async function trainStep(
+  trainer: Trainer,
+  batches: readonly (readonly Sample[])[],
+  step: number,
+): Promise<StepReport> {
   const { config, model, optimizer } = trainer;
   const factor = rateFactor(config.optim, step, config.steps);
   for (const [i, group] of optimizer.groups.entries()) group.lr = trainer.rates[i]! * factor;
@@ -65,11 +69,19 @@ export async function trainStep(trainer: Trainer, batches: readonly (readonly Sa
     const host = (await F.cat([...values.map((x) => F.reshape(x, [1])), norm], 0).toArray()) as Float32Array;
     const sums: StepReport = {};
     for (const [i, name] of names.entries()) sums[name] = (sums[name] ?? 0) + host[i]!;
-    for (const [name, value] of Object.entries(sums)) if (!Number.isFinite(value)) throw new NotFinite(`the loss term "${name}" is ${value} at step ${step}`);
+    for (const [name, value] of Object.entries(sums))
+      if (!Number.isFinite(value)) throw new NotFinite(`the loss term "${name}" is ${value} at step ${step}`);
     const gradient = host.at(-1)!;
-    if (!Number.isFinite(gradient)) throw new NotFinite(`the gradient's norm is ${gradient} at step ${step} while every loss term is finite`);
+    if (!Number.isFinite(gradient))
+      throw new NotFinite(`the gradient's norm is ${gradient} at step ${step} while every loss term is finite`);
     optimizer.step();
-    return { loss: Object.values(sums).reduce((a, b) => a + b, 0), ...sums, gradient, lr: optimizer.groups[0]!.lr, ...report };
+    return {
+      loss: Object.values(sums).reduce((a, b) => a + b, 0),
+      ...sums,
+      gradient,
+      lr: optimizer.groups[0]!.lr,
+      ...report,
+    };
   });
 }
 
@@ -80,7 +92,12 @@ interface Terms {
 }
 
 /** The loss terms of one batch. */
-export async function lossTerms(trainer: Trainer, samples: readonly Sample[], step: number, random: Random): Promise<Terms> {
+export async function lossTerms(
+  trainer: Trainer,
+  samples: readonly Sample[],
+  step: number,
+  random: Random,
+): Promise<Terms> {
   const { gpu, config, model, teacher } = trainer;
   const { loss: weights } = config;
   const first = samples[0]!;
@@ -100,12 +117,17 @@ export async function lossTerms(trainer: Trainer, samples: readonly Sample[], st
   const output = model.forward(images, { sizes });
   const stride = config.data.maskStride;
   const maskSize = [first.width / stride, first.height / stride] as const;
-  let targets: ImageTargets[] = samples.map((sample) => labelled(sample, config, maskSize, trainer.proxies[sample.item]));
-  if (teacher && output.cam) targets = await pseudoLabelled(targets, samples, output.cam, { ...trainer, teacher }, maskSize);
+  let targets: ImageTargets[] = samples.map((sample) =>
+    labelled(sample, config, maskSize, trainer.proxies[sample.item]),
+  );
+  if (teacher && output.cam)
+    targets = await pseudoLabelled(targets, samples, output.cam, { ...trainer, teacher }, maskSize);
   const uploaded = uploadTargets(gpu, targets, maskSize);
 
   const stack = stackLayers(config.loss.deepSupervision ? output.predictions : output.predictions.slice(-1));
-  const z = teacher ? latentTargets(gpu, uploaded, teacher.promptEncoder([first.width, first.height]), config.prompt) : undefined;
+  const z = teacher
+    ? latentTargets(gpu, uploaded, teacher.promptEncoder([first.width, first.height]), config.prompt)
+    : undefined;
   const latents = z && { targets: z, options: config.prompt };
   const pairs = await match(gpu, stack, uploaded, latents, config.match, random.fork("match"));
   const losses = segmentationLosses(gpu, stack, uploaded, pairs, latents, config.loss, random.fork("loss"));
@@ -115,7 +137,11 @@ export async function lossTerms(trainer: Trainer, samples: readonly Sample[], st
   add("dice", losses.dice, weights.dice);
   if (output.cam) {
     add("cam", camLoss(gpu, output.cam, samples, output.inputSize), weights.cam);
-    add("self", selfLoss(gpu, output.cam, stack, uploaded, pairs.at(-1)!, output.inputSize, config.cam.raw), weights.self);
+    add(
+      "self",
+      selfLoss(gpu, output.cam, stack, uploaded, pairs.at(-1)!, output.inputSize, config.cam.raw),
+      weights.self,
+    );
   }
   return { terms, counts: { objects: uploaded.total } };
 }

@@ -43,7 +43,11 @@ export interface TargetTensors {
 }
 
 /** @param size [width, height] of the candidate masks */
-export function uploadTargets(gpu: Device, images: readonly ImageTargets[], size: readonly [number, number]): TargetTensors {
+export function uploadTargets(
+  gpu: Device,
+  images: readonly ImageTargets[],
+  size: readonly [number, number],
+): TargetTensors {
   const [w, h] = size;
   const all = images.flatMap((image) => image.targets);
   const candidates = all[0]?.candidates.length ?? 1;
@@ -56,7 +60,9 @@ export function uploadTargets(gpu: Device, images: readonly ImageTargets[], size
   const values = new Float32Array(total * candidates * w * h);
   for (const [row, target] of all.entries()) {
     if (target.candidates.length !== candidates)
-      throw new Error(`uploadTargets: every object has ${candidates} candidate masks in this batch; got ${target.candidates.length}`);
+      throw new Error(
+        `uploadTargets: every object has ${candidates} candidate masks in this batch; got ${target.candidates.length}`,
+      );
     for (const [c, mask] of target.candidates.entries()) {
       if (mask.length !== w * h) throw new Error(`uploadTargets: masks must be ${w} x ${h}; got ${mask.length} values`);
       values.set(mask, (row * candidates + c) * w * h);

@@ -6,12 +6,22 @@ import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type Device, F, fileNumbers, halfBits, halfValue, noGrad, parseSafetensors, scope, encodeSafetensors } from "../engine/index.ts";
+import {
+  type Device,
+  encodeSafetensors,
+  F,
+  fileNumbers,
+  halfBits,
+  halfValue,
+  noGrad,
+  parseSafetensors,
+  scope,
+} from "../engine/index.ts";
 import { loadSam, longestSide, prepareImage, type Sam } from "../model/sam/index.ts";
 import { packageRoot } from "../platform/root.ts";
 import type { Image } from "./data/image.ts";
-import { readNamed, writeWhole } from "./files.ts";
 import { BadInput } from "./errors.ts";
+import { readNamed, writeWhole } from "./files.ts";
 import type { EncodePrompts } from "./latents.ts";
 
 /** SAM's answer to one point or box. */
@@ -72,7 +82,8 @@ export class Teacher {
       const inFrame = coords.map((v) => v * scale);
       if (kind === "box") return this.sam.encodePrompts({ boxes: inFrame }).sparse;
       const count = coords.length / 2;
-      return this.sam.encodePrompts({ points: { coords: inFrame, labels: new Int32Array(count).fill(1), count } }).sparse;
+      return this.sam.encodePrompts({ points: { coords: inFrame, labels: new Int32Array(count).fill(1), count } })
+        .sparse;
     };
   }
 
@@ -80,7 +91,11 @@ export class Teacher {
    * Masks for points (pixels) or boxes (x0, y0, x1, y1), each a prompt of its own: for several images at once, which is read back once.
    * Prompts of one call are of one kind.
    */
-  async prompt(images: readonly Image[], kind: "point" | "box", prompts: readonly (readonly (readonly number[])[])[]): Promise<Prompted[][]> {
+  async prompt(
+    images: readonly Image[],
+    kind: "point" | "box",
+    prompts: readonly (readonly (readonly number[])[])[],
+  ): Promise<Prompted[][]> {
     const { imageSize: S, grid } = this.sam.config;
     const most = Math.max(0, ...prompts.map((list) => list.length));
     if (most === 0) return prompts.map(() => []);
@@ -128,7 +143,12 @@ export class Teacher {
    * Masks for points of an image of the data set, given in pixels of the original, from its kept embedding. `read` brings the image where
    * there is none yet.
    */
-  async promptPoints(imageId: number, size: readonly [width: number, height: number], read: () => Promise<Image>, points: readonly (readonly [number, number])[]): Promise<PointMasks> {
+  async promptPoints(
+    imageId: number,
+    size: readonly [width: number, height: number],
+    read: () => Promise<Image>,
+    points: readonly (readonly [number, number])[],
+  ): Promise<PointMasks> {
     const { grid, imageSize, promptDim } = this.sam.config;
     const side = grid * 4;
     const [h, w] = longestSide(size[1], size[0], imageSize);
@@ -142,11 +162,15 @@ export class Teacher {
         return this.sam.decode(e, sparse, dense, { multimask: true });
       });
       const [n, each] = iou.shape as [number, number];
-      const both = (await noGrad(() => F.cat([F.reshape(masks, [masks.size]), F.reshape(iou, [iou.size])], 0)).toArray()) as Float32Array;
+      const both = (await noGrad(() =>
+        F.cat([F.reshape(masks, [masks.size]), F.reshape(iou, [iou.size])], 0),
+      ).toArray()) as Float32Array;
       const ratings = both.subarray(masks.size);
       const area = side * side;
       return {
-        logits: Array.from({ length: n }, (_, i) => Array.from({ length: each }, (_, c) => both.slice((i * each + c) * area, (i * each + c + 1) * area))),
+        logits: Array.from({ length: n }, (_, i) =>
+          Array.from({ length: each }, (_, c) => both.slice((i * each + c) * area, (i * each + c + 1) * area)),
+        ),
         iou: Array.from({ length: n }, (_, i) => Array.from(ratings.subarray(i * each, (i + 1) * each))),
         side,
       };
@@ -166,10 +190,15 @@ export class Teacher {
     if (!halves) {
       const side = this.sam.config.imageSize;
       const prepared = prepareImage(await read(), side);
-      const values = await scope(async () => noGrad(() => this.sam.encodeImage(this.#gpu.tensor(prepared.data, [1, 3, side, side]))).toArray());
+      const values = await scope(async () =>
+        noGrad(() => this.sam.encodeImage(this.#gpu.tensor(prepared.data, [1, 3, side, side]))).toArray(),
+      );
       halves = Uint16Array.from(values, halfBits);
       const data = new Uint8Array(halves.buffer);
-      await writeWhole(path, encodeSafetensors(new Map([["embedding", { dtype: "F16", shape: [halves.length], data }]])));
+      await writeWhole(
+        path,
+        encodeSafetensors(new Map([["embedding", { dtype: "F16", shape: [halves.length], data }]])),
+      );
     }
     this.#embeddings.set(imageId, halves);
     this.#held += halves.byteLength;
@@ -183,7 +212,13 @@ export class Teacher {
 }
 
 /** SAM's postprocessing on the host: bilinear to the square input, cut to the image, bilinear to its size, above 0 is mask. */
-export function maskOfLogits(low: Float32Array, side: number, S: number, [h, w]: readonly [number, number], [height, width]: readonly [number, number]): Uint8Array {
+export function maskOfLogits(
+  low: Float32Array,
+  side: number,
+  S: number,
+  [h, w]: readonly [number, number],
+  [height, width]: readonly [number, number],
+): Uint8Array {
   const square = bilinear(low, side, side, side, S, S);
   const full = bilinear(square, S, w, h, width, height);
   return Uint8Array.from(full, (v) => (v > 0 ? 1 : 0));

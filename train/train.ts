@@ -9,20 +9,23 @@ import { type Category, type Instances, readInstances } from "./data/coco.ts";
 import { type Item, Loader, type LoaderState, maskItems, type Sample, weakItems } from "./data/loader.ts";
 import { readWeak } from "./data/weak.ts";
 import { BadInput } from "./errors.ts";
-import { evaluateModel, type Evaluation } from "./evaluate.ts";
+import { type Evaluation, evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
 import { Diary, isEvaluation, readDiary } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
 import { makeProxies, type Proxy } from "./proxies.ts";
 import { writeReport } from "./report.ts";
-import { NotFinite, type StepReport, trainStep, type Trainer } from "./step.ts";
+import { NotFinite, type StepReport, type Trainer, trainStep } from "./step.ts";
 import { loadTeacher, type Teacher } from "./teacher.ts";
 
 /** What shows progress; cli/terminal.ts is one. */
 export interface Display {
   log(line: string): void;
   warn(line: string): void;
-  progress(total: number, unit?: string): { update(done: number, terms?: Record<string, number | string>, each?: number): void; end(): void };
+  progress(
+    total: number,
+    unit?: string,
+  ): { update(done: number, terms?: Record<string, number | string>, each?: number): void; end(): void };
 }
 
 export interface TrainOptions {
@@ -55,12 +58,17 @@ export interface TrainData {
 
 export function readData(config: Config): TrainData {
   const { images, labels, supercategories } = config.data;
-  if (!images || !labels) throw new BadInput(`config: data.${images ? "labels" : "images"} is empty; name ${images ? "the labels file" : "the folder of the training images"}`);
+  if (!images || !labels)
+    throw new BadInput(
+      `config: data.${images ? "labels" : "images"} is empty; name ${images ? "the labels file" : "the folder of the training images"}`,
+    );
   for (const side of ["width", "height"] as const)
-    if (config.data[side] % 32 !== 0) throw new BadInput(`config: data.${side} must be a multiple of 32; got ${config.data[side]}`);
+    if (config.data[side] % 32 !== 0)
+      throw new BadInput(`config: data.${side} must be a multiple of 32; got ${config.data[side]}`);
   if (config.data.width % config.data.maskStride !== 0 || config.data.height % config.data.maskStride !== 0)
     throw new BadInput(`config: data.maskStride must divide the input's size; got ${config.data.maskStride}`);
-  const found = config.mode === "wish" ? fromWeak(labels, images, supercategories) : fromMasks(labels, images, supercategories);
+  const found =
+    config.mode === "wish" ? fromWeak(labels, images, supercategories) : fromMasks(labels, images, supercategories);
   const validation = config.val.annotations ? readInstances(config.val.annotations, { supercategories }) : undefined;
   return { ...found, labels: readFileSync(labels), validation };
 }
@@ -94,7 +102,11 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
   const teacher = config.mode === "wish" ? await openTeacher(gpu, config) : undefined;
   const sizes = modelConfig(config, data.categories.length, teacher?.promptDim ?? 1);
   const { model, notes } = await newModel(gpu, config, sizes);
-  const groups = parameterGroups(model, { lr: config.optim.lr, weightDecay: config.optim.weightDecay, backboneMultiplier: config.optim.backbone });
+  const groups = parameterGroups(model, {
+    lr: config.optim.lr,
+    weightDecay: config.optim.weightDecay,
+    backboneMultiplier: config.optim.backbone,
+  });
   const optimizer = new optim.AdamW(groups, { betas: config.optim.betas });
   const proxies = teacher ? await proxiesOf(teacher, data, config, display, signal) : [];
   const loader = newLoader(config, data.items, proxies);
@@ -129,7 +141,12 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
   const diary = new Diary(config.run, state.step);
   const save = async (best = false): Promise<void> => {
     const saved = { ...state, loader: loader.state, sizes, categories: data.categories, kinds };
-    await saveCheckpoint(config.run, state.step, { model, optimizer, state: saved, config }, { keep: config.log.keep, best });
+    await saveCheckpoint(
+      config.run,
+      state.step,
+      { model, optimizer, state: saved, config },
+      { keep: config.log.keep, best },
+    );
   };
   const bar = display.progress(config.steps, "img");
   const average = new Average();
@@ -153,7 +170,13 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
     bar.update(state.step, shownTerms(means), perStep);
     if (state.step % config.log.every === 0) {
       const seconds = (performance.now() - since) / 1000;
-      diary.step({ step: state.step, ...means, imagesPerSecond: ((state.step - logged) * perStep) / seconds, liveBytes: gpu.memory.liveBytes, liveBuffers: gpu.memory.liveBuffers });
+      diary.step({
+        step: state.step,
+        ...means,
+        imagesPerSecond: ((state.step - logged) * perStep) / seconds,
+        liveBytes: gpu.memory.liveBytes,
+        liveBuffers: gpu.memory.liveBuffers,
+      });
       since = performance.now();
       logged = state.step;
       average.clear();
@@ -173,7 +196,8 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
   }
   bar.end();
   if (state.step < config.steps) await save();
-  if (!interrupted && !evaluation && data.validation) evaluation = await assess(trainer, data, state, diary, display, signal);
+  if (!interrupted && !evaluation && data.validation)
+    evaluation = await assess(trainer, data, state, diary, display, signal);
   loader.close();
   await writeReport(config.run, { config, categories: data.categories, evaluation });
   return { model, categories: data.categories, step: state.step, interrupted, evaluation };
@@ -188,7 +212,13 @@ export function cacheFolder(config: Config): string {
   return config.sam.cache || join(config.run, "cache");
 }
 
-export async function proxiesOf(teacher: Teacher, data: TrainData, config: Config, display: Display, signal?: AbortSignal): Promise<(Proxy[] | undefined)[]> {
+export async function proxiesOf(
+  teacher: Teacher,
+  data: TrainData,
+  config: Config,
+  display: Display,
+  signal?: AbortSignal,
+): Promise<(Proxy[] | undefined)[]> {
   let bar: ReturnType<Display["progress"]> | undefined;
   const proxies = await makeProxies(
     teacher,
@@ -211,7 +241,14 @@ function newLoader(config: Config, items: readonly Item[], proxies: readonly (re
   return new Loader({ items, batch: config.batch, seed: config.seed, augment, maskStride, ...options });
 }
 
-async function assess(trainer: Trainer, data: TrainData, state: SavedState, diary: Diary, display: Display, signal?: AbortSignal): Promise<Evaluation> {
+async function assess(
+  trainer: Trainer,
+  data: TrainData,
+  state: SavedState,
+  diary: Diary,
+  display: Display,
+  signal?: AbortSignal,
+): Promise<Evaluation> {
   const { gpu, config, model } = trainer;
   const bar = display.progress(config.val.limit || data.validation!.images.length, "img");
   const evaluation = await evaluateModel(gpu, model, data.categories, data.validation!, config.val.images, {
@@ -230,7 +267,9 @@ async function assess(trainer: Trainer, data: TrainData, state: SavedState, diar
 
 /** Best AP that a run's diary knows, for those who go on from it. */
 export function bestOf(run: string): number {
-  return existsSync(run) ? Math.max(-1, ...readDiary(run).flatMap((entry) => (isEvaluation(entry) ? [entry.evaluation.AP] : []))) : -1;
+  return existsSync(run)
+    ? Math.max(-1, ...readDiary(run).flatMap((entry) => (isEvaluation(entry) ? [entry.evaluation.AP] : [])))
+    : -1;
 }
 
 async function orExplain<T>(run: string, work: () => Promise<T>): Promise<T> {
@@ -239,7 +278,9 @@ async function orExplain<T>(run: string, work: () => Promise<T>): Promise<T> {
   } catch (cause) {
     if (!(cause instanceof NotFinite)) throw cause;
     const kept = latestCheckpoint(run);
-    throw new Error(`${run}: ${cause.message}; the last good state ${kept ? `is ${kept}` : "was not saved yet"}; try a lower optim.lr or a tighter optim.clip`);
+    throw new Error(
+      `${run}: ${cause.message}; the last good state ${kept ? `is ${kept}` : "was not saved yet"}; try a lower optim.lr or a tighter optim.clip`,
+    );
   }
 }
 

@@ -1,5 +1,5 @@
-import * as assert from "uvu/assert";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
 import { backward, F, scope } from "../../engine/index.ts";
 import { camLoss, findPeaks, type PeakOptions, selfLoss, validCells } from "../../train/cam.ts";
 import type { LayerStack } from "../../train/matching.ts";
@@ -20,16 +20,30 @@ function bumps(w: number, h: number, at: [x: number, y: number, height: number][
 }
 
 test("peaks lie at the cells' centres, strongest first, in the network's pixels", () => {
-  const map = bumps(8, 8, [[1, 2, 2], [6, 5, 3]]);
+  const map = bumps(8, 8, [
+    [1, 2, 2],
+    [6, 5, 3],
+  ]);
   const peaks = findPeaks(map, [1, 8, 8], [0], [128, 128], [128, 128], options);
-  assert.equal(peaks.map((p) => [Math.round(p.x / 16 - 0.5), Math.round(p.y / 16 - 0.5)]), [[6, 5], [1, 2]]);
+  assert.equal(
+    peaks.map((p) => [Math.round(p.x / 16 - 0.5), Math.round(p.y / 16 - 0.5)]),
+    [
+      [6, 5],
+      [1, 2],
+    ],
+  );
   for (const p of peaks) assert.ok(Math.abs(p.x / 16 - 0.5 - Math.round(p.x / 16 - 0.5)) < 0.2, "near the centre");
   assert.ok(peaks[0]!.value > 0.99 && Math.abs(peaks[1]!.value - 2 / 3) < 0.02);
 });
 
 test("weak peaks, near peaks and peaks beyond the limit go; the strongest always stays", () => {
-  const map = bumps(8, 8, [[1, 1, 4], [6, 6, 1], [3, 1, 3.5]]);
-  const count = (change: Partial<PeakOptions>) => findPeaks(map, [1, 8, 8], [0], [128, 128], [128, 128], { ...options, ...change }).length;
+  const map = bumps(8, 8, [
+    [1, 1, 4],
+    [6, 6, 1],
+    [3, 1, 3.5],
+  ]);
+  const count = (change: Partial<PeakOptions>) =>
+    findPeaks(map, [1, 8, 8], [0], [128, 128], [128, 128], { ...options, ...change }).length;
   assert.is(count({}), 2);
   assert.is(count({ tau: 0.2 }), 3);
   assert.is(count({ radius: 0.4 }), 1);
@@ -45,7 +59,10 @@ test("only tagged classes count, and a map without activation has no peak", () =
 });
 
 test("padding is not looked at", () => {
-  const map = bumps(8, 8, [[7, 7, 9], [1, 1, 1]]);
+  const map = bumps(8, 8, [
+    [7, 7, 9],
+    [1, 1, 1],
+  ]);
   const [peak] = findPeaks(map, [1, 8, 8], [0], [64, 64], [128, 128], options);
   assert.ok(peak!.x < 64 && peak!.y < 64);
   assert.is(peak!.value > 0.99, true);
@@ -55,7 +72,11 @@ test("padding is not looked at", () => {
 
 test("L_cam takes the mean over the valid cells alone, and its gradient stays there", async () => {
   await scope(async () => {
-    const cam = gpu.tensor(Float32Array.from({ length: 2 * 16 }, (_, i) => (i % 4 < 2 && i % 16 < 8 ? 1 : 99)), [1, 2, 4, 4], { requiresGrad: true });
+    const cam = gpu.tensor(
+      Float32Array.from({ length: 2 * 16 }, (_, i) => (i % 4 < 2 && i % 16 < 8 ? 1 : 99)),
+      [1, 2, 4, 4],
+      { requiresGrad: true },
+    );
     const loss = camLoss(gpu, cam, [{ tags: [0], valid: [32, 32] }], [64, 64]);
     // Both classes' logit is 1: -log sigmoid(1) for the one that is there, -log sigmoid(-1) for the other.
     const want = (Math.log(1 + Math.exp(-1)) + Math.log(1 + Math.exp(1))) / 2;
@@ -70,12 +91,30 @@ test("L_self falls as the map comes to resemble the masks, and teaches the map a
   await scope(async () => {
     const size = [32, 32] as const;
     const mask = Uint8Array.from({ length: 32 * 32 }, (_, i) => (i % 32 < 16 ? 1 : 0));
-    const targets = uploadTargets(gpu, [{ targets: [{ classIndex: 1, candidates: [mask], iou: [1] }], supervised: true, tags: [1], valid: size }], size);
-    const logits = gpu.tensor(Float32Array.from({ length: 64 }, (_, i) => (i % 8 < 4 ? 6 : -6)), [1, 1, 8, 8], { requiresGrad: true });
-    const stack: LayerStack = { layers: 1, queries: 1, classLogits: gpu.zeros([1, 1, 3]), maskLogits: logits, latents: undefined };
+    const targets = uploadTargets(
+      gpu,
+      [{ targets: [{ classIndex: 1, candidates: [mask], iou: [1] }], supervised: true, tags: [1], valid: size }],
+      size,
+    );
+    const logits = gpu.tensor(
+      Float32Array.from({ length: 64 }, (_, i) => (i % 8 < 4 ? 6 : -6)),
+      [1, 1, 8, 8],
+      { requiresGrad: true },
+    );
+    const stack: LayerStack = {
+      layers: 1,
+      queries: 1,
+      classLogits: gpu.zeros([1, 1, 3]),
+      maskLogits: logits,
+      latents: undefined,
+    };
     const pair = { image: 0, query: 0, target: 0, candidate: 0 };
     const of = (left: number, right: number) => {
-      const cam = gpu.tensor(Float32Array.from({ length: 2 * 16 }, (_, i) => (i % 4 < 2 ? left : right)), [1, 2, 4, 4], { requiresGrad: true });
+      const cam = gpu.tensor(
+        Float32Array.from({ length: 2 * 16 }, (_, i) => (i % 4 < 2 ? left : right)),
+        [1, 2, 4, 4],
+        { requiresGrad: true },
+      );
       return { cam, loss: selfLoss(gpu, cam, stack, targets, [pair], [32, 32], false)! };
     };
     const [good, even, bad] = [of(1, 0.05), of(1, 1), of(0.05, 1)];
@@ -83,7 +122,10 @@ test("L_self falls as the map comes to resemble the masks, and teaches the map a
     assert.ok(g < e && e < b, `${g} ${e} ${b}`);
     backward(even.loss);
     const gradient = await even.cam.grad!.toArray();
-    assert.ok(gradient.subarray(0, 16).every((v) => v === 0), "the other class's map");
+    assert.ok(
+      gradient.subarray(0, 16).every((v) => v === 0),
+      "the other class's map",
+    );
     assert.is(logits.grad, undefined);
     assert.is(selfLoss(gpu, even.cam, stack, targets, [], [32, 32], false), undefined);
   });

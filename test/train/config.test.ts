@@ -1,8 +1,8 @@
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import * as assert from "uvu/assert";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
 import { parse } from "yaml";
 import { configText, readConfig, resolveConfig, settings } from "../../train/config.ts";
 import { BadInput } from "../../train/errors.ts";
@@ -10,7 +10,10 @@ import { BadInput } from "../../train/errors.ts";
 const test = suite("config");
 
 const refused = (make: () => unknown, pattern: RegExp) =>
-  assert.throws(make, (error: Error) => error instanceof BadInput && pattern.test(error.message) && !error.message.includes("\n"));
+  assert.throws(
+    make,
+    (error: Error) => error instanceof BadInput && pattern.test(error.message) && !error.message.includes("\n"),
+  );
 
 test("defaults are the paper's and the reference's", () => {
   const config = resolveConfig({});
@@ -34,7 +37,12 @@ test("a resolved configuration reads back as itself", () => {
 });
 
 test("the command line changes single settings, in YAML's notation", () => {
-  const config = resolveConfig({ optim: { lr: 1 } }, ["optim.lr=5e-4", "data.scale=[0.5, 1.5]", "mode=supervised", "val.images=a=b"]);
+  const config = resolveConfig({ optim: { lr: 1 } }, [
+    "optim.lr=5e-4",
+    "data.scale=[0.5, 1.5]",
+    "mode=supervised",
+    "val.images=a=b",
+  ]);
   assert.is(config.optim.lr, 5e-4);
   assert.equal(config.data.scale, [0.5, 1.5]);
   assert.is(config.mode, "supervised");

@@ -1,5 +1,5 @@
-import * as assert from "uvu/assert";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
 import { Random } from "../../engine/index.ts";
 import { assign } from "../../train/hungarian.ts";
 
@@ -14,7 +14,8 @@ function bruteForce(cost: number[], rows: number, columns: number): number {
   const visit = (row: number, used: number): number => {
     if (row === rows) return 0;
     let best = Number.POSITIVE_INFINITY;
-    for (let c = 0; c < columns; c++) if (!(used & (1 << c))) best = Math.min(best, cost[row * columns + c]! + visit(row + 1, used | (1 << c)));
+    for (let c = 0; c < columns; c++)
+      if (!(used & (1 << c))) best = Math.min(best, cost[row * columns + c]! + visit(row + 1, used | (1 << c)));
     return best;
   };
   return visit(0, 0);
@@ -46,7 +47,10 @@ test("permuting the columns permutes the assignment", () => {
 });
 
 test("avoids what is not a number", () => {
-  assert.equal(assign([Number.NaN, 1, 2, Number.POSITIVE_INFINITY], 2, 2), [[0, 1], [1, 0]]);
+  assert.equal(assign([Number.NaN, 1, 2, Number.POSITIVE_INFINITY], 2, 2), [
+    [0, 1],
+    [1, 0],
+  ]);
   assert.is(assign(new Array(12).fill(Number.NaN), 3, 4).length, 3);
   assert.equal(assign([], 0, 5), []);
 });

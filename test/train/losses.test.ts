@@ -1,13 +1,13 @@
 // Matcher and every loss term against transformers' Mask2Former and an independent twin of WISH: test/parity/make_losses.py.
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import * as assert from "uvu/assert";
 import { suite } from "uvu";
-import { backward, F, parseSafetensors, fileNumbers, Random, scope, type Tensor } from "../../engine/index.ts";
+import * as assert from "uvu/assert";
+import { backward, F, fileNumbers, parseSafetensors, Random, scope, type Tensor } from "../../engine/index.ts";
 import { camLoss, selfLoss } from "../../train/cam.ts";
 import { segmentationLosses } from "../../train/criterion.ts";
 import { type LatentOptions, labelSide, latentTargets, matched, predictedSide } from "../../train/latents.ts";
-import { assignAll, costs, type LayerStack, match, type MatchOptions, type Pair } from "../../train/matching.ts";
+import { assignAll, costs, type LayerStack, type MatchOptions, match, type Pair } from "../../train/matching.ts";
 import { type ImageTargets, uploadTargets } from "../../train/targets.ts";
 import { testDevice } from "../device.ts";
 
@@ -25,7 +25,10 @@ interface Expected {
 const expected = meta<Record<"mask2former" | "teacher" | "student" | "l2", Expected>>("expected");
 const counts = meta<number[]>("counts");
 const weights = meta<Record<"class" | "prompt" | "bce" | "dice", number>>("weights");
-const { points, oversample, importance, tau } = meta<Record<string, number>>("options") as Record<"points" | "oversample" | "importance" | "tau", number>;
+const { points, oversample, importance, tau } = meta<Record<string, number>>("options") as Record<
+  "points" | "oversample" | "importance" | "tau",
+  number
+>;
 
 const [L, B, N, h, w] = shape("mask_logits") as [number, number, number, number, number];
 const K = shape("class_logits")[3]! - 1;
@@ -64,10 +67,14 @@ function images(candidates: 1 | 3): ImageTargets[] {
       const at = row++;
       return {
         classIndex: numbers("classes")[at]!,
-        candidates: Array.from({ length: candidates }, (_, n) => masks.subarray((at * 3 + n) * H * W, (at * 3 + n + 1) * H * W)),
+        candidates: Array.from({ length: candidates }, (_, n) =>
+          masks.subarray((at * 3 + n) * H * W, (at * 3 + n + 1) * H * W),
+        ),
         iou: Array.from(numbers("iou").subarray(at * 3, at * 3 + candidates)),
         // The coordinates do not matter: the encoder below looks the fixture's embeddings up.
-        ...(candidates === 3 ? { prompt: { kind: b === 0 ? ("box" as const) : ("point" as const), coords: [0, 0] } } : {}),
+        ...(candidates === 3
+          ? { prompt: { kind: b === 0 ? ("box" as const) : ("point" as const), coords: [0, 0] } }
+          : {}),
       };
     }),
   }));
@@ -91,15 +98,25 @@ function close(got: number, want: number, what: string): void {
   assert.ok(Math.abs(got - want) <= 1e-3 * Math.max(0.1, Math.abs(want)), `${what}: got ${got}, want ${want}`);
 }
 
-const flat = (pairs: readonly (readonly Pair[])[]) => pairs.flatMap((list, layer) => list.map((p) => [layer, p.image, p.query, p.target, p.candidate]));
+const flat = (pairs: readonly (readonly Pair[])[]) =>
+  pairs.flatMap((list, layer) => list.map((p) => [layer, p.image, p.query, p.target, p.candidate]));
 
 test("Mask2Former: costs' assignment and losses are transformers'", async () => {
   await scope(async () => {
     const targets = uploadTargets(gpu, images(1), [W, H]);
     const pairs = await match(gpu, stack(), targets, undefined, matchOptions, replay("points.match"));
     assert.equal(flat(pairs), expected.mask2former.pairs);
-    const losses = segmentationLosses(gpu, stack(), targets, pairs, undefined, lossOptions, replay("points.candidates", "points.random"));
-    for (const term of ["class", "bce", "dice"] as const) close(await losses[term]!.item(), expected.mask2former.terms[term]!, term);
+    const losses = segmentationLosses(
+      gpu,
+      stack(),
+      targets,
+      pairs,
+      undefined,
+      lossOptions,
+      replay("points.candidates", "points.random"),
+    );
+    for (const term of ["class", "bce", "dice"] as const)
+      close(await losses[term]!.item(), expected.mask2former.terms[term]!, term);
     assert.is(losses.prompt, undefined);
   });
 });
@@ -121,12 +138,23 @@ for (const kind of ["teacher", "student", "l2"] as const) {
         const masks = host.masks.subarray(at * 3, at * 3 + 3);
         const target = targets.images[b]!.targets[t]!;
         const got =
-          -weights.class * host.classes[((b * L + layer) * N + q) * (K + 1) + target.classIndex]! + Math.min(...masks) + weights.prompt * host.prompts![at]!;
+          -weights.class * host.classes[((b * L + layer) * N + q) * (K + 1) + target.classIndex]! +
+          Math.min(...masks) +
+          weights.prompt * host.prompts![at]!;
         close(got, want[((layer * B + b) * N + q) * targets.most + t]!, `cost ${layer} ${b} ${q} ${t}`);
       }
 
-      const losses = segmentationLosses(gpu, all, targets, pairs, latents, lossOptions, replay("points.candidates", "points.random"));
-      for (const term of ["class", "prompt", "bce", "dice"] as const) close(await losses[term]!.item(), expected[kind].terms[term]!, term);
+      const losses = segmentationLosses(
+        gpu,
+        all,
+        targets,
+        pairs,
+        latents,
+        lossOptions,
+        replay("points.candidates", "points.random"),
+      );
+      for (const term of ["class", "prompt", "bce", "dice"] as const)
+        close(await losses[term]!.item(), expected[kind].terms[term]!, term);
 
       const cam = gpu.tensor(numbers("cam"), [...shape("cam")]);
       close(await camLoss(gpu, cam, targets.images, [H, W]).item(), expected[kind].terms.cam!, "cam");
@@ -149,9 +177,23 @@ test("the fixture can fail: predictions of other queries change every term", asy
     const targets = uploadTargets(gpu, images(3), [W, H]);
     const options = latentOptions("teacher");
     const latents = { targets: latentTargets(gpu, targets, encode, options)!, options };
-    const wrong = expected.teacher.pairs.map(([layer, image, query, target, candidate]) => ({ layer, image, query: (query + 3) % N, target, candidate }));
+    const wrong = expected.teacher.pairs.map(([layer, image, query, target, candidate]) => ({
+      layer,
+      image,
+      query: (query + 3) % N,
+      target,
+      candidate,
+    }));
     const pairs = Array.from({ length: L }, (_, layer) => wrong.filter((p) => p.layer === layer));
-    const losses = segmentationLosses(gpu, all, targets, pairs, latents, lossOptions, replay("points.candidates", "points.random"));
+    const losses = segmentationLosses(
+      gpu,
+      all,
+      targets,
+      pairs,
+      latents,
+      lossOptions,
+      replay("points.candidates", "points.random"),
+    );
     for (const term of ["class", "prompt", "bce", "dice"] as const)
       assert.ok(Math.abs((await losses[term]!.item()) - expected.teacher.terms[term]!) > 0.05, term);
   });
@@ -164,7 +206,15 @@ test("the losses reach class, mask and latent predictions, and none of the targe
     const options = latentOptions("teacher");
     const latents = { targets: latentTargets(gpu, targets, encode, options)!, options };
     const pairs = await match(gpu, all, targets, latents, matchOptions, replay("points.match"));
-    const losses = segmentationLosses(gpu, all, targets, pairs, latents, lossOptions, replay("points.candidates", "points.random"));
+    const losses = segmentationLosses(
+      gpu,
+      all,
+      targets,
+      pairs,
+      latents,
+      lossOptions,
+      replay("points.candidates", "points.random"),
+    );
     backward(F.add(F.add(losses.class!, losses.prompt!), F.add(losses.bce!, losses.dice!)));
     for (const x of [all.classLogits, all.maskLogits, all.latents!]) {
       const gradient = await x.grad!.toArray();
@@ -174,7 +224,11 @@ test("the losses reach class, mask and latent predictions, and none of the targe
     const rows = new Set(pairs.flatMap((list, layer) => list.map((p) => (p.image * L + layer) * N + p.query)));
     const masks = await all.maskLogits.grad!.toArray();
     for (let row = 0; row < B * L * N; row++)
-      assert.is(masks.subarray(row * h * w, (row + 1) * h * w).some((v) => v !== 0), rows.has(row), `row ${row}`);
+      assert.is(
+        masks.subarray(row * h * w, (row + 1) * h * w).some((v) => v !== 0),
+        rows.has(row),
+        `row ${row}`,
+      );
   });
 });
 
@@ -204,7 +258,8 @@ test("permuting the objects permutes the matching", async () => {
     const turned = images(3);
     turned[0]!.targets = [2, 0, 1].map((j) => turned[0]!.targets[j]!);
     const after = await pairsOf(turned);
-    const undo = (pairs: Pair[][]) => pairs.map((list) => list.map((p) => (p.image === 0 ? { ...p, target: [2, 0, 1][p.target]! } : p)));
+    const undo = (pairs: Pair[][]) =>
+      pairs.map((list) => list.map((p) => (p.image === 0 ? { ...p, target: [2, 0, 1][p.target]! } : p)));
     assert.equal(undo(after), before);
     assert.is(options.mode, "typed");
   });
@@ -213,10 +268,26 @@ test("permuting the objects permutes the matching", async () => {
 test("an empty candidate is never chosen, and the rule iou takes what SAM rates best", async () => {
   await scope(async () => {
     const list = images(3);
-    for (const image of list) for (const target of image.targets) target.candidates = target.candidates.map((m, n) => (n === 2 ? m : new Uint8Array(m.length)));
-    const only = await match(gpu, stack(), uploadTargets(gpu, list, [W, H]), undefined, matchOptions, replay("points.match"));
+    for (const image of list)
+      for (const target of image.targets)
+        target.candidates = target.candidates.map((m, n) => (n === 2 ? m : new Uint8Array(m.length)));
+    const only = await match(
+      gpu,
+      stack(),
+      uploadTargets(gpu, list, [W, H]),
+      undefined,
+      matchOptions,
+      replay("points.match"),
+    );
     assert.ok(only.flat().every((p) => p.candidate === 2));
-    const best = await match(gpu, stack(), uploadTargets(gpu, images(3), [W, H]), undefined, { ...matchOptions, candidate: "iou" }, replay("points.match"));
+    const best = await match(
+      gpu,
+      stack(),
+      uploadTargets(gpu, images(3), [W, H]),
+      undefined,
+      { ...matchOptions, candidate: "iou" },
+      replay("points.match"),
+    );
     for (const p of best.flat()) {
       const { iou } = images(3)[p.image]!.targets[p.target]!;
       assert.is(iou[p.candidate], Math.max(...iou));
@@ -227,7 +298,9 @@ test("an empty candidate is never chosen, and the rule iou takes what SAM rates 
 test("an image whose objects are unknown teaches nothing, one without objects teaches no object", async () => {
   await scope(async () => {
     const of = async (supervised: boolean) => {
-      const list: ImageTargets[] = images(1).map((image, b) => (b === 0 ? image : { ...image, targets: [], supervised }));
+      const list: ImageTargets[] = images(1).map((image, b) =>
+        b === 0 ? image : { ...image, targets: [], supervised },
+      );
       const all = stack(true);
       const targets = uploadTargets(gpu, list, [W, H]);
       const pairs = await match(gpu, all, targets, undefined, matchOptions, new Random(1));

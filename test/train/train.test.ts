@@ -1,0 +1,252 @@
+// Training end to end on a handful of small scenes with mixed labels and a teacher of random weights: resuming, interruption, faults.
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { encode, nn, optim, parseSafetensors, type Tensor } from "../../engine/index.ts";
+import { Sam, samMini } from "../../model/index.ts";
+import { bestCheckpoint, latestCheckpoint, loadCheckpoint, saveCheckpoint } from "../../train/checkpoint.ts";
+import { type Config, resolveConfig } from "../../train/config.ts";
+import { readInstances } from "../../train/data/coco.ts";
+import { writeScenes } from "../../train/data/scenes.ts";
+import { weaken, writeWeak } from "../../train/data/weak.ts";
+import { BadInput } from "../../train/errors.ts";
+import { isEvaluation, readDiary } from "../../train/metrics.ts";
+import { exportWeights, loadRun, loadTrained } from "../../train/models.ts";
+import { predictImages } from "../../train/predict.ts";
+import { evaluateRun, showRun } from "../../train/run-tools.ts";
+import { type Display, train } from "../../train/train.ts";
+import { testDevice } from "../device.ts";
+
+const test = suite("train");
+const gpu = await testDevice();
+const folder = mkdtempSync(join(tmpdir(), "wish-train-"));
+const silent: Display = { log: () => {}, warn: () => {}, progress: () => ({ update: () => {}, end: () => {} }) };
+
+const scenes = await writeScenes(join(folder, "data"), { images: 6, size: 64, seed: 3 });
+const labels = join(folder, "weak.json");
+const third = 1 / 3;
+await writeWeak(
+  labels,
+  weaken(readInstances(scenes.annotations), { tags: third, points: third, boxes: third }, { seed: 1 }),
+);
+const sam = join(folder, "sam.safetensors");
+gpu.manualSeed(5);
+const sizes = { ...samMini(), imageSize: 64 };
+writeFileSync(sam, await encode(new Sam(gpu, sizes).stateDict(), { config: JSON.stringify(sizes) }));
+
+function config(run: string, settings: string[] = []): Config {
+  return resolveConfig(
+    {
+      run: join(folder, run),
+      steps: 4,
+      batch: 3,
+      data: { images: scenes.imagesDir, labels, width: 64, height: 64, scale: [0.8, 1.25], tagScale: [0.8, 1] },
+      val: {
+        images: scenes.imagesDir,
+        annotations: scenes.annotations,
+        every: 100,
+        limit: 2,
+        short: 64,
+        long: 64,
+        pictures: 1,
+      },
+      model: {
+        preset: "mini",
+        backbone: { kind: "mini", widths: [8, 16, 16, 16], blocks: [1, 1, 1, 1], outputStride: 16 },
+        hiddenDim: 32,
+        groups: 4,
+        encoder: { layers: 0 },
+        decoder: { layers: 1, heads: 2, ffn: 32 },
+        queries: 5,
+      },
+      sam: { checkpoint: sam, cache: join(folder, "cache") },
+      match: { points: 32 },
+      loss: { points: 32 },
+      cam: { warmup: 1 },
+      optim: { lr: 1e-3, schedule: "cosine", clip: 1 },
+      log: { every: 1, checkpoint: 2, keep: 2 },
+    },
+    settings,
+  );
+}
+
+async function values(tensors: Iterable<[string, Tensor]>): Promise<Map<string, Float32Array>> {
+  const out = new Map<string, Float32Array>();
+  for (const [name, x] of tensors) out.set(name, Float32Array.from(await x.toArray()));
+  return out;
+}
+
+test("a resumed run goes on bit for bit, in its weights and its diary", async () => {
+  const whole = await train(gpu, config("whole"), { display: silent });
+  assert.is(whole.step, 4);
+  const stopped = await train(gpu, config("parts"), { display: silent, enough: (step) => step === 2 });
+  assert.is(stopped.step, 2);
+  const resumed = await train(gpu, config("parts"), { display: silent, resume: true });
+  assert.is(resumed.step, 4);
+  const [want, got] = [await values(whole.model.namedTensors()), await values(resumed.model.namedTensors())];
+  for (const [name, x] of want) assert.equal(got.get(name), x, name);
+  const terms = (run: string) =>
+    readDiary(join(folder, run)).flatMap((e) => (isEvaluation(e) ? [] : [[e.step, e.loss, e.gradient]]));
+  assert.equal(terms("parts"), terms("whole"));
+  assert.is(terms("whole").length, 4);
+});
+
+test("the run's folder holds what the contract names", async () => {
+  const run = join(folder, "whole");
+  for (const file of [
+    "config.yaml",
+    "metrics.jsonl",
+    "results.csv",
+    "last",
+    "best",
+    "report.html",
+    "pictures/sheet.png",
+  ])
+    assert.ok(existsSync(join(run, file)), file);
+  const first = readDiary(run)[0] as Record<string, number>;
+  assert.ok(first.step === 1 && first.cam! > 0 && first.class === undefined, "the warm-up trains the CAM alone");
+  const second = readDiary(run)[1] as Record<string, number>;
+  for (const term of ["loss", "class", "prompt", "bce", "dice", "cam", "lr", "imagesPerSecond", "liveBytes"])
+    assert.ok(Number.isFinite(second[term]), term);
+  assert.is(readdirSync(join(run, "checkpoints")).length, 2);
+  const html = readFileSync(join(run, "report.html"), "utf8");
+  assert.ok(html.includes("<svg") && html.includes("data:image/png;base64,") && !/(src|href)="http/.test(html));
+});
+
+test("memory between steps does not grow", () => {
+  const bytes = readDiary(join(folder, "whole")).flatMap((e) => (isEvaluation(e) ? [] : [e.liveBuffers!]));
+  assert.is(bytes[3], bytes[2]);
+});
+
+test("an interrupted run saves its state and says where it is", async () => {
+  const abort = new AbortController();
+  abort.abort();
+  const result = await train(gpu, config("interrupted"), { display: silent, signal: abort.signal });
+  assert.ok(result.interrupted && result.evaluation === undefined);
+  assert.ok(latestCheckpoint(join(folder, "interrupted")));
+});
+
+test("a run is not overwritten, and not resumed on other data", async () => {
+  await refused(() => train(gpu, config("whole"), { display: silent }), /already holds a run.*--resume/);
+  await refused(() => train(gpu, config("whole", ["seed=9"]), { display: silent, resume: true }), /seed/);
+  await refused(
+    () => train(gpu, config("whole", ["model.queries=6"]), { display: silent, resume: true }),
+    /does not fit.*query_feat/,
+  );
+});
+
+test("a loss that is not finite stops the run, names the term and keeps the last good checkpoint", async () => {
+  const good = await train(gpu, config("finite", ["steps=2"]), { display: silent });
+  assert.is(good.step, 2);
+  const before = readFileSync(latestCheckpoint(join(folder, "finite"))!);
+  let message = "";
+  // A learning rate that throws the weights out of f32's range at the first step.
+  await train(gpu, config("finite", ["steps=6", "optim.lr=1e38", "optim.schedule=constant", "log.checkpoint=100"]), {
+    display: silent,
+    resume: true,
+  }).catch((error: Error) => {
+    message = error.message;
+  });
+  assert.match(
+    message,
+    /(loss term "\w+"|gradient's norm) is (NaN|Infinity|-Infinity) at step \d.*last good state is .*step-00000002/,
+  );
+  assert.equal(readFileSync(latestCheckpoint(join(folder, "finite"))!), before);
+});
+
+test("supervised training from masks needs no teacher", async () => {
+  const settings = [
+    "mode=supervised",
+    `data.labels=${scenes.annotations}`,
+    "steps=2",
+    "sam.checkpoint=none.safetensors",
+  ];
+  const { evaluation } = await train(gpu, config("supervised", settings), { display: silent });
+  assert.ok(evaluation!.metrics.AP >= 0);
+  const step = readDiary(join(folder, "supervised"))[1] as Record<string, number>;
+  assert.ok(step.dice! > 0 && step.prompt === undefined && step.cam === undefined);
+});
+
+test("a trained run is evaluated, shown, and segments images; its exported weights do the same", async () => {
+  const run = join(folder, "whole");
+  const { metrics, results } = await evaluateRun(gpu, { run, iou: "bbox" });
+  assert.ok(metrics.AP >= 0 && results.every((r) => r.imageId > 0));
+  for (const what of ["cam", "proxies", "predictions"] as const) {
+    const files = await showRun(gpu, what, { run, out: join(folder, what), limit: 2, display: silent });
+    assert.ok(files.length >= 2 && files.every(existsSync), what);
+  }
+  const trained = await loadRun(gpu, run);
+  const image = join(scenes.imagesDir, readdirSync(scenes.imagesDir)[0]!);
+  const options = {
+    short: 64,
+    long: 64,
+    topk: 5,
+    score: 0,
+    out: join(folder, "predicted"),
+    dump: join(folder, "dump.safetensors"),
+  };
+  const [predicted] = await predictImages(gpu, trained, [image], options);
+  assert.ok(existsSync(predicted!.overlay) && predicted!.instances.every((i) => existsSync(i.mask)));
+  const dump = parseSafetensors(readFileSync(options.dump)).tensors;
+  assert.equal(dump.get("prompt_latents")!.shape, [1, 5, 3, 64]);
+  assert.equal(dump.get("class_logits")!.shape, [1, 5, trained.categories.length + 1]);
+  assert.ok(dump.has("mask_logits") && dump.has("cam"));
+
+  await exportWeights(join(folder, "shipped.safetensors"), trained.model, trained.categories, trained.kinds);
+  const again = await loadTrained(gpu, join(folder, "shipped.safetensors"));
+  const [same] = await predictImages(gpu, again, [image], { ...options, out: join(folder, "predicted2") });
+  assert.equal(
+    same!.instances.map((i) => i.score),
+    predicted!.instances.map((i) => i.score),
+  );
+});
+
+test("a checkpoint that is cut off or no checkpoint is refused by name", async () => {
+  const run = join(folder, "whole");
+  const path = latestCheckpoint(run)!;
+  const copy = join(folder, "cut.safetensors");
+  writeFileSync(copy, readFileSync(path));
+  truncateSync(copy, 1000);
+  await refused(() => loadTrained(gpu, copy), /cut\.safetensors: .*truncated/);
+  await refused(() => loadTrained(gpu, sam), /sam\.safetensors: .*neither a checkpoint nor a model/);
+  await refused(() => loadRun(gpu, join(folder, "data")), /holds no checkpoint/);
+  await refused(() => train(gpu, config("nothing", ["data.labels=gone.json"]), { display: silent }), /gone\.json/);
+  await refused(
+    () => train(gpu, config("nothing", ["sam.checkpoint=gone.safetensors"]), { display: silent }),
+    /gone\.safetensors/,
+  );
+});
+
+test("old checkpoints go, the best and the newest stay", async () => {
+  class One extends nn.Module {
+    weight = nn.parameter(gpu.ones([3]));
+  }
+  const run = join(folder, "pruned");
+  const model = new One();
+  const optimizer = new optim.AdamW([{ params: model.parameters() }]);
+  for (const step of [1, 2, 3, 4])
+    await saveCheckpoint(run, step, { model, optimizer, state: { step }, config: {} }, { keep: 2, best: step === 1 });
+  assert.equal(readdirSync(join(run, "checkpoints")).sort(), [
+    "step-00000001.safetensors",
+    "step-00000003.safetensors",
+    "step-00000004.safetensors",
+  ]);
+  assert.ok(bestCheckpoint(run)!.endsWith("step-00000001.safetensors"));
+  rmSync(join(run, "last"));
+  const { state } = await loadCheckpoint(gpu, latestCheckpoint(run)!, { model, optimizer });
+  assert.is(state.step, 4);
+});
+
+async function refused(work: () => Promise<unknown>, pattern: RegExp): Promise<void> {
+  let error: Error | undefined;
+  await work().catch((e: Error) => {
+    error = e;
+  });
+  assert.ok(error instanceof BadInput, String(error));
+  assert.match(error.message, pattern);
+}
+
+test.after(() => rmSync(folder, { recursive: true, force: true }));
+test.run();
