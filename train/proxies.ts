@@ -20,7 +20,7 @@ const PIXELS_AT_ONCE = 4 * 256 * 256;
 const VERSION = "1";
 
 /** SAM's three masks of one label, on the original image. */
-export interface Proxy {
+export interface SamProxy {
   candidates: Runs[];
   iou: number[];
   /** Probabilities times 255 over SAM's square input, side * side each; only where they were asked for. */
@@ -51,8 +51,8 @@ export async function makeProxies(
   options: ProxyOptions,
   progress: (done: number, total: number, fresh: boolean) => void = () => {},
   signal?: AbortSignal,
-): Promise<(Proxy[] | undefined)[]> {
-  const out: (Proxy[] | undefined)[] = items.map(() => undefined);
+): Promise<(SamProxy[] | undefined)[]> {
+  const out: (SamProxy[] | undefined)[] = items.map(() => undefined);
   const labelled = items.flatMap((item, index) => (item.kind === "points" || item.kind === "boxes" ? [index] : []));
   const folder = join(
     options.cache,
@@ -118,7 +118,7 @@ function store({ masks, iou, logits, side }: Prompted, { width, height }: Item, 
   };
 }
 
-function restore({ masks, iou, soft, side }: StoredProxy, item: Item, index: number, options: ProxyOptions): Proxy {
+function restore({ masks, iou, soft, side }: StoredProxy, item: Item, index: number, options: ProxyOptions): SamProxy {
   let candidates = masks.map(runsOfRle);
   if (options.clipToBox && item.kind === "boxes") candidates = candidates.map((runs) => clip(runs, item.boxes[index]!));
   return {

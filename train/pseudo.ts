@@ -8,7 +8,7 @@ import type { Config } from "./config.ts";
 import { toOriginal } from "./data/augment.ts";
 import { readImage } from "./data/image.ts";
 import type { Item, Sample } from "./data/loader.ts";
-import type { Proxy } from "./proxies.ts";
+import type { SamProxy } from "./proxies.ts";
 import type { ImageTargets, Target } from "./targets.ts";
 import type { PointMasks, Teacher } from "./teacher.ts";
 
@@ -17,7 +17,7 @@ export function labelled(
   sample: Sample,
   config: Config,
   maskSize: readonly [number, number],
-  proxies?: readonly Proxy[],
+  proxies?: readonly SamProxy[],
 ): ImageTargets {
   const targets = sample.classes.map((classIndex, t): Target => {
     if (sample.kind === "masks") return { classIndex, candidates: [sample.masks![t]!], iou: [1] };

@@ -7,7 +7,7 @@ import { segmentationLosses } from "./criterion.ts";
 import type { Item, Sample } from "./data/loader.ts";
 import { latentTargets } from "./latents.ts";
 import { match, stackLayers } from "./matching.ts";
-import type { Proxy } from "./proxies.ts";
+import type { SamProxy } from "./proxies.ts";
 import { labelled, pseudoLabelled } from "./pseudo.ts";
 import { rateFactor } from "./schedule.ts";
 import { type ImageTargets, uploadTargets } from "./targets.ts";
@@ -24,7 +24,7 @@ export interface Trainer {
   teacher: Teacher | undefined;
   items: readonly Item[];
   /** SAM's masks of each item's labels. */
-  proxies: readonly (readonly Proxy[] | undefined)[];
+  proxies: readonly (readonly SamProxy[] | undefined)[];
   /** Some images have tags: then there is a warm-up on the CAM alone. */
   hasTags: boolean;
 }

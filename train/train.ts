@@ -13,7 +13,7 @@ import { type Evaluation, evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
 import { Diary, isEvaluation, readDiary } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
-import { makeProxies, type Proxy } from "./proxies.ts";
+import { makeProxies, type SamProxy } from "./proxies.ts";
 import { writeReport } from "./report.ts";
 import { NotFinite, type StepReport, type Trainer, trainStep } from "./step.ts";
 import { loadTeacher, type Teacher } from "./teacher.ts";
@@ -218,7 +218,7 @@ export async function proxiesOf(
   config: Config,
   display: Display,
   signal?: AbortSignal,
-): Promise<(Proxy[] | undefined)[]> {
+): Promise<(SamProxy[] | undefined)[]> {
   let bar: ReturnType<Display["progress"]> | undefined;
   const proxies = await makeProxies(
     teacher,
@@ -234,7 +234,7 @@ export async function proxiesOf(
   return proxies;
 }
 
-function newLoader(config: Config, items: readonly Item[], proxies: readonly (readonly Proxy[] | undefined)[]): Loader {
+function newLoader(config: Config, items: readonly Item[], proxies: readonly (readonly SamProxy[] | undefined)[]): Loader {
   const { width, height, flip, scale, tagScale, colour, maskStride } = config.data;
   const augment = { width, height, flip, scale, tagScale, colour };
   const options = config.mode === "wish" ? { proxies: (_: Item, index: number) => proxies[index] } : {};
