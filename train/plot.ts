@@ -65,12 +65,12 @@ export function lineChart(lines: readonly Line[], { title, x, y, width = 520, he
             )
             .join("")
         : "";
-    return `<path d="${d}" fill="none" stroke="${colour(i)}" stroke-width="1.6"><title>${escape(name)}</title></path>${dots}`;
+    return `<path d="${d}" fill="none" stroke="${colour(i)}" stroke-width="1.6"><title>${escapeHtml(name)}</title></path>${dots}`;
   });
   const legend = drawn
-    .map(({ name }, i) => `<span><i style="background:${colour(i)}"></i>${escape(name)}</span>`)
+    .map(({ name }, i) => `<span><i style="background:${colour(i)}"></i>${escapeHtml(name)}</span>`)
     .join("");
-  return `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escape(title)}"><text class="title" x="${LEFT}" y="18">${escape(title)}</text>${grid.join("")}${marks.join("")}<text x="${width - RIGHT}" y="${height - 4}" text-anchor="end">${escape(x)}</text>${paths.join("")}</svg><figcaption>${legend}</figcaption></figure>`;
+  return `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}"><text class="title" x="${LEFT}" y="18">${escapeHtml(title)}</text>${grid.join("")}${marks.join("")}<text x="${width - RIGHT}" y="${height - 4}" text-anchor="end">${escapeHtml(x)}</text>${paths.join("")}</svg><figcaption>${legend}</figcaption></figure>`;
 }
 
 /** Horizontal bars from 0 to 1; a negative value is "not defined". */
@@ -83,12 +83,12 @@ export function barChart(
   const drawn = bars.map(({ name, value }, i) => {
     const y = TOP + i * row;
     const length = Math.max(0, value) * (width - names - 60);
-    return `<text x="${names - 6}" y="${y + 14}" text-anchor="end">${escape(name)}</text><rect x="${names}" y="${y + 3}" width="${fixed(length)}" height="${row - 6}" fill="${colour(0)}"/><text x="${fixed(names + length + 6)}" y="${y + 14}">${value < 0 ? "–" : value.toFixed(3)}</text>`;
+    return `<text x="${names - 6}" y="${y + 14}" text-anchor="end">${escapeHtml(name)}</text><rect x="${names}" y="${y + 3}" width="${fixed(length)}" height="${row - 6}" fill="${colour(0)}"/><text x="${fixed(names + length + 6)}" y="${y + 14}">${value < 0 ? "–" : value.toFixed(3)}</text>`;
   });
-  return `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escape(title)}"><text class="title" x="8" y="18">${escape(title)}</text>${drawn.join("")}</svg></figure>`;
+  return `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}"><text class="title" x="8" y="18">${escapeHtml(title)}</text>${drawn.join("")}</svg></figure>`;
 }
 
-export function escape(text: string): string {
+export function escapeHtml(text: string): string {
   return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
 }
 

@@ -6,7 +6,7 @@ import type { Category } from "./data/coco.ts";
 import type { Evaluation } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
 import { type Entry, isEvaluation, type LoggedEvaluation, type LoggedStep, readDiary } from "./metrics.ts";
-import { barChart, escape, type Line, lineChart } from "./plot.ts";
+import { barChart, escapeHtml, type Line, lineChart } from "./plot.ts";
 
 const TERMS = ["class", "prompt", "bce", "dice", "cam", "self"];
 /** A page of 30 MB helps nobody. */
@@ -28,8 +28,8 @@ export async function writeReport(
   const steps = entries.filter((entry: Entry): entry is LoggedStep => !isEvaluation(entry));
   const evaluations = entries.filter(isEvaluation);
   const parts = [
-    `<h1>${escape(run)}</h1>`,
-    ...notes.map((note) => `<p>${escape(note)}</p>`),
+    `<h1>${escapeHtml(run)}</h1>`,
+    ...notes.map((note) => `<p>${escapeHtml(note)}</p>`),
     summary(config, categories, steps, evaluations),
     `<h2>Losses</h2><p>Weighted terms, which add up to the loss; means over ${config.log.every} steps.</p><div class="row">`,
     lineChart(series(steps, ["loss"]), { title: "loss", x: "step" }),
@@ -43,7 +43,7 @@ export async function writeReport(
       [{ name: "live MiB", points: steps.map((s) => [s.step, (s.liveBytes ?? 0) / 2 ** 20]) }],
       { title: "GPU memory between steps, MiB", x: "step" },
     )}</div>`,
-    `<h2>Settings</h2><details><summary>config.yaml</summary><pre>${escape(configText(config))}</pre></details>`,
+    `<h2>Settings</h2><details><summary>config.yaml</summary><pre>${escapeHtml(configText(config))}</pre></details>`,
   ];
   await writeWhole(join(run, "report.html"), page(run, parts.join("\n")));
 }
@@ -66,7 +66,7 @@ function summary(
     rows.push([`step ${last.step}`, names.map((name) => `${name} ${last.evaluation[name].toFixed(3)}`).join(" · ")]);
     rows.push(["best AP", best.toFixed(3)]);
   }
-  return `<table>${rows.map(([name, value]) => `<tr><th>${escape(name)}</th><td>${escape(value)}</td></tr>`).join("")}</table>`;
+  return `<table>${rows.map(([name, value]) => `<tr><th>${escapeHtml(name)}</th><td>${escapeHtml(value)}</td></tr>`).join("")}</table>`;
 }
 
 function series(steps: readonly LoggedStep[], names: readonly string[]): Line[] {
@@ -119,7 +119,7 @@ function pictures(run: string): string {
     .slice(0, MOST_PICTURES);
   const images = names.map(
     (name) =>
-      `<img alt="${escape(name)}" src="data:image/png;base64,${readFileSync(join(folder, name)).toString("base64")}">`,
+      `<img alt="${escapeHtml(name)}" src="data:image/png;base64,${readFileSync(join(folder, name)).toString("base64")}">`,
   );
   return images.length > 0
     ? `<h2>Pictures</h2><p>Truth on the left, prediction on the right.</p><div class="pictures">${images.join("")}</div>`
@@ -128,7 +128,7 @@ function pictures(run: string): string {
 
 function page(title: string, body: string): string {
   return `<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>${escape(title)}</title><style>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>${escapeHtml(title)}</title><style>
 :root{color-scheme:light dark;--line:#8884}body{font:15px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}th{text-align:left;padding:.15rem 1rem .15rem 0;font-weight:600}
 .row{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:1 1 480px;max-width:560px}svg{width:100%;height:auto}

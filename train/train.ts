@@ -234,7 +234,11 @@ export async function proxiesOf(
   return proxies;
 }
 
-function newLoader(config: Config, items: readonly Item[], proxies: readonly (readonly SamProxy[] | undefined)[]): Loader {
+function newLoader(
+  config: Config,
+  items: readonly Item[],
+  proxies: readonly (readonly SamProxy[] | undefined)[],
+): Loader {
   const { width, height, flip, scale, tagScale, colour, maskStride } = config.data;
   const augment = { width, height, flip, scale, tagScale, colour };
   const options = config.mode === "wish" ? { proxies: (_: Item, index: number) => proxies[index] } : {};
