@@ -3,6 +3,7 @@
 //   gather:       y[o, k, i] = x[o, index, i]
 //   destinations: the destination of every source of a sum: the element of x, or where SHARED the place on its middle axis; `count`: nowhere
 //   collect:      gx[o, j, i] = base + sum of g[o, k, i] over the sources k of its segment, in ascending order
+// gather4 and collect4 do the same where SHARED and inner is a multiple of four: inner then counts vectors.
 struct Params {
   outer: u32,
   j: u32,
@@ -22,6 +23,10 @@ struct Params {
 @group(0) @binding(7) var<storage, read> g: array<f32>;
 @group(0) @binding(8) var<storage, read> base: array<f32>;
 @group(0) @binding(9) var<storage, read_write> gx: array<f32>;
+@group(0) @binding(10) var<storage, read> x4: array<vec4u>;
+@group(0) @binding(11) var<storage, read_write> y4: array<vec4u>;
+@group(0) @binding(12) var<storage, read> g4: array<vec4f>;
+@group(0) @binding(13) var<storage, read_write> gx4: array<vec4f>;
 
 override SHARED: bool = false;
 
@@ -89,4 +94,42 @@ fn collect(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
     sum += base[at];
   }
   gx[at] = sum;
+}
+
+@compute @workgroup_size(64)
+fn gather4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let at = id.x + id.y * groups.x * 64u;
+  if (at >= params.outer * params.i * params.inner) {
+    return;
+  }
+  let row = at / params.inner;
+  let j = index[row % params.i];
+  if (j < 0 || j >= i32(params.j)) {
+    y4[at] = vec4u(0u);
+    return;
+  }
+  y4[at] = x4[((row / params.i) * params.j + u32(j)) * params.inner + at - row * params.inner];
+}
+
+@compute @workgroup_size(64)
+fn collect4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let at = id.x + id.y * groups.x * 64u;
+  if (at >= params.outer * params.j * params.inner) {
+    return;
+  }
+  let row = at / params.inner;
+  let segment = row % params.j;
+  let origin = (row / params.j) * params.i * params.inner + at - row * params.inner;
+  var sum = vec4f();
+  var part = vec4f();
+  let first = start[segment];
+  let last = start[segment + 1u];
+  for (var k = first; k < last; k++) {
+    part += g4[origin + order[k] * params.inner];
+    if (((k - first) & 63u) == 63u) {
+      sum += part;
+      part = vec4f();
+    }
+  }
+  gx4[at] = sum + part;
 }

@@ -23,15 +23,18 @@ function checkIndex(op: string, index: Tensor): void {
 
 const groupsFor = (n: number): [number, number] => linearGroups(Math.ceil(n / 64));
 const constants = (l: Layout): Record<string, number> => ({ SHARED: l.shared ? 1 : 0 });
+/** Rows of whole vectors are moved four elements at a time. */
+const inFours = (l: Layout): boolean => l.shared && l.inner % 4 === 0;
 
 function read(x: Tensor, index: Tensor, shape: readonly number[], l: Layout): Tensor {
   const y = empty(x.device, shape, x.dtype);
-  const { outer, j, i, inner } = l;
-  run(x.device, "gather", "gather", {
-    bind: { x, index, y },
-    params: { outer, j, i, inner, count: 0, has_base: 0 },
+  const { outer, j, i } = l;
+  const four = inFours(l);
+  run(x.device, "gather", four ? "gather4" : "gather", {
+    bind: four ? { x4: x, index, y4: y } : { x, index, y },
+    params: { outer, j, i, inner: four ? l.inner / 4 : l.inner, count: 0, has_base: 0 },
     constants: constants(l),
-    groups: groupsFor(y.size),
+    groups: groupsFor(four ? y.size / 4 : y.size),
   });
   return y;
 }
@@ -51,11 +54,12 @@ function collect(g: Tensor, index: Tensor, shape: readonly number[], l: Layout, 
     groups: groupsFor(index.size),
   });
   const { order, start } = groupByKey(keys, index.size, count);
-  run(g.device, "gather", "collect", {
-    bind: { order, start, g, base: base ?? g, gx: y },
-    params,
+  const four = inFours(l) && !base;
+  run(g.device, "gather", four ? "collect4" : "collect", {
+    bind: four ? { order, start, g4: g, gx4: y } : { order, start, g, base: base ?? g, gx: y },
+    params: { ...params, inner: four ? inner / 4 : inner },
     constants: constants(l),
-    groups: groupsFor(y.size),
+    groups: groupsFor(four ? y.size / 4 : y.size),
   });
   return y;
 }
