@@ -1,7 +1,7 @@
 // (planes, in_h, in_w) -> (planes, frame_h, frame_w) with zeros around, so that no convolution kernel has to ask whether a window leaves the
-// image. A workgroup writes one row.
+// image. Workgroups: x over a plane by 512 numbers, y and z over planes.
 struct Params {
-  rows: u32,      // planes * frame_h
+  planes: u32,
   in_h: u32,
   in_w: u32,
   frame_h: u32,
@@ -14,20 +14,24 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
-@compute @workgroup_size(32)
+/// n / d for n up to 4 million: software adapters divide whole numbers lane by lane.
+fn quotient(n: u32, d: u32) -> u32 {
+  return u32((f32(n) + 0.5) / f32(d));
+}
+
+@compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let row = group.x + group.y * groups.x;
-  if (row >= params.rows) {
+  let plane = group.y + group.z * groups.y;
+  let size = params.frame_h * params.frame_w;
+  if (plane >= params.planes) {
     return;
   }
-  let plane = row / params.frame_h;
-  let iy = row - plane * params.frame_h - params.top;
-  let base = (plane * params.in_h + iy) * params.in_w - params.left;
-  for (var c = lane; c < params.frame_w; c += 32u) {
-    var v = 0.0;
-    if (iy < params.in_h && c - params.left < params.in_w) {
-      v = x[base + c];
-    }
-    y[row * params.frame_w + c] = v;
+  for (var i = group.x * 512u + lane; i < min(group.x * 512u + 512u, size); i += 64u) {
+    let row = quotient(i, params.frame_w);
+    let iy = row - params.top;
+    let ix = i - row * params.frame_w - params.left;
+    let inside = iy < params.in_h && ix < params.in_w;
+    let at = (plane * params.in_h + iy) * params.in_w + ix;
+    y[plane * size + i] = select(0.0, x[select(0u, at, inside)], inside);
   }
 }

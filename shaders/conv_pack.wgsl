@@ -1,7 +1,7 @@
 // What the convolution kernels read and write besides the images. A group's channels stand in panels of `lanes` vectors of four, filled up
 // with zeros, and a panel's numbers one after the other as its kernel reads them.
-//   weights:     (G, panels, k, lanes) from weight, k = (input channel, tap y, tap x), for the taps ky0 + ky_step * i, kx0 + kx_step * j,
-//                and `table`: for each k how far from its window's start in the frame x is read (taps shifted by ty0 + ty_step * i, …)
+//   weights:     (G, panels, k, lanes) from weight, k = (input channel, tap y, tap x), for the taps ky0 + ky_step * i, kx0 + kx_step * j
+//   offsets:     `table`: for each k how far from its window's start in the frame x is read (taps shifted by ty0 + ty_step * i, …)
 //   pixels:      (B, G, co, P) -> (G, panels, B * P, lanes): the gradient that the weights' gradient multiplies with
 //   sum_weights: the weights' gradient from its parts (splits, G, panels, k, lanes)
 struct Params {
@@ -41,33 +41,43 @@ struct Params {
 @group(0) @binding(5) var<storage, read> parts: array<f32>;
 @group(0) @binding(6) var<storage, read_write> gw: array<f32>;
 
+/// (input channel, tap y, tap x) of k. Rows that only fill up have a channel that is not there.
+fn taps_of(k: u32) -> vec3u {
+  let taps = params.taps_y * params.taps_x;
+  if (taps == 0u) {
+    return vec3u(params.ci, 0u, 0u);
+  }
+  let tap = k % taps;
+  return vec3u(k / taps, tap / params.taps_x, tap % params.taps_x);
+}
+
+@compute @workgroup_size(64)
+fn offsets(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let k = id.x + id.y * groups.x * 64u;
+  if (k >= params.rows) {
+    return;
+  }
+  let at = taps_of(k);
+  let ty = params.ty0 + params.ty_step * i32(at.y);
+  let tx = params.tx0 + params.tx_step * i32(at.z);
+  table[k] = select(0, (i32(at.x * params.frame_h) + ty) * i32(params.frame_w) + tx, at.x < params.ci);
+}
+
 @compute @workgroup_size(64)
 fn weights(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
   if (i >= params.groups * params.panels * params.rows * params.lanes) {
     return;
   }
-  let k = (i / params.lanes) % params.rows;
   let panel = i / (params.lanes * params.rows);
   let g = panel / params.panels;
   let c = ((panel - g * params.panels) * params.lanes + i % params.lanes) * 4u;
-  let taps = params.taps_y * params.taps_x;
-  let ci = k / max(taps, 1u);
-  let live = taps > 0u && ci < params.ci;
-  let tap = k - ci * taps;
-  let i_y = tap / max(params.taps_x, 1u);
-  let i_x = tap - i_y * params.taps_x;
-  let ky = params.ky0 + params.ky_step * i_y;
-  let kx = params.kx0 + params.kx_step * i_x;
-  if (panel == 0u && c == 0u) {
-    let ty = params.ty0 + params.ty_step * i32(i_y);
-    let tx = params.tx0 + params.tx_step * i32(i_x);
-    table[k] = select(0, (i32(ci * params.frame_h) + ty) * i32(params.frame_w) + tx, live);
-  }
+  let at = taps_of((i / params.lanes) % params.rows);
+  let tap = (params.ky0 + params.ky_step * at.y) * params.kw + params.kx0 + params.kx_step * at.z;
   var w = vec4f();
-  for (var j = 0u; j < 4u; j++) {
-    if (live && c + j < params.co) {
-      w[j] = weight[g * params.w_group + (c + j) * params.w_out + ci * params.w_in + ky * params.kw + kx];
+  if (at.x < params.ci) {
+    for (var j = 0u; j < min(4u, params.co - min(c, params.co)); j++) {
+      w[j] = weight[g * params.w_group + (c + j) * params.w_out + at.x * params.w_in + tap];
     }
   }
   packed[i] = w;

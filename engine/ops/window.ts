@@ -30,6 +30,23 @@ export function outputSize(
   return Math.floor((n + padding - reach) / stride) + 1;
 }
 
+/** A convolution's sizes. `ci` and `co` count the channels of one group. */
+export interface ConvSizes {
+  batch: number;
+  groups: number;
+  ci: number;
+  co: number;
+  input: readonly [number, number];
+  output: readonly [number, number];
+  kernel: readonly [number, number];
+  stride: readonly [number, number];
+  dilation: readonly [number, number];
+  /** Padding above and to the left; what is below and to the right follows from the output's size. */
+  start: readonly [number, number];
+}
+
+export const area = (size: readonly [number, number]): number => size[0] * size[1];
+
 /** Workgroups for kernels that count a plane's work in x and the planes in y and z: `plane = id.y + id.z * num_groups.y`, which may pass the last. */
 export function planeGroups(planes: number, perPlane: number): [number, number, number] {
   const y = Math.min(planes, 65535);

@@ -1,0 +1,297 @@
+/**
+ * The three products behind convolution: `correlate` (images by windows), `spread` (its transpose, the gradient of the images) and `weigh` (the
+ * gradient of the weights). Each is a matrix product whose one side is gathered from the images; no tape here.
+ */
+import type { Device } from "../device.ts";
+import { linearGroups, run } from "../kernel.ts";
+import { empty, type Tensor } from "../tensor.ts";
+import { depthwiseForward, depthwiseSpread, depthwiseWeigh, isDepthwise } from "./depthwise.ts";
+import { area, type ConvSizes, planeGroups } from "./window.ts";
+
+/** Taps of one direction: kernel position `first + step * i` reads at a shift of `shift + shiftStep * i`, for i < count. */
+interface Taps {
+  first: number;
+  step: number;
+  count: number;
+  shift: number;
+  shiftStep: number;
+}
+
+/** Pixels that a pass over the image visits: `size` of them, the first at `offset` of the output, `step` apart there. */
+interface Grid {
+  size: readonly [number, number];
+  offset: readonly [number, number];
+  step: readonly [number, number];
+}
+
+/** Pixels that a subgroup owns in conv2d_subgroup*.wgsl's forward, and k in its weight. */
+const TILE = 8;
+const TILE_K = 8;
+
+function allTaps(s: ConvSizes): [Taps, Taps] {
+  const taps = (d: 0 | 1): Taps => ({
+    first: 0,
+    step: 1,
+    count: s.kernel[d],
+    shift: -s.start[d],
+    shiftStep: s.dilation[d],
+  });
+  return [taps(0), taps(1)];
+}
+
+/** The taps that reach input positions `phase`, `phase + stride`, … and where in the output they stand. */
+function phaseTaps(s: ConvSizes, d: 0 | 1, phase: number): Taps {
+  const found: number[] = [];
+  for (let k = 0; k < s.kernel[d]; k++) if ((phase + s.start[d] - k * s.dilation[d]) % s.stride[d] === 0) found.push(k);
+  const at = (k: number): number => (phase + s.start[d] - k * s.dilation[d]) / s.stride[d];
+  const [a = 0, b = a] = found;
+  return { first: a, step: b - a, count: found.length, shift: found.length > 0 ? at(a) : 0, shiftStep: at(b) - at(a) };
+}
+
+/** Lanes of the subgroups where there is a kernel for that many and `co` channels fill half a panel; otherwise 1. */
+function lanesOf(device: Device, co: number): 1 | 4 | 8 {
+  const lanes = device.subgroupSize;
+  return (lanes === 4 || lanes === 8) && co > 2 * lanes ? lanes : 1;
+}
+
+const kernelOf = (lanes: number): string => (lanes === 1 ? "conv2d" : `conv2d_subgroup${lanes}`);
+
+/** An image with room for every window around it, and where in it the image starts. */
+interface Frame {
+  x: Tensor;
+  size: readonly [number, number];
+  start: readonly [number, number];
+}
+
+/** The frame of x (B, C, size) for windows of any of `taps` at the pixels 0, read, …, (grid - 1) * read: x itself where they all lie inside. */
+function frameOf(
+  x: Tensor,
+  size: readonly [number, number],
+  windows: readonly { taps: [Taps, Taps]; grid: Grid }[],
+  read: readonly [number, number],
+): Frame {
+  const before = [0, 0];
+  const after = [0, 0];
+  for (const { taps, grid } of windows)
+    for (const d of [0, 1] as const) {
+      const { count, shift, shiftStep } = taps[d];
+      if (taps[0].count * taps[1].count === 0) continue;
+      const ends = [shift, shift + (count - 1) * shiftStep];
+      before[d] = Math.max(before[d]!, -Math.min(...ends));
+      after[d] = Math.max(after[d]!, Math.max(...ends) + (grid.size[d] - 1) * read[d] - (size[d] - 1));
+    }
+  const [top, left] = before as [number, number];
+  if (top + left + after[0]! + after[1]! === 0) return { x, size, start: [0, 0] };
+  const [h, w] = [size[0] + top + after[0]!, size[1] + left + after[1]!];
+  const planes = x.size / area(size);
+  const framed = empty(x.device, [planes, h, w]);
+  run(x.device, "conv_border", "forward", {
+    bind: { x, y: framed },
+    params: { planes, in_h: size[0], in_w: size[1], frame_h: h, frame_w: w, top, left },
+    groups: planeGroups(planes, Math.ceil((h * w) / 512)),
+  });
+  return { x: framed, size: [h, w], start: [top, left] };
+}
+
+/** The order of k and of the channels in which the kernels read and write; see conv_pack.wgsl. */
+interface Layout {
+  /** Where each k meets the frame. */
+  table: Tensor;
+  /** k, filled up. */
+  rows: number;
+  panels: number;
+  lanes: number;
+  params: Record<string, number>;
+}
+
+/** `transposed` sums over output channels and gives input channels. */
+function layoutOf(device: Device, s: ConvSizes, [ky, kx]: [Taps, Taps], frame: Frame, transposed: boolean): Layout {
+  const [ci, co] = transposed ? [s.co, s.ci] : [s.ci, s.co];
+  const perInput = area(s.kernel);
+  const lanes = lanesOf(device, co);
+  const rows = Math.max(8, Math.ceil((ci * ky.count * kx.count) / 8) * 8);
+  const panels = Math.ceil(co / (4 * lanes));
+  const table = empty(device, [rows], "i32");
+  const params = {
+    groups: s.groups,
+    ci,
+    co,
+    panels,
+    lanes,
+    rows,
+    taps_y: ky.count,
+    taps_x: kx.count,
+    ky0: ky.first,
+    ky_step: ky.step,
+    kx0: kx.first,
+    kx_step: kx.step,
+    kw: s.kernel[1],
+    w_group: s.co * s.ci * perInput,
+    w_in: transposed ? s.ci * perInput : perInput,
+    w_out: transposed ? perInput : s.ci * perInput,
+    ty0: ky.shift + frame.start[0],
+    ty_step: ky.shiftStep,
+    tx0: kx.shift + frame.start[1],
+    tx_step: kx.shiftStep,
+    frame_h: frame.size[0],
+    frame_w: frame.size[1],
+    batch: s.batch,
+    pixels: 0,
+    filled: 0,
+    splits: 0,
+  };
+  run(device, "conv_pack", "offsets", { bind: { table }, params, groups: linearGroups(Math.ceil(rows / 64)) });
+  return { table, rows, panels, lanes, params };
+}
+
+/** Parameters of the kernels of conv2d*.wgsl. */
+function kernelParams(
+  s: ConvSizes,
+  p: Layout,
+  frame: Frame,
+  grid: Grid,
+  read: readonly [number, number],
+  out: readonly [number, number],
+) {
+  return {
+    batch: s.batch,
+    groups: s.groups,
+    ci: p.params.ci!,
+    co: p.params.co!,
+    panels: p.panels,
+    rows: p.rows,
+    in_h: frame.size[0],
+    in_w: frame.size[1],
+    grid_h: grid.size[0],
+    grid_w: grid.size[1],
+    step_y: read[0],
+    step_x: read[1],
+    out_h: out[0],
+    out_w: out[1],
+    out_step_y: grid.step[0],
+    out_step_x: grid.step[1],
+    out_y: grid.offset[0],
+    out_x: grid.offset[1],
+    has_bias: 0,
+    split: 0,
+    splits: 0,
+    filled: 0,
+  };
+}
+
+/** Multiplies windows of the frame with the weights into the pixels `grid` of y. */
+function product(
+  frame: Frame,
+  weight: Tensor,
+  p: Layout,
+  bias: Tensor | undefined,
+  y: Tensor,
+  params: ReturnType<typeof kernelParams>,
+): void {
+  const { device } = y;
+  const { lanes } = p;
+  const packed = empty(device, [params.groups, p.panels, p.rows, lanes * 4]);
+  run(device, "conv_pack", "weights", {
+    bind: { weight, packed },
+    params: p.params,
+    groups: linearGroups(Math.ceil(packed.size / 4 / 64)),
+  });
+  const pixels = params.batch * params.grid_h * params.grid_w;
+  const panels = p.panels * params.groups;
+  run(device, kernelOf(lanes), "forward", {
+    bind: { x: frame.x, packed, table: p.table, bias: bias ?? packed, y },
+    params: { ...params, has_bias: bias ? 1 : 0 },
+    groups: linearGroups(
+      lanes === 1 ? Math.ceil((Math.ceil(pixels / 4) * panels) / 64) : Math.ceil(pixels / TILE) * panels,
+    ),
+  });
+}
+
+/** y (B, groups * co, output) = windows of x (B, groups * ci, input) times weight (groups * co, ci, kernel). */
+export function correlate(x: Tensor, weight: Tensor, s: ConvSizes, bias?: Tensor): Tensor {
+  const { device } = x;
+  const y = empty(device, [s.batch, s.groups * s.co, ...s.output]);
+  if (y.size === 0) return y;
+  if (isDepthwise(s)) {
+    depthwiseForward(x, weight, s, y, bias);
+    return y;
+  }
+  const taps = allTaps(s);
+  const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
+  const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
+  const p = layoutOf(device, s, taps, frame, false);
+  product(frame, weight, p, bias, y, kernelParams(s, p, frame, grid, s.stride, s.output));
+  return y;
+}
+
+/** The transpose of `correlate`: gx (B, groups * ci, input) from gy (B, groups * co, output). `bias` (groups * ci) is added to it. */
+export function spread(gy: Tensor, weight: Tensor, s: ConvSizes, bias?: Tensor): Tensor {
+  const { device } = gy;
+  const gx = empty(device, [s.batch, s.groups * s.ci, ...s.input]);
+  if (gx.size === 0) return gx;
+  if (isDepthwise(s) && !bias) {
+    depthwiseSpread(gy, weight, s, gx);
+    return gx;
+  }
+  // With a stride, pixels of different phase see different taps: one pass a phase wastes none.
+  const windows: { taps: [Taps, Taps]; grid: Grid }[] = [];
+  for (let py = 0; py < Math.min(s.stride[0], s.input[0]); py++)
+    for (let px = 0; px < Math.min(s.stride[1], s.input[1]); px++) {
+      const size = [Math.ceil((s.input[0] - py) / s.stride[0]), Math.ceil((s.input[1] - px) / s.stride[1])] as const;
+      windows.push({
+        taps: [phaseTaps(s, 0, py), phaseTaps(s, 1, px)],
+        grid: { size, offset: [py, px], step: s.stride },
+      });
+    }
+  const frame = frameOf(gy, s.output, windows, [1, 1]);
+  for (const { taps, grid } of windows) {
+    const p = layoutOf(device, s, taps, frame, true);
+    product(frame, weight, p, bias, gx, kernelParams(s, p, frame, grid, [1, 1], s.input));
+  }
+  return gx;
+}
+
+/** Gradient of the weights (groups * co, ci, kernel) from x and gy. The sum over pixels is cut into splits which a second pass adds up. */
+export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tensor {
+  const { device } = x;
+  const gw = empty(device, weight.shape);
+  if (gw.size === 0) return gw;
+  if (isDepthwise(s)) return depthwiseWeigh(x, gy, weight, s);
+  const taps = allTaps(s);
+  const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
+  const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
+  const p = layoutOf(device, s, taps, frame, false);
+  const { lanes } = p;
+  const plane = area(s.output);
+  const pixels = s.batch * plane;
+  // Splits of about 1024 pixels keep the gradient's panel in the cache and rounding small; more of them where few tiles are to be had.
+  const tiles = s.groups * p.panels * (p.rows / 8);
+  const wanted = Math.max(
+    1,
+    Math.min(Math.ceil(pixels / 64), Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 1024))),
+  );
+  const split = Math.ceil(pixels / wanted / 8) * 8;
+  const splits = Math.ceil(pixels / split);
+  const filled = Math.ceil(pixels / 8) * 8;
+  const turned = empty(device, [s.groups, p.panels, filled, lanes * 4]);
+  const packParams = { ...p.params, pixels: plane, filled, splits };
+  run(device, "conv_pack", "pixels", {
+    bind: { gy, packed: turned },
+    params: packParams,
+    groups: linearGroups(Math.ceil(turned.size / 4 / 64)),
+  });
+  const parts = empty(device, [splits, s.groups, p.panels, p.rows, lanes * 4]);
+  run(device, kernelOf(lanes), "weight", {
+    bind: { x: frame.x, packed: turned, table: p.table, parts },
+    params: { ...kernelParams(s, p, frame, grid, s.stride, s.output), split, splits, filled },
+    groups: linearGroups(
+      lanes === 1 ? Math.ceil((splits * tiles * 2) / 64) : splits * s.groups * p.panels * (p.rows / TILE_K),
+    ),
+  });
+  run(device, "conv_pack", "sum_weights", {
+    bind: { parts, gw },
+    params: packParams,
+    groups: linearGroups(Math.ceil(gw.size / 64)),
+  });
+  return gw;
+}
