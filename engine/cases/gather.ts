@@ -6,23 +6,35 @@ import { type Case, type Cases, whole } from "./case.ts";
 const indices = (shape: Shape, n: number) => ({ shape, values: whole(n), dtype: "i32" }) as const;
 
 /** For every element of `shape`: its own offset in x, with the coordinate along d replaced by `index` of that element; -1 where outside. */
-function offsets(x: Shape, shape: Shape, d: number, index: (i: number) => number): number[] {
+function offsets(x: Shape, shape: Shape, d: number, index: (i: number) => number): Int32Array {
   const strides = stridesOf(x);
   const own = stridesOf(shape);
-  return Array.from({ length: sizeOf(shape) }, (_, i) => {
+  return Int32Array.from({ length: sizeOf(shape) }, (_, i) => {
     const k = index(i);
     if (k < 0 || k >= x[d]!) return -1;
     return shape.reduce((at, n, dim) => at + (dim === d ? k : Math.floor(i / own[dim]!) % n) * strides[dim]!, 0);
   });
 }
 
+/** `f` of an index, worked out once: the twins are asked many times for the same one. */
+function once<T>(f: (index: Float64Array) => T): (index: Float64Array) => T {
+  let known: { index: Float64Array; value: T } | undefined;
+  return (index) => {
+    if (known?.index !== index) known = { index, value: f(index) };
+    return known.value;
+  };
+}
+
+const read = (a: Float64Array, at: Int32Array): Float64Array => Float64Array.from(at, (k) => (k < 0 ? 0 : a[k]!));
+
 function gather(name: string, x: Shape, dim: number, index: Shape, range = x.at(dim)!): Case {
   const d = dim < 0 ? dim + x.length : dim;
+  const from = once((i) => offsets(x, index, d, (k) => i[k]!));
   return {
     name,
     inputs: [x, indices(index, range)],
     run: ([a, i]) => F.gather(a!, dim, i!),
-    reference: (a, i) => offsets(x, index, d, (k) => i[k]!).map((at) => (at < 0 ? 0 : a[at]!)),
+    reference: (a, i) => read(a, from(i)),
   };
 }
 
@@ -35,16 +47,17 @@ function scatterAdd(
   range = x.at(dim)!,
 ): Case {
   const d = dim < 0 ? dim + x.length : dim;
+  const step = stridesOf(index)[d]!;
+  const from = offsets(source, index, d, (k) => Math.floor(k / step) % index[d]!);
+  const to = once((i) => offsets(x, index, d, (k) => i[k]!));
   return {
     name,
     inputs: [x, indices(index, range), source],
     run: ([a, i, s]) => F.scatterAdd(a!, dim, i!, s!),
     reference: (a, i, s) => {
       const y = Float64Array.from(a);
-      const from = offsets(source, index, d, (k) => Math.floor(k / stridesOf(index)[d]!) % index[d]!);
-      offsets(x, index, d, (k) => i[k]!).forEach((at, k) => {
-        if (at >= 0) y[at]! += s[from[k]!]!;
-      });
+      const places = to(i);
+      for (let k = 0; k < places.length; k++) if (places[k]! >= 0) y[places[k]!]! += s[from[k]!]!;
       return y;
     },
   };
@@ -53,26 +66,24 @@ function scatterAdd(
 function indexSelect(name: string, x: Shape, dim: number, n: number, range = x.at(dim)!): Case {
   const d = dim < 0 ? dim + x.length : dim;
   const shape = x.map((s, k) => (k === d ? n : s));
+  const step = stridesOf(shape)[d]!;
+  const from = once((i) => offsets(x, shape, d, (k) => i[Math.floor(k / step) % n]!));
   return {
     name,
     inputs: [x, indices([n], range)],
     run: ([a, i]) => F.indexSelect(a!, dim, i!),
-    reference: (a, i) => {
-      const step = stridesOf(shape)[d]!;
-      return offsets(x, shape, d, (k) => i[Math.floor(k / step) % n]!).map((at) => (at < 0 ? 0 : a[at]!));
-    },
+    reference: (a, i) => read(a, from(i)),
   };
 }
 
 function embedding(name: string, index: Shape, weight: readonly [number, number], range = weight[0]): Case {
+  const n = sizeOf(index);
+  const from = once((i) => offsets(weight, [n, weight[1]], 0, (k) => i[Math.floor(k / weight[1])]!));
   return {
     name,
     inputs: [indices(index, range), weight],
     run: ([i, w]) => F.embedding(i!, w!),
-    reference: (i, w) =>
-      Array.from(i).flatMap((k) =>
-        Array.from({ length: weight[1] }, (_, c) => (k < weight[0] ? w[k * weight[1] + c]! : 0)),
-      ),
+    reference: (i, w) => read(w, from(i)),
   };
 }
 
