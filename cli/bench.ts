@@ -33,7 +33,11 @@ const matmul = (n: number): Bench => ({
 });
 
 /** Forward and backward through one operation, all inputs requiring gradients. */
-const roundTrip = (gpu: Device, shapes: readonly (readonly number[])[], run: (...x: Tensor[]) => Tensor): (() => void) => {
+const roundTrip = (
+  gpu: Device,
+  shapes: readonly (readonly number[])[],
+  run: (...x: Tensor[]) => Tensor,
+): (() => void) => {
   const inputs = shapes.map((shape, i) => gpu.randn(shape, { seed: i }));
   const gy = scope(() => {
     const y = run(...inputs);

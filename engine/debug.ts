@@ -26,6 +26,12 @@ export function timeTable(times: readonly KernelTime[], most = 20): string {
   const total = times.reduce((sum, t) => sum + t.ms, 0);
   const rows = times
     .slice(0, most)
-    .map((t) => `${t.ms.toFixed(2).padStart(10)} ms ${((100 * t.ms) / total).toFixed(1).padStart(5)} % ${String(t.calls).padStart(7)} x  ${t.name}`);
-  return [`${total.toFixed(2).padStart(10)} ms in ${times.reduce((sum, t) => sum + t.calls, 0)} dispatches`, ...rows].join("\n");
+    .map(
+      (t) =>
+        `${t.ms.toFixed(2).padStart(10)} ms ${((100 * t.ms) / total).toFixed(1).padStart(5)} % ${String(t.calls).padStart(7)} x  ${t.name}`,
+    );
+  return [
+    `${total.toFixed(2).padStart(10)} ms in ${times.reduce((sum, t) => sum + t.calls, 0)} dispatches`,
+    ...rows,
+  ].join("\n");
 }

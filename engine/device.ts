@@ -70,7 +70,8 @@ export class Device {
       usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
     });
     this.profiler = new Profiler(gpu);
-    if (this.debug >= 1) log(`adapter: ${name} (${adapter.info.vendor} ${adapter.info.architecture}), subgroups of ${this.subgroupSize}`);
+    if (this.debug >= 1)
+      log(`adapter: ${name} (${adapter.info.vendor} ${adapter.info.architecture}), subgroups of ${this.subgroupSize}`);
     if (this.debug >= 2 && gpu.features.has("timestamp-query")) this.profiler.start();
     gpu.addEventListener("uncapturederror", (event) => {
       const message = (event as GPUUncapturedErrorEvent).error.message;
@@ -89,7 +90,9 @@ export class Device {
     const host = platform();
     const wish = options.adapter ?? host.environment("WGPU_WISH_ADAPTER");
     const { gpu, adapter, name } = await host.requestAdapter(wish);
-    const features = ["timestamp-query", "subgroups", "shader-f16"].filter((f) => adapter.features.has(f)) as GPUFeatureName[];
+    const features = ["timestamp-query", "subgroups", "shader-f16"].filter((f) =>
+      adapter.features.has(f),
+    ) as GPUFeatureName[];
     const limits: Record<string, number> = {};
     for (const key of [
       "maxBufferSize",
@@ -107,7 +110,10 @@ export class Device {
 
   /** Lanes of a subgroup where every kernel is sure to get that many; 0 where subgroups vary or are not offered. */
   get subgroupSize(): number {
-    const { subgroupMinSize, subgroupMaxSize } = this.info as GPUAdapterInfo & { subgroupMinSize?: number; subgroupMaxSize?: number };
+    const { subgroupMinSize, subgroupMaxSize } = this.info as GPUAdapterInfo & {
+      subgroupMinSize?: number;
+      subgroupMaxSize?: number;
+    };
     if (!this.gpu.features.has("subgroups") || subgroupMinSize !== subgroupMaxSize) return 0;
     return subgroupMaxSize ?? 0;
   }
@@ -160,13 +166,21 @@ export class Device {
   /** Standard normal numbers; the same seed gives the same numbers on every adapter. */
   randn(shape: Shape, options: TensorOptions & { seed?: number } = {}): Tensor {
     const random = options.seed === undefined ? this.random : new Random(options.seed);
-    return this.tensor(Float32Array.from({ length: sizeOf(shape) }, () => random.normal()), shape, options);
+    return this.tensor(
+      Float32Array.from({ length: sizeOf(shape) }, () => random.normal()),
+      shape,
+      options,
+    );
   }
 
   /** Uniform numbers in [0, 1). */
   rand(shape: Shape, options: TensorOptions & { seed?: number } = {}): Tensor {
     const random = options.seed === undefined ? this.random : new Random(options.seed);
-    return this.tensor(Float32Array.from({ length: sizeOf(shape) }, () => random.uniform()), shape, options);
+    return this.tensor(
+      Float32Array.from({ length: sizeOf(shape) }, () => random.uniform()),
+      shape,
+      options,
+    );
   }
 
   /** Seeds the initial values of the modules that are made from here on. */
@@ -209,7 +223,11 @@ export class Device {
     const dispatch = this.#names.push(label) - 1;
     for (const x of written)
       if (x.dtype === "f32")
-        run(this, "finite", "scan", { bind: { x, found: this.#found }, params: { n: x.size, dispatch }, groups: linearGroups(Math.ceil(x.size / 64)) });
+        run(this, "finite", "scan", {
+          bind: { x, found: this.#found },
+          params: { n: x.size, dispatch },
+          groups: linearGroups(Math.ceil(x.size / 64)),
+        });
   }
 
   /** Submits what has gathered. */
@@ -218,7 +236,8 @@ export class Device {
     this.#pass?.end();
     this.#pass = undefined;
     if (this.profiler.enabled) this.profiler.resolve(this.#encoder);
-    if (this.#slots > 0) this.gpu.queue.writeBuffer(this.uniforms, 0, this.#uniformBytes, 0, this.#slots * UNIFORM_SLOT);
+    if (this.#slots > 0)
+      this.gpu.queue.writeBuffer(this.uniforms, 0, this.#uniformBytes, 0, this.#slots * UNIFORM_SLOT);
     this.gpu.queue.submit([this.#encoder.finish()]);
     this.#encoder = undefined;
     this.#slots = 0;
@@ -238,7 +257,11 @@ export class Device {
     if (this.#closed) this.check();
     const bytes = Math.ceil((x.size * BYTES[x.dtype]) / 4) * 4;
     if (bytes === 0) return new ArrayBuffer(0);
-    const staging = this.gpu.createBuffer({ label: "read", size: bytes, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+    const staging = this.gpu.createBuffer({
+      label: "read",
+      size: bytes,
+      usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
+    });
     this.#pass?.end();
     this.#pass = undefined;
     this.#encoder ??= this.gpu.createCommandEncoder();
@@ -258,7 +281,9 @@ export class Device {
     if (this.#found && x !== this.#found) {
       const [first] = new Uint32Array(await this.download(this.#found));
       if (first !== 0xffffffff)
-        throw new Error(`engine: ${this.#names[first!]} (dispatch ${first}) was the first kernel to write a NaN or an infinity`);
+        throw new Error(
+          `engine: ${this.#names[first!]} (dispatch ${first}) was the first kernel to write a NaN or an infinity`,
+        );
     }
     return out;
   }

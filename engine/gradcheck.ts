@@ -2,7 +2,7 @@
  * Checks operations against their float64 twins: the forward values, and the gradient against central differences of the twin (never of
  * the GPU, which has no float64). Small inputs are checked element by element, larger ones along random directions.
  */
-import { type Case, type Cases } from "./cases/case.ts";
+import type { Case, Cases } from "./cases/case.ts";
 import { cases } from "./cases/index.ts";
 import type { Device } from "./device.ts";
 import { Random } from "./random.ts";
@@ -33,7 +33,8 @@ export function tensorError(got: ArrayLike<number>, want: ArrayLike<number>): nu
   let largest = 1;
   for (let i = 0; i < want.length; i++) {
     const d = Math.abs(got[i]! - want[i]!);
-    if (!(d <= difference)) difference = Number.isNaN(d) ? (Object.is(got[i], want[i]) ? difference : Number.POSITIVE_INFINITY) : d;
+    if (!(d <= difference))
+      difference = Number.isNaN(d) ? (Object.is(got[i], want[i]) ? difference : Number.POSITIVE_INFINITY) : d;
     largest = Math.max(largest, Math.abs(want[i]!));
   }
   return difference / largest;
@@ -80,9 +81,14 @@ export async function checkCase(gpu: Device, test: Case, seed: number): Promise<
         const gradient = Float64Array.from(x.data, (_, e) => along((i) => (i === e ? 1 : 0)));
         errors[`gx${k}`] = tensorError(got, gradient);
       } else {
-        const directions = Array.from({ length: DIRECTIONS }, () => Float64Array.from(x.data, () => random.normal() / Math.sqrt(x.data.length)));
+        const directions = Array.from({ length: DIRECTIONS }, () =>
+          Float64Array.from(x.data, () => random.normal() / Math.sqrt(x.data.length)),
+        );
         const dots = directions.map((d) => d.reduce((sum, v, i) => sum + v * got[i]!, 0));
-        errors[`gx${k}`] = tensorError(dots, directions.map((d) => along((i) => d[i]!)));
+        errors[`gx${k}`] = tensorError(
+          dots,
+          directions.map((d) => along((i) => d[i]!)),
+        );
       }
     }
     return errors;
@@ -90,7 +96,11 @@ export async function checkCase(gpu: Device, test: Case, seed: number): Promise<
 }
 
 /** Checks every case of `ops` (default: all functions of F that have a gradient, and those that have none but values). */
-export async function gradcheck(gpu: Device, ops: readonly string[] = Object.keys(cases), table: Cases = cases): Promise<CheckResult[]> {
+export async function gradcheck(
+  gpu: Device,
+  ops: readonly string[] = Object.keys(cases),
+  table: Cases = cases,
+): Promise<CheckResult[]> {
   const results: CheckResult[] = [];
   for (const op of ops) {
     const list = table[op];

@@ -11,10 +11,10 @@ export { Random, type RandomState } from "./random.ts";
 export {
   encode,
   encodeSafetensors,
-  fileNumbers,
   type FileTensor,
-  fileTensor,
   type FileType,
+  fileNumbers,
+  fileTensor,
   load,
   parseSafetensors,
   type SafetensorsFile,

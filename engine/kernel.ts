@@ -51,7 +51,8 @@ function parseParams(source: string, name: string): { fields: Field[]; size: num
     const text = line.trim();
     if (!text) continue;
     const match = text.match(/^(\w+)\s*:\s*(?:(u32|i32|f32)|(vec[234])([uif])|array<vec4([uif]),\s*(\d+)u?>)$/);
-    if (!match) throw new Error(`shaders/${name}.wgsl: Params field "${text}" is of a type that uniforms do not take here`);
+    if (!match)
+      throw new Error(`shaders/${name}.wgsl: Params field "${text}" is of a type that uniforms do not take here`);
     const [, field, scalar, vector, vectorKind, arrayKind, arrayCount] = match;
     const lanes = scalar ? 1 : vector ? LANES[vector]! : 4;
     const align = lanes === 1 ? 4 : lanes === 2 ? 8 : 16;
@@ -101,7 +102,10 @@ function pipelineFor(device: Device, name: string, entry: string, call: Dispatch
   const label = `${name}/${entry}`;
   const entries: GPUBindGroupLayoutEntry[] = names.map((n) => {
     const found = shader.bindings.get(n);
-    if (!found) throw new Error(`${label}: the shader has no binding named "${n}"; it has ${[...shader.bindings.keys()].join(", ")}`);
+    if (!found)
+      throw new Error(
+        `${label}: the shader has no binding named "${n}"; it has ${[...shader.bindings.keys()].join(", ")}`,
+      );
     return {
       binding: found.binding,
       visibility: GPUShaderStage.COMPUTE,
@@ -168,7 +172,9 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
       if (shader.bindings.get(n)!.writes)
         for (const [other, z] of Object.entries(call.bind))
           if (other !== n && z.storage === x.storage)
-            throw new Error(`${label}: ${n} is written and shares its memory with ${other}; give the kernel a buffer of its own to write to`);
+            throw new Error(
+              `${label}: ${n} is written and shares its memory with ${other}; give the kernel a buffer of its own to write to`,
+            );
     const entries: GPUBindGroupEntry[] = [];
     for (const n in call.bind)
       entries.push({ binding: shader.bindings.get(n)!.binding, resource: { buffer: call.bind[n]!.storage.buffer } });

@@ -32,7 +32,18 @@ interface Moments {
   v: Tensor;
 }
 
-const FLAT = { n: 0, offset: 0, lr: 0, beta1: 0, beta2: 0, eps: 0, decay: 0, correction1: 0, correction2: 0, max_norm: 0 };
+const FLAT = {
+  n: 0,
+  offset: 0,
+  lr: 0,
+  beta1: 0,
+  beta2: 0,
+  eps: 0,
+  decay: 0,
+  correction1: 0,
+  correction2: 0,
+  max_norm: 0,
+};
 
 /** torch.optim.AdamW (Loshchilov and Hutter 2019). Parameters without a gradient are left as they are, decay included. */
 export class AdamW {
@@ -52,7 +63,8 @@ export class AdamW {
       name: g.name ?? String(i),
     }));
     const all = this.groups.flatMap((g) => g.params);
-    if (new Set(all).size !== all.length) throw new Error("AdamW: a parameter stands in two groups; each may stand in one");
+    if (new Set(all).size !== all.length)
+      throw new Error("AdamW: a parameter stands in two groups; each may stand in one");
     [this.#beta1, this.#beta2] = options.betas ?? [0.9, 0.999];
     this.#eps = options.eps ?? 1e-8;
   }
@@ -119,7 +131,9 @@ export class AdamW {
         for (const k of ["m", "v"] as const) {
           const from = state.get(`${g}.${i}.${k}`);
           if (!from || !sameShape(from.shape, x.shape))
-            throw new Error(`AdamW: saved moment ${g}.${i}.${k} must have shape ${show(x.shape)}; got ${from ? show(from.shape) : "none"}`);
+            throw new Error(
+              `AdamW: saved moment ${g}.${i}.${k} must have shape ${show(x.shape)}; got ${from ? show(from.shape) : "none"}`,
+            );
           const before = this.#moments(x);
           free(before[k]);
           before[k] = keep(from);
@@ -148,8 +162,16 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
     offset += blocks[i]!;
   });
   const norm = empty(device, [2]);
-  run(device, "adamw", "clip_factor", { bind: { partial, norm }, params: { ...FLAT, n: partial.size, max_norm: maxNorm }, groups: [1] });
+  run(device, "adamw", "clip_factor", {
+    bind: { partial, norm },
+    params: { ...FLAT, n: partial.size, max_norm: maxNorm },
+    groups: [1],
+  });
   for (const g of gradients)
-    run(device, "adamw", "scale", { bind: { clip: norm, g_out: g }, params: { ...FLAT, n: g.size }, groups: linearGroups(Math.ceil(g.size / 64)) });
+    run(device, "adamw", "scale", {
+      bind: { clip: norm, g_out: g },
+      params: { ...FLAT, n: g.size },
+      groups: linearGroups(Math.ceil(g.size / 64)),
+    });
   return stridedRead(norm, [1], { strides: [1] });
 }

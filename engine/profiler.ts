@@ -23,9 +23,14 @@ export class Profiler {
   /** Starts timing. Throws where the adapter has no timestamps. */
   start(): void {
     if (!this.#gpu.features.has("timestamp-query"))
-      throw new Error("profiler: this adapter offers no timestamp-query; time whole steps with performance.now() and gpu.sync()");
+      throw new Error(
+        "profiler: this adapter offers no timestamp-query; time whole steps with performance.now() and gpu.sync()",
+      );
     this.#queries ??= this.#gpu.createQuerySet({ type: "timestamp", count: CAPACITY });
-    this.#resolved ??= this.#gpu.createBuffer({ size: CAPACITY * 8, usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC });
+    this.#resolved ??= this.#gpu.createBuffer({
+      size: CAPACITY * 8,
+      usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC,
+    });
     this.#times.clear();
     this.enabled = true;
   }
@@ -38,14 +43,21 @@ export class Profiler {
     const index = this.#labels.push(label) - 1;
     return {
       label,
-      timestampWrites: { querySet: this.#queries!, beginningOfPassWriteIndex: index * 2, endOfPassWriteIndex: index * 2 + 1 },
+      timestampWrites: {
+        querySet: this.#queries!,
+        beginningOfPassWriteIndex: index * 2,
+        endOfPassWriteIndex: index * 2 + 1,
+      },
     };
   }
 
   resolve(encoder: GPUCommandEncoder): void {
     const count = this.#labels.length * 2;
     if (count === 0) return;
-    const buffer = this.#gpu.createBuffer({ size: count * 8, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+    const buffer = this.#gpu.createBuffer({
+      size: count * 8,
+      usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
+    });
     encoder.resolveQuerySet(this.#queries!, 0, count, this.#resolved!, 0);
     encoder.copyBufferToBuffer(this.#resolved!, 0, buffer, 0, count * 8);
     this.#pending.push({ labels: this.#labels, buffer });

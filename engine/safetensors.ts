@@ -9,9 +9,36 @@ import { platform } from "./platform.ts";
 import { type Shape, show, sizeOf } from "./shape.ts";
 import { fromHost, type Tensor } from "./tensor.ts";
 
-export type FileType = "F64" | "F32" | "F16" | "BF16" | "I64" | "I32" | "I16" | "I8" | "U64" | "U32" | "U16" | "U8" | "BOOL";
+export type FileType =
+  | "F64"
+  | "F32"
+  | "F16"
+  | "BF16"
+  | "I64"
+  | "I32"
+  | "I16"
+  | "I8"
+  | "U64"
+  | "U32"
+  | "U16"
+  | "U8"
+  | "BOOL";
 
-const BYTES: Record<FileType, number> = { F64: 8, F32: 4, F16: 2, BF16: 2, I64: 8, I32: 4, I16: 2, I8: 1, U64: 8, U32: 4, U16: 2, U8: 1, BOOL: 1 };
+const BYTES: Record<FileType, number> = {
+  F64: 8,
+  F32: 4,
+  F16: 2,
+  BF16: 2,
+  I64: 8,
+  I32: 4,
+  I16: 2,
+  I8: 1,
+  U64: 8,
+  U32: 4,
+  U16: 2,
+  U8: 1,
+  BOOL: 1,
+};
 const MAX_HEADER = 100e6;
 
 /** A tensor as a file holds it: little-endian bytes. */
@@ -35,7 +62,9 @@ export function parseSafetensors(bytes: Uint8Array, name = "safetensors"): Safet
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const length = Number(view.getBigUint64(0, true));
   if (length > MAX_HEADER || length > bytes.length - 8)
-    fail(`the header claims ${length} bytes, the file has ${bytes.length - 8} after its length: not a safetensors file, or truncated`);
+    fail(
+      `the header claims ${length} bytes, the file has ${bytes.length - 8} after its length: not a safetensors file, or truncated`,
+    );
   let header: unknown;
   try {
     header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(8, 8 + length)));
@@ -53,21 +82,28 @@ export function parseSafetensors(bytes: Uint8Array, name = "safetensors"): Safet
       continue;
     }
     const { dtype, shape, data_offsets } = (value ?? {}) as { dtype?: string; shape?: unknown; data_offsets?: unknown };
-    if (!dtype || !(dtype in BYTES)) fail(`tensor "${key}" is of type ${dtype}; known are ${Object.keys(BYTES).join(", ")}`);
+    if (!dtype || !(dtype in BYTES))
+      fail(`tensor "${key}" is of type ${dtype}; known are ${Object.keys(BYTES).join(", ")}`);
     const whole = (v: unknown): v is number[] => Array.isArray(v) && v.every((n) => Number.isSafeInteger(n) && n >= 0);
     if (!whole(shape)) return fail(`tensor "${key}": the shape must be whole numbers`);
-    if (!whole(data_offsets) || data_offsets.length !== 2) return fail(`tensor "${key}": data_offsets must be two whole numbers`);
+    if (!whole(data_offsets) || data_offsets.length !== 2)
+      return fail(`tensor "${key}": data_offsets must be two whole numbers`);
     const [begin, end] = data_offsets as [number, number];
-    if (begin > end || end > body.length) fail(`tensor "${key}" lies at ${begin}..${end}, beyond the ${body.length} bytes of data: truncated file?`);
+    if (begin > end || end > body.length)
+      fail(`tensor "${key}" lies at ${begin}..${end}, beyond the ${body.length} bytes of data: truncated file?`);
     const need = sizeOf(shape) * BYTES[dtype as FileType];
-    if (end - begin !== need) fail(`tensor "${key}" of shape ${show(shape)} and type ${dtype} takes ${need} bytes; its offsets give ${end - begin}`);
+    if (end - begin !== need)
+      fail(
+        `tensor "${key}" of shape ${show(shape)} and type ${dtype} takes ${need} bytes; its offsets give ${end - begin}`,
+      );
     spans.push({ key, begin, end });
     tensors.set(key, { dtype: dtype as FileType, shape, data: body.subarray(begin, end) });
   }
   spans.sort((a, b) => a.begin - b.begin || a.end - b.end);
   let at = 0;
   for (const { key, begin, end } of spans) {
-    if (begin !== at) fail(`tensor "${key}" begins at ${begin} where ${at} was expected: offsets overlap or leave a gap`);
+    if (begin !== at)
+      fail(`tensor "${key}" begins at ${begin} where ${at} was expected: offsets overlap or leave a gap`);
     at = end;
   }
   if (at !== body.length) fail(`${body.length - at} bytes follow the last tensor`);
@@ -75,7 +111,10 @@ export function parseSafetensors(bytes: Uint8Array, name = "safetensors"): Safet
 }
 
 /** The bytes of a file; data is aligned to 8 bytes, names come in the order given. */
-export function encodeSafetensors(tensors: ReadonlyMap<string, FileTensor>, metadata: Record<string, string> = {}): Uint8Array {
+export function encodeSafetensors(
+  tensors: ReadonlyMap<string, FileTensor>,
+  metadata: Record<string, string> = {},
+): Uint8Array {
   const header: Record<string, unknown> = {};
   if (Object.keys(metadata).length > 0) header.__metadata__ = metadata;
   let at = 0;
@@ -110,7 +149,9 @@ export function fileNumbers(t: FileTensor, name = "tensor"): Float32Array | Int3
     });
   switch (t.dtype) {
     case "F32":
-      return t.data.byteOffset % 4 === 0 ? new Float32Array(t.data.buffer, t.data.byteOffset, n).slice() : floats((i) => view.getFloat32(i * 4, true));
+      return t.data.byteOffset % 4 === 0
+        ? new Float32Array(t.data.buffer, t.data.byteOffset, n).slice()
+        : floats((i) => view.getFloat32(i * 4, true));
     case "F64":
       return floats((i) => view.getFloat64(i * 8, true));
     case "F16":
@@ -142,7 +183,11 @@ export function fileNumbers(t: FileTensor, name = "tensor"): Float32Array | Int3
 }
 
 /** Host numbers as a file's tensor; "F16" rounds to nearest even. */
-export function fileTensor(data: ArrayLike<number>, shape: Shape, dtype: "F32" | "F16" | "I32" | "U32" | "U8" | "BOOL" = "F32"): FileTensor {
+export function fileTensor(
+  data: ArrayLike<number>,
+  shape: Shape,
+  dtype: "F32" | "F16" | "I32" | "U32" | "U8" | "BOOL" = "F32",
+): FileTensor {
   const array =
     dtype === "F32"
       ? Float32Array.from(data)
@@ -162,12 +207,18 @@ export async function load(gpu: Device, source: string | Uint8Array): Promise<Ma
   const bytes = typeof source === "string" ? await platform().readFile(source) : source;
   const out = new Map<string, Tensor>();
   for (const [key, t] of parseSafetensors(bytes, name).tensors)
-    out.set(key, fromHost(gpu, fileNumbers(t, `${name}: tensor "${key}"`), t.shape, t.dtype === "BOOL" ? { dtype: "bool" } : {}));
+    out.set(
+      key,
+      fromHost(gpu, fileNumbers(t, `${name}: tensor "${key}"`), t.shape, t.dtype === "BOOL" ? { dtype: "bool" } : {}),
+    );
   return out;
 }
 
 /** Reads tensors back and encodes them under their names. */
-export async function encode(tensors: ReadonlyMap<string, Tensor>, metadata: Record<string, string> = {}): Promise<Uint8Array> {
+export async function encode(
+  tensors: ReadonlyMap<string, Tensor>,
+  metadata: Record<string, string> = {},
+): Promise<Uint8Array> {
   const files = new Map<string, FileTensor>();
   const types = { f32: "F32", f16: "F16", i32: "I32", u32: "U32", bool: "BOOL" } as const;
   for (const [key, x] of tensors) files.set(key, fileTensor(await x.toArray(), x.shape, types[x.dtype]));
@@ -175,6 +226,10 @@ export async function encode(tensors: ReadonlyMap<string, Tensor>, metadata: Rec
 }
 
 /** Writes tensors to a safetensors file, atomically. */
-export async function save(path: string, tensors: ReadonlyMap<string, Tensor>, metadata: Record<string, string> = {}): Promise<void> {
+export async function save(
+  path: string,
+  tensors: ReadonlyMap<string, Tensor>,
+  metadata: Record<string, string> = {},
+): Promise<void> {
   await platform().writeFile(path, await encode(tensors, metadata));
 }

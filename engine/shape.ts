@@ -37,7 +37,9 @@ export function broadcastShapes(op: string, ...shapes: Shape[]): number[] {
       const n = shape[i]!;
       if (n === 1 || n === out[d]) continue;
       if (out[d] !== 1)
-        throw new Error(`${op}: shapes ${shapes.map(show).join(" and ")} do not broadcast: dimension ${d} is ${out[d]} and ${n}`);
+        throw new Error(
+          `${op}: shapes ${shapes.map(show).join(" and ")} do not broadcast: dimension ${d} is ${out[d]} and ${n}`,
+        );
       out[d] = n;
     }
   return out;
@@ -59,7 +61,10 @@ export function axis(op: string, dim: number, rank: number): number {
 }
 
 /** Merges neighbouring dimensions that every operand walks through in one stride: fewer divisions an element in strided kernels. */
-export function collapse(shape: Shape, strides: readonly (readonly number[])[]): { shape: number[]; strides: number[][] } {
+export function collapse(
+  shape: Shape,
+  strides: readonly (readonly number[])[],
+): { shape: number[]; strides: number[][] } {
   const outShape: number[] = [];
   const outStrides: number[][] = strides.map(() => []);
   for (let d = 0; d < shape.length; d++) {

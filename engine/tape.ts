@@ -5,7 +5,7 @@
 import { linearGroups, run } from "./kernel.ts";
 import { free, keep, scope } from "./scope.ts";
 import { sameShape, show } from "./shape.ts";
-import { alias, fill, empty, type Tensor } from "./tensor.ts";
+import { alias, empty, fill, type Tensor } from "./tensor.ts";
 
 export type Gradients = readonly (Tensor | null | undefined)[];
 
@@ -71,7 +71,8 @@ export function detach(x: Tensor): Tensor {
  */
 export function backward(loss: Tensor, gy?: Tensor): void {
   if (!loss.requiresGrad) throw new Error("backward: the loss does not depend on any tensor that requires a gradient");
-  if (!gy && loss.size !== 1) throw new Error(`backward: a loss of shape ${show(loss.shape)} is not one number; pass its gradient`);
+  if (!gy && loss.size !== 1)
+    throw new Error(`backward: a loss of shape ${show(loss.shape)} is not one number; pass its gradient`);
   if (gy && !sameShape(gy.shape, loss.shape))
     throw new Error(`backward: the gradient must have the loss's shape ${show(loss.shape)}; got ${show(gy.shape)}`);
   noGrad(() => scope(() => walk(loss, gy ? alias(gy) : fill(empty(loss.device, loss.shape), 1))));

@@ -134,6 +134,7 @@ function hostCopy<T extends Float32Array | Int32Array | Uint32Array>(
   data: ArrayLike<number>,
   kind: { new (data: ArrayLike<number>): T },
 ): T {
-  if (data instanceof kind && !(typeof SharedArrayBuffer !== "undefined" && data.buffer instanceof SharedArrayBuffer)) return data;
+  if (data instanceof kind && !(typeof SharedArrayBuffer !== "undefined" && data.buffer instanceof SharedArrayBuffer))
+    return data;
   return new kind(data);
 }

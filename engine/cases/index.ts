@@ -1,5 +1,5 @@
-import type { Cases } from "./case.ts";
 import { attentionCases } from "./attention.ts";
+import type { Cases } from "./case.ts";
 import { convCases } from "./conv.ts";
 import { gatherCases } from "./gather.ts";
 import { lossCases } from "./loss.ts";
@@ -12,4 +12,17 @@ import { selectCases } from "./select.ts";
 import { softmaxCases } from "./softmax.ts";
 
 /** Every differentiable function of F, by name. */
-export const cases: Cases = { ...pointwiseCases, ...reduceCases, ...matmulCases, ...movementCases, ...softmaxCases, ...sampleCases, ...attentionCases, ...gatherCases, ...lossCases, ...selectCases, ...normCases, ...convCases };
+export const cases: Cases = {
+  ...pointwiseCases,
+  ...reduceCases,
+  ...matmulCases,
+  ...movementCases,
+  ...softmaxCases,
+  ...sampleCases,
+  ...attentionCases,
+  ...gatherCases,
+  ...lossCases,
+  ...selectCases,
+  ...normCases,
+  ...convCases,
+};

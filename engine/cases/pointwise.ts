@@ -21,12 +21,17 @@ function erf(x: number): number {
 }
 
 /** Applies a function of numbers to broadcast operands. */
-export function elementwise(shapes: readonly Shape[], fn: (...v: number[]) => number): (...inputs: Float64Array[]) => Float64Array {
+export function elementwise(
+  shapes: readonly Shape[],
+  fn: (...v: number[]) => number,
+): (...inputs: Float64Array[]) => Float64Array {
   const shape = broadcastShapes("twin", ...shapes);
   const strides = shapes.map((s) => broadcastStrides(s, shape));
   const own = stridesOf(shape);
   const places = strides.map((s) =>
-    Uint32Array.from({ length: sizeOf(shape) }, (_, i) => own.reduce((at, o, d) => at + (Math.floor(i / o) % shape[d]!) * s[d]!, 0)),
+    Uint32Array.from({ length: sizeOf(shape) }, (_, i) =>
+      own.reduce((at, o, d) => at + (Math.floor(i / o) % shape[d]!) * s[d]!, 0),
+    ),
   );
   return (...inputs) => {
     const y = new Float64Array(sizeOf(shape));
@@ -44,10 +49,19 @@ const UNARY: readonly Shape[] = [[1], [7], [3, 43], [2, 5, 13]];
 const BINARY: readonly (readonly [Shape, Shape])[] = [
   [[5], [5]],
   [[2, 3], []],
-  [[3, 1, 5], [4, 1]],
-  [[2, 1, 3, 1], [1, 4, 1, 5]],
+  [
+    [3, 1, 5],
+    [4, 1],
+  ],
+  [
+    [2, 1, 3, 1],
+    [1, 4, 1, 5],
+  ],
   [[4, 8], [8]],
-  [[2, 3, 4], [3, 1]],
+  [
+    [2, 3, 4],
+    [3, 1],
+  ],
 ];
 const REAL: Shape = [2, 64, 33, 8];
 
@@ -60,7 +74,12 @@ function unary(op: (x: Tensor) => Tensor, fn: (v: number) => number, values?: Va
   }));
 }
 
-function binary(op: (a: Tensor, b: Tensor) => Tensor, fn: (a: number, b: number) => number, values?: Values, second?: Values): Case[] {
+function binary(
+  op: (a: Tensor, b: Tensor) => Tensor,
+  fn: (a: number, b: number) => number,
+  values?: Values,
+  second?: Values,
+): Case[] {
   const input = (shape: Shape, v?: Values): Input => (v ? { shape, values: v } : shape);
   return [...BINARY, [REAL, [64, 1, 1]] as const].map(([a, b]) => ({
     ...(a === REAL ? { name: "real" } : {}),
@@ -75,12 +94,41 @@ const halves: Values = (random) => Math.round(random.normal() * 4) / 4;
 const offHalves: Values = (random) => Math.round(random.normal() * 4) / 4 + 0.125;
 
 const numbers: Case[] = [
-  { name: "number on the right", inputs: [[3, 5]], run: ([x]) => F.sub(x!, 2.5), reference: (x) => x.map((v) => v - 2.5) },
-  { name: "number on the left", inputs: [[3, 5]], run: ([x]) => F.sub(2.5, x!), reference: (x) => x.map((v) => 2.5 - v) },
+  {
+    name: "number on the right",
+    inputs: [[3, 5]],
+    run: ([x]) => F.sub(x!, 2.5),
+    reference: (x) => x.map((v) => v - 2.5),
+  },
+  {
+    name: "number on the left",
+    inputs: [[3, 5]],
+    run: ([x]) => F.sub(2.5, x!),
+    reference: (x) => x.map((v) => 2.5 - v),
+  },
 ];
 const twice: Case[] = [
-  { name: "the same tensor twice", inputs: [[4, 3]], run: ([x]) => F.mul(x!, x!), reference: (x) => x.map((v) => v * v) },
-  { name: "transposed broadcast", inputs: [[3, 1], [1, 5]], run: ([x, y]) => F.mul(x!, y!), reference: elementwise([[3, 1], [1, 5]], (a, b) => a * b) },
+  {
+    name: "the same tensor twice",
+    inputs: [[4, 3]],
+    run: ([x]) => F.mul(x!, x!),
+    reference: (x) => x.map((v) => v * v),
+  },
+  {
+    name: "transposed broadcast",
+    inputs: [
+      [3, 1],
+      [1, 5],
+    ],
+    run: ([x, y]) => F.mul(x!, y!),
+    reference: elementwise(
+      [
+        [3, 1],
+        [1, 5],
+      ],
+      (a, b) => a * b,
+    ),
+  },
 ];
 
 const sigmoid = (v: number): number => 1 / (1 + Math.exp(-v));
@@ -88,7 +136,10 @@ const positive = between(0.1, 4);
 const wide = (random: { uniform(a: number, b: number): number }): number => random.uniform(-12, 12);
 
 export const pointwiseCases: Cases = {
-  add: [...binary(F.add, (a, b) => a + b), { name: "x + x", inputs: [[5]], run: ([x]) => F.add(x!, x!), reference: (x) => x.map((v) => v + v) }],
+  add: [
+    ...binary(F.add, (a, b) => a + b),
+    { name: "x + x", inputs: [[5]], run: ([x]) => F.add(x!, x!), reference: (x) => x.map((v) => v + v) },
+  ],
   sub: [...binary(F.sub, (a, b) => a - b), ...numbers],
   mul: [...binary(F.mul, (a, b) => a * b), ...twice],
   div: binary(F.div, (a, b) => a / b, undefined, positive),
@@ -116,16 +167,37 @@ export const pointwiseCases: Cases = {
     ),
   ],
   clamp: [
-    ...unary((x) => F.clamp(x, { min: -0.5, max: 1 }), (v) => Math.min(Math.max(v, -0.5), 1), away(0.01, -0.5, 1)),
-    ...unary((x) => F.clamp(x, { min: 0.25 }), (v) => Math.max(v, 0.25), away(0.01, 0.25)),
+    ...unary(
+      (x) => F.clamp(x, { min: -0.5, max: 1 }),
+      (v) => Math.min(Math.max(v, -0.5), 1),
+      away(0.01, -0.5, 1),
+    ),
+    ...unary(
+      (x) => F.clamp(x, { min: 0.25 }),
+      (v) => Math.max(v, 0.25),
+      away(0.01, 0.25),
+    ),
   ],
-  pow: [2, 3, -1, 0.5, 1.7, -2.3, 0].flatMap((p) => unary((x) => F.pow(x, p), (v) => v ** p, between(0.2, 3))),
+  pow: [2, 3, -1, 0.5, 1.7, -2.3, 0].flatMap((p) =>
+    unary(
+      (x) => F.pow(x, p),
+      (v) => v ** p,
+      between(0.2, 3),
+    ),
+  ),
   where: [
     {
       name: "broadcast",
       inputs: [{ shape: [3, 1, 5], dtype: "bool", values: (r) => r.int(2) }, [4, 1], [3, 4, 5]],
       run: ([c, a, b]) => F.where(c!, a!, b!),
-      reference: elementwise([[3, 1, 5], [4, 1], [3, 4, 5]], (c, a, b) => (c ? a : b)),
+      reference: elementwise(
+        [
+          [3, 1, 5],
+          [4, 1],
+          [3, 4, 5],
+        ],
+        (c, a, b) => (c ? a : b),
+      ),
     },
     {
       name: "number",
@@ -135,9 +207,24 @@ export const pointwiseCases: Cases = {
     },
   ],
   cast: [
-    { name: "f16 and back", inputs: [{ shape: [9], values: (r) => r.int(64) / 8 }], run: ([x]) => F.cast(F.cast(x!, "f16"), "f32"), reference: (x) => x },
-    { name: "to i32", inputs: [{ shape: [9], values: (r) => r.uniform(-9, 9), differentiable: false }], run: ([x]) => F.cast(x!, "i32"), reference: (x) => x.map(Math.trunc) },
-    { name: "to bool", inputs: [{ shape: [9], values: (r) => r.int(3), differentiable: false }], run: ([x]) => F.cast(x!, "bool"), reference: (x) => x.map((v) => (v ? 1 : 0)) },
+    {
+      name: "f16 and back",
+      inputs: [{ shape: [9], values: (r) => r.int(64) / 8 }],
+      run: ([x]) => F.cast(F.cast(x!, "f16"), "f32"),
+      reference: (x) => x,
+    },
+    {
+      name: "to i32",
+      inputs: [{ shape: [9], values: (r) => r.uniform(-9, 9), differentiable: false }],
+      run: ([x]) => F.cast(x!, "i32"),
+      reference: (x) => x.map(Math.trunc),
+    },
+    {
+      name: "to bool",
+      inputs: [{ shape: [9], values: (r) => r.int(3), differentiable: false }],
+      run: ([x]) => F.cast(x!, "bool"),
+      reference: (x) => x.map((v) => (v ? 1 : 0)),
+    },
   ],
   ...Object.fromEntries(
     (
@@ -152,12 +239,24 @@ export const pointwiseCases: Cases = {
       ] as [string, typeof F.lt, (a: number, b: number) => boolean][]
     ).map(([name, op, fn]) => [
       name,
-      [[[5], [5]], [[3, 1, 5], [4, 1]]].map(([a, b]) => ({
+      [
+        [[5], [5]],
+        [
+          [3, 1, 5],
+          [4, 1],
+        ],
+      ].map(([a, b]) => ({
         inputs: [a!, b!].map((shape) => ({ shape, values: halves, differentiable: false })),
         run: ([x, y]: Tensor[]) => op(x!, y!),
         reference: elementwise([a!, b!], (p, q) => Number(fn(p, q))),
       })),
     ]),
   ),
-  logicalNot: [{ inputs: [{ shape: [9], values: halves, differentiable: false }], run: ([x]) => F.logicalNot(x!), reference: (x) => x.map((v) => (v ? 0 : 1)) }],
+  logicalNot: [
+    {
+      inputs: [{ shape: [9], values: halves, differentiable: false }],
+      run: ([x]) => F.logicalNot(x!),
+      reference: (x) => x.map((v) => (v ? 0 : 1)),
+    },
+  ],
 };

@@ -25,12 +25,21 @@ const SHAPES: readonly [Shape, readonly number[] | undefined][] = [
   [[7], [0]],
   [[3, 130], [-1]],
   [[130, 3], [0]],
-  [[3, 5, 4], [0, 2]],
-  [[2, 3, 5, 2], [1, 2]],
+  [
+    [3, 5, 4],
+    [0, 2],
+  ],
+  [
+    [2, 3, 5, 2],
+    [1, 2],
+  ],
   [[2, 3, 5], undefined],
   [[5000], undefined],
   [[3, 1100], [1]],
-  [[64, 40, 40], [1, 2]],
+  [
+    [64, 40, 40],
+    [1, 2],
+  ],
 ];
 
 function reduction(op: Reduction, fn: (v: number[]) => number, values?: Case["inputs"][number]): Case[] {
@@ -45,7 +54,10 @@ function reduction(op: Reduction, fn: (v: number[]) => number, values?: Case["in
 
 const total = (v: number[]): number => v.reduce((s, x) => s + x, 0);
 /** Distinct values a tenth apart, in an order that depends on the place: no ties, and steps of the differences never swap two. */
-const distinct = (shape: Shape) => ({ shape, values: (_: unknown, i: number) => ((i * 7919) % sizeOf(shape)) / 10 - 3 });
+const distinct = (shape: Shape) => ({
+  shape,
+  values: (_: unknown, i: number) => ((i * 7919) % sizeOf(shape)) / 10 - 3,
+});
 
 function extremum(op: Reduction, fn: (v: number[]) => number): Case[] {
   return SHAPES.slice(0, 9).map(([shape, dims]) => ({
@@ -69,7 +81,9 @@ export const reduceCases: Cases = {
 
 function product(batchA: Shape, batchB: Shape, m: number, k: number, n: number): Case["reference"] {
   const rank = Math.max(batchA.length, batchB.length);
-  const batch = Array.from({ length: rank }, (_, d) => Math.max(batchA[d - rank + batchA.length] ?? 1, batchB[d - rank + batchB.length] ?? 1));
+  const batch = Array.from({ length: rank }, (_, d) =>
+    Math.max(batchA[d - rank + batchA.length] ?? 1, batchB[d - rank + batchB.length] ?? 1),
+  );
   const [sa, sb] = [broadcastStrides(batchA, batch), broadcastStrides(batchB, batch)];
   const own = stridesOf(batch);
   return (a, b) => {
@@ -102,17 +116,24 @@ const PRODUCTS: readonly [Shape, Shape, number, number, number][] = [
 
 export const matmulCases: Cases = {
   matmul: [
-    ...PRODUCTS.map(([ba, bb, m, k, n], i): Case => ({
-      ...(i === PRODUCTS.length - 1 ? { name: "real" } : {}),
-      inputs: [
-        [...ba, m, k],
-        [...bb, k, n],
-      ],
-      run: ([a, b]) => F.matmul(a!, b!),
-      reference: product(ba, bb, m, k, n),
-    })),
+    ...PRODUCTS.map(
+      ([ba, bb, m, k, n], i): Case => ({
+        ...(i === PRODUCTS.length - 1 ? { name: "real" } : {}),
+        inputs: [
+          [...ba, m, k],
+          [...bb, k, n],
+        ],
+        run: ([a, b]) => F.matmul(a!, b!),
+        reference: product(ba, bb, m, k, n),
+      }),
+    ),
     { name: "vectors", inputs: [[5], [5]], run: ([a, b]) => F.matmul(a!, b!), reference: product([], [], 1, 5, 1) },
-    { name: "matrix x vector", inputs: [[3, 5], [5]], run: ([a, b]) => F.matmul(a!, b!), reference: product([], [], 3, 5, 1) },
+    {
+      name: "matrix x vector",
+      inputs: [[3, 5], [5]],
+      run: ([a, b]) => F.matmul(a!, b!),
+      reference: product([], [], 3, 5, 1),
+    },
   ],
   linear: (
     [
@@ -121,16 +142,18 @@ export const matmulCases: Cases = {
       [[130], 33, 64],
       [[2, 300], 64, 128],
     ] as [Shape, number, number][]
-  ).map(([lead, width, out], i): Case => ({
-    ...(i === 3 ? { name: "real" } : {}),
-    inputs: [[...lead, width], [out, width], [out]],
-    run: ([x, w, b]) => F.linear(x!, w!, b!),
-    reference: (x, w, b) =>
-      Float64Array.from({ length: sizeOf(lead) * out }, (_, i) => {
-        const [row, o] = [Math.floor(i / out), i % out];
-        let sum = b![o]!;
-        for (let k = 0; k < width; k++) sum += x![row * width + k]! * w![o * width + k]!;
-        return sum;
-      }),
-  })),
+  ).map(
+    ([lead, width, out], i): Case => ({
+      ...(i === 3 ? { name: "real" } : {}),
+      inputs: [[...lead, width], [out, width], [out]],
+      run: ([x, w, b]) => F.linear(x!, w!, b!),
+      reference: (x, w, b) =>
+        Float64Array.from({ length: sizeOf(lead) * out }, (_, i) => {
+          const [row, o] = [Math.floor(i / out), i % out];
+          let sum = b![o]!;
+          for (let k = 0; k < width; k++) sum += x![row * width + k]! * w![o * width + k]!;
+          return sum;
+        }),
+    }),
+  ),
 };

@@ -47,7 +47,8 @@ export class Conv2d extends Module {
     const [kh, kw] = pair(kernel);
     this.#options = options;
     this.weight = parameter(init.fanInUniform_(gpu.empty([outChannels, inChannels / (options.groups ?? 1), kh, kw])));
-    if (options.bias !== false) this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), init.fans(this.weight.shape).fanIn));
+    if (options.bias !== false)
+      this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), init.fans(this.weight.shape).fanIn));
   }
 
   forward(x: Tensor): Tensor {
@@ -62,12 +63,19 @@ export class ConvTranspose2d extends Module {
   bias: Tensor | undefined; // (out)
   readonly #options: ConvOptions;
 
-  constructor(gpu: Device, inChannels: number, outChannels: number, kernel: Pair, options: Pick<ConvOptions, "stride" | "padding" | "bias"> = {}) {
+  constructor(
+    gpu: Device,
+    inChannels: number,
+    outChannels: number,
+    kernel: Pair,
+    options: Pick<ConvOptions, "stride" | "padding" | "bias"> = {},
+  ) {
     super();
     const [kh, kw] = pair(kernel);
     this.#options = options;
     this.weight = parameter(init.fanInUniform_(gpu.empty([inChannels, outChannels, kh, kw])));
-    if (options.bias !== false) this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), outChannels * kh * kw));
+    if (options.bias !== false)
+      this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), outChannels * kh * kw));
   }
 
   forward(x: Tensor): Tensor {

@@ -2,10 +2,10 @@
  * Parameter trees. A module's tensors, modules, arrays and plain objects of them are registered by their property names, and those names
  * are the reference checkpoint's keys: `blocks.0.attn.qkv.weight` is `this.blocks[0].attn.qkv.weight`.
  */
-import { show, sameShape } from "../shape.ts";
-import type { Tensor } from "../tensor.ts";
+
 import { stridedWrite } from "../ops/strided.ts";
-import { stridesOf } from "../shape.ts";
+import { sameShape, show, stridesOf } from "../shape.ts";
+import type { Tensor } from "../tensor.ts";
 
 const parameters = new WeakSet<Tensor>();
 
@@ -84,9 +84,12 @@ export abstract class Module {
     const unexpected = [...state.keys()].filter((k) => !own.has(k));
     const wrong = [...own].filter(([k, x]) => state.has(k) && !sameShape(state.get(k)!.shape, x.shape));
     const faults: string[] = [];
-    const list = (keys: string[]): string => keys.slice(0, 8).join(", ") + (keys.length > 8 ? ` and ${keys.length - 8} more` : "");
+    const list = (keys: string[]): string =>
+      keys.slice(0, 8).join(", ") + (keys.length > 8 ? ` and ${keys.length - 8} more` : "");
     if (wrong.length > 0)
-      faults.push(`shapes differ: ${list(wrong.map(([k, x]) => `${k} is ${show(state.get(k)!.shape)}, the model has ${show(x.shape)}`))}`);
+      faults.push(
+        `shapes differ: ${list(wrong.map(([k, x]) => `${k} is ${show(state.get(k)!.shape)}, the model has ${show(x.shape)}`))}`,
+      );
     if (options.strict !== false && missing.length > 0) faults.push(`missing: ${list(missing)}`);
     if (options.strict !== false && unexpected.length > 0) faults.push(`unexpected: ${list(unexpected)}`);
     if (faults.length > 0) throw new Error(`loadStateDict: ${faults.join("; ")}`);

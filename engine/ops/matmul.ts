@@ -52,14 +52,18 @@ export function gemm(a: Matrix, b: Matrix, batch: number, m: number, k: number, 
 
 /** torch.matmul: (…, M, K) x (…, K, N) -> (…, M, N); the leading dimensions broadcast. A vector on either side is taken as one row or column. */
 export function matmul(a: Tensor, b: Tensor): Tensor {
-  if (a.dtype !== "f32" || b.dtype !== "f32") throw new Error(`matmul: both tensors must be f32; got ${a.dtype} and ${b.dtype}`);
-  if (a.shape.length === 0 || b.shape.length === 0) throw new Error("matmul: a single number has no rows or columns; use F.mul");
+  if (a.dtype !== "f32" || b.dtype !== "f32")
+    throw new Error(`matmul: both tensors must be f32; got ${a.dtype} and ${b.dtype}`);
+  if (a.shape.length === 0 || b.shape.length === 0)
+    throw new Error("matmul: a single number has no rows or columns; use F.mul");
   const aShape = a.shape.length === 1 ? [1, ...a.shape] : a.shape;
   const bShape = b.shape.length === 1 ? [...b.shape, 1] : b.shape;
   const [m, k] = [aShape.at(-2)!, aShape.at(-1)!];
   const n = bShape.at(-1)!;
   if (bShape.at(-2) !== k)
-    throw new Error(`matmul: ${show(a.shape)} x ${show(b.shape)}: the inner sizes ${k} and ${bShape.at(-2)} must be equal`);
+    throw new Error(
+      `matmul: ${show(a.shape)} x ${show(b.shape)}: the inner sizes ${k} and ${bShape.at(-2)} must be equal`,
+    );
   const [aBatch, bBatch] = [aShape.slice(0, -2), bShape.slice(0, -2)];
   const batchShape = broadcastShapes("matmul", aBatch, bBatch);
   const shape = [...batchShape];
@@ -77,12 +81,24 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
   const y = gemm({ x: A, flipped: false }, { x: B, flipped: false }, batch, rows, k, n);
   return record("matmul", [a, b], alias(y, shape), (gy) => [
     a.requiresGrad
-      ? alias(sumTo(alias(gemm({ x: gy, flipped: false }, { x: B, flipped: true }, batch, rows, n, k), [...batchShape, m, k]), aShape), a.shape)
+      ? alias(
+          sumTo(
+            alias(gemm({ x: gy, flipped: false }, { x: B, flipped: true }, batch, rows, n, k), [...batchShape, m, k]),
+            aShape,
+          ),
+          a.shape,
+        )
       : null,
     b.requiresGrad
       ? shared
         ? alias(gemm({ x: A, flipped: true }, { x: gy, flipped: false }, 1, k, rows, n), b.shape)
-        : alias(sumTo(alias(gemm({ x: A, flipped: true }, { x: gy, flipped: false }, batch, k, m, n), [...batchShape, k, n]), bShape), b.shape)
+        : alias(
+            sumTo(
+              alias(gemm({ x: A, flipped: true }, { x: gy, flipped: false }, batch, k, m, n), [...batchShape, k, n]),
+              bShape,
+            ),
+            b.shape,
+          )
       : null,
   ]);
 }
@@ -97,8 +113,12 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor): Tensor {
   const rows = x.size / width;
   const y = gemm({ x, flipped: false }, { x: weight, flipped: true }, 1, rows, width, out, bias);
   return record("linear", bias ? [x, weight, bias] : [x, weight], alias(y, [...x.shape.slice(0, -1), out]), (gy) => [
-    x.requiresGrad ? alias(gemm({ x: gy, flipped: false }, { x: weight, flipped: false }, 1, rows, out, width), x.shape) : null,
-    weight.requiresGrad ? alias(gemm({ x: gy, flipped: true }, { x, flipped: false }, 1, out, rows, width), weight.shape) : null,
+    x.requiresGrad
+      ? alias(gemm({ x: gy, flipped: false }, { x: weight, flipped: false }, 1, rows, out, width), x.shape)
+      : null,
+    weight.requiresGrad
+      ? alias(gemm({ x: gy, flipped: true }, { x, flipped: false }, 1, out, rows, width), weight.shape)
+      : null,
     bias?.requiresGrad ? sumTo(alias(gy, [rows, out]), [out]) : null,
   ]);
 }

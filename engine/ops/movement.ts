@@ -1,5 +1,5 @@
 /** Operations that move elements and compute nothing. */
-import { axis, broadcastShapes, sameShape, type Shape, show, sizeOf, stridesOf } from "../shape.ts";
+import { axis, broadcastShapes, type Shape, sameShape, show, sizeOf, stridesOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
@@ -57,7 +57,12 @@ export function slice(x: Tensor, dim: number, start: number, end: number = x.sha
 function padData(x: Tensor, shape: Shape, before: readonly number[]): Tensor {
   const strides = stridesOf(x.shape);
   const low = x.shape.map((_, d) => -(before[d] ?? 0));
-  return stridedRead(x, shape, { offset: low.reduce((sum, l, d) => sum + l * strides[d]!, 0), strides, low, bound: x.shape });
+  return stridedRead(x, shape, {
+    offset: low.reduce((sum, l, d) => sum + l * strides[d]!, 0),
+    strides,
+    low,
+    bound: x.shape,
+  });
 }
 
 /** Pads (or, where negative, cuts) the last two dimensions with zeros: [left, right, top, bottom]; two numbers pad the last alone. */
@@ -74,7 +79,11 @@ export function pad(x: Tensor, padding: readonly number[]): Tensor {
     if (shape[d]! < 0) throw new Error(`pad: cutting ${show(padding)} leaves nothing of ${show(x.shape)}`);
   }
   return record("pad", [x], padData(x, shape, before), (gy) => [
-    padData(gy, x.shape, before.map((b) => -b)),
+    padData(
+      gy,
+      x.shape,
+      before.map((b) => -b),
+    ),
   ]);
 }
 
@@ -84,7 +93,11 @@ export function cat(xs: readonly Tensor[], dim: number): Tensor {
   if (!first) throw new Error("cat: at least one tensor is needed");
   const d = axis("cat", dim, first.shape.length);
   for (const [i, x] of xs.entries())
-    if (x.dtype !== first.dtype || x.shape.length !== first.shape.length || x.shape.some((n, k) => k !== d && n !== first.shape[k]))
+    if (
+      x.dtype !== first.dtype ||
+      x.shape.length !== first.shape.length ||
+      x.shape.some((n, k) => k !== d && n !== first.shape[k])
+    )
       throw new Error(
         `cat: tensor ${i} is ${x.dtype} ${show(x.shape)}, which does not join ${first.dtype} ${show(first.shape)} along dimension ${d}`,
       );

@@ -50,12 +50,17 @@ const table = {
   },
   geluTanh: {
     value: `0.5 * a * (1.0 + tanh_(${GELU_U}))`,
-    grad: { a: `g * (0.5 * (1.0 + tanh_(${GELU_U})) + 0.5 * a * (1.0 - tanh_(${GELU_U}) * tanh_(${GELU_U})) * ${GELU_DU})` },
+    grad: {
+      a: `g * (0.5 * (1.0 + tanh_(${GELU_U})) + 0.5 * a * (1.0 - tanh_(${GELU_U}) * tanh_(${GELU_U})) * ${GELU_DU})`,
+    },
   },
   clamp: { value: "min(max(a, b), c)", grad: { a: "g * vec4f((a >= b) & (a <= c))" } },
   pow: { value: "pow_(a, b)", grad: { a: "g * b * pow_(a, b - 1.0)" } },
   // The condition is a.
-  where: { value: "select(c, b, a != vec4f(0.0))", grad: { b: "select(vec4f(0.0), g, a != vec4f(0.0))", c: "select(g, vec4f(0.0), a != vec4f(0.0))" } },
+  where: {
+    value: "select(c, b, a != vec4f(0.0))",
+    grad: { b: "select(vec4f(0.0), g, a != vec4f(0.0))", c: "select(g, vec4f(0.0), a != vec4f(0.0))" },
+  },
   lt: { value: "vec4f(a < b)", dtype: "bool" },
   le: { value: "vec4f(a <= b)", dtype: "bool" },
   gt: { value: "vec4f(a > b)", dtype: "bool" },
@@ -73,7 +78,13 @@ const SLOTS: readonly Slot[] = ["a", "b", "c", "g"];
 const TYPES: Record<DType, number> = { f32: 0, i32: 1, u32: 2, bool: 3, f16: 0 };
 
 /** Evaluates an expression over operands that broadcast to `shape`. `name` labels the pipeline: one for each expression. */
-function evaluate(name: string, expression: string, operands: Partial<Record<Slot, Operand>>, shape: Shape, dtype: DType): Tensor {
+function evaluate(
+  name: string,
+  expression: string,
+  operands: Partial<Record<Slot, Operand>>,
+  shape: Shape,
+  dtype: DType,
+): Tensor {
   const tensors = SLOTS.map((s) => operands[s]).filter((x) => x instanceof Tensor);
   const device = tensors[0]!.device;
   const y = empty(device, shape, dtype);
@@ -98,7 +109,9 @@ function evaluate(name: string, expression: string, operands: Partial<Record<Slo
   const plain = types === 0 && (modes & 0x55) === 0;
   const source = `pointwise ${name}${plain ? " plain" : ""}`;
   defineSource(source, () => {
-    const loads = SLOTS.filter((s) => new RegExp(`\\b${s}\\b`).test(expression)).map((s) => `let ${s}_ = ${plain ? "plain" : "load"}_${s}(i);`);
+    const loads = SLOTS.filter((s) => new RegExp(`\\b${s}\\b`).test(expression)).map(
+      (s) => `let ${s}_ = ${plain ? "plain" : "load"}_${s}(i);`,
+    );
     // The operands' names are those of the bindings too, so inside the row they are written with an underscore.
     const body = `${loads.join(" ")} return ${expression.replace(/\b([abcg])\b(?!_)/g, "$1_")};`;
     return platform()
@@ -108,7 +121,9 @@ function evaluate(name: string, expression: string, operands: Partial<Record<Slo
 
   const walk = collapse(shape, strides);
   if (walk.shape.length > 8)
-    throw new Error(`${name}: broadcasting over more than 8 separate dimensions is not offered; reshape the operands first`);
+    throw new Error(
+      `${name}: broadcasting over more than 8 separate dimensions is not offered; reshape the operands first`,
+    );
 
   const first = tensors[0]!;
   const bind: Record<string, Tensor> = {};
@@ -121,7 +136,9 @@ function evaluate(name: string, expression: string, operands: Partial<Record<Slo
   const vectors =
     last >= 0 &&
     walk.shape[last]! % 4 === 0 &&
-    walk.strides.every((own) => own[last]! === 0 || (own[last] === 1 && own.every((stride, d) => d === last || stride % 4 === 0)));
+    walk.strides.every(
+      (own) => own[last]! === 0 || (own[last] === 1 && own.every((stride, d) => d === last || stride % 4 === 0)),
+    );
   run(device, source, plain ? "forward_plain" : "forward", {
     bind,
     params: {
@@ -143,10 +160,13 @@ function check(op: string, operands: readonly (Operand | undefined)[]): void {
   let device: unknown;
   operands.forEach((x, i) => {
     if (typeof x === "number" || x === undefined) return;
-    if (!(x instanceof Tensor)) throw new Error(`${op}: argument ${i + 1} must be a tensor or a number; got ${typeof x}`);
-    if (x.dtype === "f16") throw new Error(`${op}: argument ${i + 1} is f16, which is storage only; F.cast(x, "f32") first`);
+    if (!(x instanceof Tensor))
+      throw new Error(`${op}: argument ${i + 1} must be a tensor or a number; got ${typeof x}`);
+    if (x.dtype === "f16")
+      throw new Error(`${op}: argument ${i + 1} is f16, which is storage only; F.cast(x, "f32") first`);
     device ??= x.device;
-    if (x.device !== device) throw new Error(`${op}: argument ${i + 1} lives on another device than the arguments before it`);
+    if (x.device !== device)
+      throw new Error(`${op}: argument ${i + 1} lives on another device than the arguments before it`);
   });
   if (!device) throw new Error(`${op}: at least one argument must be a tensor`);
 }
@@ -161,7 +181,9 @@ function apply(op: keyof typeof table, a: Operand, b?: Operand, c?: Operand, lab
   const common = typed.every((x) => x.dtype === typed[0]!.dtype) ? (typed[0]?.dtype ?? "f32") : "f32";
   // Numbers do not change a tensor's type, but counting with truth values or fractions needs a number type.
   const dtype = row.dtype ?? (common === "bool" && op !== "where" && op !== "copy" ? "f32" : common);
-  const used = Object.fromEntries(Object.entries(operands).filter(([, x]) => x !== undefined)) as Partial<Record<Slot, Operand>>;
+  const used = Object.fromEntries(Object.entries(operands).filter(([, x]) => x !== undefined)) as Partial<
+    Record<Slot, Operand>
+  >;
   const y = evaluate(op, row.value, used, shape, dtype);
   const { grad } = row;
   if (!grad) return y;
@@ -239,4 +261,3 @@ export function cast(x: Tensor, dtype: DType): Tensor {
   const y = evaluate("copy", table.copy.value, { a: x }, x.shape, dtype);
   return dtype === "f32" && x.dtype === "f32" ? record("cast", [x], y, (gy) => [gy]) : y;
 }
-

@@ -51,7 +51,14 @@ function reduceDims(x: Tensor, dims: readonly number[], kind: number, scale: num
     const run = wanted.splice(Math.max(first, 0));
     const [from, to] = [run[0] ?? 0, run.at(-1) ?? -1];
     const r = sizeOf(shape.slice(from, to + 1));
-    y = reduceMiddle(y, sizeOf(shape.slice(0, from)), r, sizeOf(shape.slice(to + 1)), kind, wanted.length === 0 ? scale : 1);
+    y = reduceMiddle(
+      y,
+      sizeOf(shape.slice(0, from)),
+      r,
+      sizeOf(shape.slice(to + 1)),
+      kind,
+      wanted.length === 0 ? scale : 1,
+    );
     for (const d of run) shape[d] = 1;
   } while (wanted.length > 0);
   return alias(y, shape);
@@ -65,7 +72,13 @@ export interface ReduceOptions {
   keepdim?: boolean;
 }
 
-function total(op: string, x: Tensor, dims: number | readonly number[] | undefined, options: ReduceOptions, mean: boolean): Tensor {
+function total(
+  op: string,
+  x: Tensor,
+  dims: number | readonly number[] | undefined,
+  options: ReduceOptions,
+  mean: boolean,
+): Tensor {
   if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
   const list = listed(op, x, dims);
   const scale = mean ? 1 / sizeOf(list.map((d) => x.shape[d]!)) : 1;
@@ -84,21 +97,38 @@ export function mean(x: Tensor, dims?: number | readonly number[], options: Redu
   return total("mean", x, dims, options, true);
 }
 
-function extremum(op: "max" | "min", x: Tensor, dims: number | readonly number[] | undefined, options: ReduceOptions): Tensor {
+function extremum(
+  op: "max" | "min",
+  x: Tensor,
+  dims: number | readonly number[] | undefined,
+  options: ReduceOptions,
+): Tensor {
   if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
   const list = listed(op, x, dims);
-  if (list.some((d) => x.shape[d] === 0)) throw new Error(`${op}: there is nothing to choose from along dims ${list} of shape ${show(x.shape)}`);
+  if (list.some((d) => x.shape[d] === 0))
+    throw new Error(`${op}: there is nothing to choose from along dims ${list} of shape ${show(x.shape)}`);
   const kept = reducedShape(x.shape, list, true);
-  const y = alias(reduceDims(x, list, op === "max" ? MAX : MIN, 1), reducedShape(x.shape, list, options.keepdim ?? false));
+  const y = alias(
+    reduceDims(x, list, op === "max" ? MAX : MIN, 1),
+    reducedShape(x.shape, list, options.keepdim ?? false),
+  );
   return record(op, [x], y, (gy) => {
     // 1 where x is the extremum; several share the gradient.
     const hit = empty(x.device, x.shape);
     const top = expandTo(alias(y, kept), x.shape, 1);
-    run(x.device, "ties", "mark", { bind: { x, top, hit }, params: { n: x.size }, groups: linearGroups(Math.ceil(x.size / 64)) });
+    run(x.device, "ties", "mark", {
+      bind: { x, top, hit },
+      params: { n: x.size },
+      groups: linearGroups(Math.ceil(x.size / 64)),
+    });
     const count = expandTo(sumTo(hit, kept), x.shape, 1);
     const g = expandTo(alias(gy, kept), x.shape, 1);
     const gx = empty(x.device, x.shape);
-    run(x.device, "ties", "share", { bind: { hit_in: hit, count, g, gx }, params: { n: x.size }, groups: linearGroups(Math.ceil(x.size / 64)) });
+    run(x.device, "ties", "share", {
+      bind: { hit_in: hit, count, g, gx },
+      params: { n: x.size },
+      groups: linearGroups(Math.ceil(x.size / 64)),
+    });
     return [gx];
   });
 }
@@ -119,7 +149,11 @@ export function argmax(x: Tensor, dim: number): Tensor {
   if (x.dtype !== "f32") throw new Error(`argmax: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
   const outer = sizeOf(x.shape.slice(0, d));
   const inner = sizeOf(x.shape.slice(d + 1));
-  const index = empty(x.device, x.shape.filter((_, k) => k !== d), "i32");
+  const index = empty(
+    x.device,
+    x.shape.filter((_, k) => k !== d),
+    "i32",
+  );
   run(x.device, "reduce", "argmax", {
     bind: { x, index },
     params: { outer, r: x.shape[d]!, inner, pieces: 1, piece: 0, scale: 1 },

@@ -22,7 +22,8 @@ export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
   if (y.size === 0) return y;
   const bounded = window.low !== undefined;
   const walk = bounded ? { shape: [...shape], strides: [[...window.strides]] } : collapse(shape, [window.strides]);
-  if (walk.shape.length > 8) throw new Error(`strided copy: more than 8 separate dimensions; got shape (${shape.join(", ")})`);
+  if (walk.shape.length > 8)
+    throw new Error(`strided copy: more than 8 separate dimensions; got shape (${shape.join(", ")})`);
   const params = {
     n: y.size,
     rank: walk.shape.length,
@@ -36,12 +37,22 @@ export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
   const constants = { BOUNDED: bounded ? 1 : 0, SCALED: window.scale !== undefined && window.scale !== 1 ? 1 : 0 };
   const inner = walk.shape.at(-1) ?? 1;
   if (inner < LEAST_RUN) {
-    run(x.device, "strided", "read_window", { bind: { x, y }, params, constants, groups: linearGroups(Math.ceil(y.size / 64)) });
+    run(x.device, "strided", "read_window", {
+      bind: { x, y },
+      params,
+      constants,
+      groups: linearGroups(Math.ceil(y.size / 64)),
+    });
     return y;
   }
   const n = (y.size / inner) * Math.ceil(inner / RUN);
   const strides = walk.strides[0]!;
-  const fours = !bounded && strides.at(-1) === 1 && inner % 4 === 0 && params.offset % 4 === 0 && strides.slice(0, -1).every((s) => s % 4 === 0);
+  const fours =
+    !bounded &&
+    strides.at(-1) === 1 &&
+    inner % 4 === 0 &&
+    params.offset % 4 === 0 &&
+    strides.slice(0, -1).every((s) => s % 4 === 0);
   run(x.device, "strided", fours ? "read_runs4" : "read_runs", {
     bind: fours ? { x4: x, y4: y } : { x, y },
     params: { ...params, n },
@@ -57,7 +68,16 @@ export function stridedWrite(x: Tensor, y: Tensor, offset: number, strides: read
   const walk = collapse(x.shape, [strides]);
   run(x.device, "strided", "write_window", {
     bind: { x, y },
-    params: { n: x.size, rank: walk.shape.length, offset, scale: 1, shape: walk.shape, stride: walk.strides[0]!, low: [], bound: [] },
+    params: {
+      n: x.size,
+      rank: walk.shape.length,
+      offset,
+      scale: 1,
+      shape: walk.shape,
+      stride: walk.strides[0]!,
+      low: [],
+      bound: [],
+    },
     constants: { BOUNDED: 0, SCALED: 0 },
     groups: linearGroups(Math.ceil(x.size / 64)),
   });

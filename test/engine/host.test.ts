@@ -1,5 +1,6 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { philox } from "../../engine/random.ts";
 import {
   encode,
   encodeSafetensors,
@@ -15,7 +16,6 @@ import {
   parseSafetensors,
   Random,
 } from "../../index.ts";
-import { philox } from "../../engine/random.ts";
 import { testDevice } from "../device.ts";
 
 const random = suite("random numbers");
@@ -99,8 +99,16 @@ files("tensors of every type survive a round trip", async () => {
   }
 });
 
-const file = (): Uint8Array => encodeSafetensors(new Map([["a", fileTensor([1, 2], [2])], ["b", fileTensor([3], [1])]]));
-const withHeader = (change: (h: Record<string, { data_offsets: number[]; shape: number[]; dtype: string }>) => void): Uint8Array => {
+const file = (): Uint8Array =>
+  encodeSafetensors(
+    new Map([
+      ["a", fileTensor([1, 2], [2])],
+      ["b", fileTensor([3], [1])],
+    ]),
+  );
+const withHeader = (
+  change: (h: Record<string, { data_offsets: number[]; shape: number[]; dtype: string }>) => void,
+): Uint8Array => {
   const bytes = file();
   const n = Number(new DataView(bytes.buffer).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + n)));
@@ -130,10 +138,17 @@ for (const [what, bytes, message] of [
   });
 
 files("64-bit numbers and bfloat16 are narrowed, or refused where they do not fit", () => {
-  const i64 = (v: bigint): FileTensor => ({ dtype: "I64", shape: [1], data: new Uint8Array(BigInt64Array.of(v).buffer) });
+  const i64 = (v: bigint): FileTensor => ({
+    dtype: "I64",
+    shape: [1],
+    data: new Uint8Array(BigInt64Array.of(v).buffer),
+  });
   assert.equal([...fileNumbers(i64(-7n))], [-7]);
   assert.throws(() => fileNumbers(i64(2n ** 40n)), /does not fit 32 bits/);
-  assert.equal([...fileNumbers({ dtype: "BF16", shape: [1], data: new Uint8Array(Uint16Array.of(0x3fc0).buffer) })], [1.5]);
+  assert.equal(
+    [...fileNumbers({ dtype: "BF16", shape: [1], data: new Uint8Array(Uint16Array.of(0x3fc0).buffer) })],
+    [1.5],
+  );
 });
 
 files.run();
@@ -146,7 +161,18 @@ modules("state has PyTorch's keys, and loading names what is wrong", async () =>
     neck = { 0: new nn.LayerNorm(gpu, 3), 2: new nn.Linear(gpu, 1, 1) };
   }
   const net = new Net();
-  assert.equal([...net.stateDict().keys()], ["layers.0.weight", "layers.0.bias", "layers.1.weight", "neck.0.weight", "neck.0.bias", "neck.2.weight", "neck.2.bias"]);
+  assert.equal(
+    [...net.stateDict().keys()],
+    [
+      "layers.0.weight",
+      "layers.0.bias",
+      "layers.1.weight",
+      "neck.0.weight",
+      "neck.0.bias",
+      "neck.2.weight",
+      "neck.2.bias",
+    ],
+  );
   const other = new Net();
   net.loadStateDict(other.stateDict());
   assert.equal([...(await net.layers[0]!.weight.toArray())], [...(await other.layers[0]!.weight.toArray())]);
@@ -154,8 +180,17 @@ modules("state has PyTorch's keys, and loading names what is wrong", async () =>
   state.delete("layers.0.bias");
   state.set("extra", gpu.zeros([1]));
   state.set("layers.1.weight", gpu.zeros([2, 2]));
-  assert.throws(() => net.loadStateDict(state), /layers\.1\.weight is \(2, 2\), the model has \(1, 3\); missing: layers\.0\.bias; unexpected: extra/);
-  assert.is(net.freeze().parameters().filter((p) => p.requiresGrad).length, 0);
+  assert.throws(
+    () => net.loadStateDict(state),
+    /layers\.1\.weight is \(2, 2\), the model has \(1, 3\); missing: layers\.0\.bias; unexpected: extra/,
+  );
+  assert.is(
+    net
+      .freeze()
+      .parameters()
+      .filter((p) => p.requiresGrad).length,
+    0,
+  );
 });
 
 modules.run();
@@ -176,7 +211,8 @@ optimizer("follows torch.optim.AdamW and clip_grad_norm_", async () => {
   }
   const got = [...(await x.toArray()), ...norms];
   const want = [0.68982196, -2.2691138, 2.6570919, 29.698484, 28.301628, 27.148567];
-  for (const [i, v] of want.entries()) assert.ok(Math.abs(got[i]! - v) < 2e-5 * Math.max(1, Math.abs(v)), `${i}: ${got[i]} ${v}`);
+  for (const [i, v] of want.entries())
+    assert.ok(Math.abs(got[i]! - v) < 2e-5 * Math.max(1, Math.abs(v)), `${i}: ${got[i]} ${v}`);
 });
 
 optimizer.run();

@@ -1,7 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { backward, checkpoint, Device, detach, F, noGrad, nn, optim, scope, type Tensor } from "../../index.ts";
 import { run } from "../../engine/kernel.ts";
+import { backward, checkpoint, Device, detach, F, nn, noGrad, optim, scope, type Tensor } from "../../index.ts";
 import { testDevice } from "../device.ts";
 
 const gpu = await testDevice();
@@ -77,7 +77,10 @@ memory("live bytes do not grow over training steps", async () => {
   const { liveBytes, liveBuffers, freeBytes } = gpu.memory;
   let last = first;
   for (let i = 0; i < 10; i++) last = await step();
-  assert.equal([gpu.memory.liveBytes, gpu.memory.liveBuffers, gpu.memory.freeBytes], [liveBytes, liveBuffers, freeBytes]);
+  assert.equal(
+    [gpu.memory.liveBytes, gpu.memory.liveBuffers, gpu.memory.freeBytes],
+    [liveBytes, liveBuffers, freeBytes],
+  );
   assert.ok(last < first, `the loss fell from ${first} to ${last}`);
 });
 
@@ -106,12 +109,13 @@ memory("an error inside a scope frees what it had made", () => {
 memory("an upload into a recycled buffer does not overtake the kernels that still read it", async () => {
   for (let round = 0; round < 20; round++) {
     const sums = scope(() =>
-      Array.from({ length: 5 }, (_, i) =>
-        scope(() => F.sum(gpu.tensor(new Float32Array(64).fill(i + round), [64]))),
-      ),
+      Array.from({ length: 5 }, (_, i) => scope(() => F.sum(gpu.tensor(new Float32Array(64).fill(i + round), [64])))),
     );
     const got = await Promise.all(sums.map((s) => s.item()));
-    assert.equal(got, [0, 1, 2, 3, 4].map((i) => 64 * (i + round)));
+    assert.equal(
+      got,
+      [0, 1, 2, 3, 4].map((i) => 64 * (i + round)),
+    );
   }
 });
 
@@ -125,30 +129,41 @@ device("more than 65,535 workgroups are spread over two dimensions", async () =>
   assert.is(total, n / 2);
 });
 
-device("a command that the GPU refuses makes the next read fail with the kernel's name, and only that one", async () => {
-  const own = await Device.open();
-  const x = own.ones([4]);
-  await x.toArray();
-  const stderr = console.error;
-  console.error = () => {};
-  try {
-    run(own, "accumulate", "in_place", { bind: { y: own.ones([4]), b: x }, params: { n: 1 }, constants: { PLANTED: 1 }, groups: [1] });
-    let message = "";
-    await x.toArray().catch((error: Error) => {
-      message = error.message;
-    });
-    assert.match(message, /the GPU refused a command/);
-    assert.match(message, /accumulate/);
-    assert.equal([...(await own.ones([2]).toArray())], [1, 1]);
-  } finally {
-    console.error = stderr;
-    own.close();
-  }
-});
+device(
+  "a command that the GPU refuses makes the next read fail with the kernel's name, and only that one",
+  async () => {
+    const own = await Device.open();
+    const x = own.ones([4]);
+    await x.toArray();
+    const stderr = console.error;
+    console.error = () => {};
+    try {
+      run(own, "accumulate", "in_place", {
+        bind: { y: own.ones([4]), b: x },
+        params: { n: 1 },
+        constants: { PLANTED: 1 },
+        groups: [1],
+      });
+      let message = "";
+      await x.toArray().catch((error: Error) => {
+        message = error.message;
+      });
+      assert.match(message, /the GPU refused a command/);
+      assert.match(message, /accumulate/);
+      assert.equal([...(await own.ones([2]).toArray())], [1, 1]);
+    } finally {
+      console.error = stderr;
+      own.close();
+    }
+  },
+);
 
 device("a kernel may not write a buffer that it also reads", () => {
   const x = gpu.ones([4]);
-  assert.throws(() => run(gpu, "accumulate", "in_place", { bind: { y: x, b: x }, params: { n: 1 }, groups: [1] }), /y is written and shares its memory with b/);
+  assert.throws(
+    () => run(gpu, "accumulate", "in_place", { bind: { y: x, b: x }, params: { n: 1 }, groups: [1] }),
+    /y is written and shares its memory with b/,
+  );
 });
 
 device("a closed device refuses work", async () => {
