@@ -3,8 +3,11 @@ import { readInstances } from "../train/data/coco.ts";
 import { BadInput } from "../train/errors.ts";
 import { evaluate, type Metrics, readResults } from "../train/eval/coco-ap.ts";
 import { evaluateVoc, type VocMetrics } from "../train/eval/voc.ts";
+import { evaluateRun } from "../train/run-tools.ts";
 import type { Call } from "./command.ts";
 import { table } from "./terminal.ts";
+
+const INTERRUPTED = 130;
 
 export interface EvalOptions {
   run?: string;
@@ -15,14 +18,44 @@ export interface EvalOptions {
   protocol: "coco" | "voc";
 }
 
-export async function run({ options, terminal }: Call<EvalOptions>): Promise<void> {
+export async function run(call: Call<EvalOptions>): Promise<number | undefined> {
+  const { options, terminal } = call;
   const { run: folder, gt, dt, iou, protocol } = options;
-  if (folder !== undefined || gt === undefined || dt === undefined) throw new BadInput("eval: give --gt and --dt");
+  if (folder !== undefined) return evaluateModelOf(folder, call);
+  if (gt === undefined || dt === undefined) throw new BadInput("eval: give --run, or --gt and --dt");
   const truth = readInstances(gt);
   const results = readResults(dt, truth);
   const metrics = evaluate(truth, results, { iou });
   const voc = protocol === "voc" ? evaluateVoc(truth, results, { iou }) : undefined;
   terminal.result({ ...metrics, ...voc }, describeMetrics(metrics, voc));
+  return undefined;
+}
+
+/** Predicts with a run's model, then as above. */
+async function evaluateModelOf(folder: string, call: Call<EvalOptions>): Promise<number | undefined> {
+  const { options, terminal } = call;
+  const { data, gt, dt, iou, protocol } = options;
+  if (gt !== undefined || dt !== undefined)
+    throw new BadInput("eval: --run brings its own results; give --data to evaluate it on another file");
+  const gpu = await call.open();
+  const signal = call.interruptible();
+  let bar: ReturnType<typeof terminal.progress> | undefined;
+  const { metrics, voc, file } = await evaluateRun(gpu, {
+    run: folder,
+    iou,
+    protocol,
+    signal,
+    ...(data === undefined ? {} : { data }),
+    onImage: (done, total) => {
+      bar ??= terminal.progress(total);
+      bar.update(done);
+    },
+  });
+  bar?.end();
+  if (signal.aborted) return INTERRUPTED;
+  terminal.log(`weights: ${file}`);
+  terminal.result({ ...metrics, ...voc }, describeMetrics(metrics, voc));
+  return undefined;
 }
 
 /** Two tables: the figures, then AP by class. */

@@ -7,6 +7,7 @@ import { maskOfRuns } from "../train/data/mask.ts";
 import { readWeak, type WeakEntry } from "../train/data/weak.ts";
 import { BadInput } from "../train/errors.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
+import { showRun } from "../train/run-tools.ts";
 import type { Call } from "./command.ts";
 
 export interface ShowOptions {
@@ -21,7 +22,10 @@ export interface ShowOptions {
 const ON_SHEET = 16;
 const DEFAULT_LIMIT = 64;
 
-export async function run({ args: [what], options, terminal }: Call<ShowOptions>): Promise<void> {
+export async function run(call: Call<ShowOptions>): Promise<void> {
+  const { args, options, terminal } = call;
+  const [what] = args;
+  if (what === "cam" || what === "proxies" || what === "predictions") return showOf(what, call);
   const { ann, images: folder, out, limit = DEFAULT_LIMIT } = options;
   if (ann === undefined || folder === undefined) throw new BadInput(`show ${what}: give --ann and --images`);
   const { images, overlayOf } = what === "weak" ? weakOverlays(ann) : instanceOverlays(ann);
@@ -47,6 +51,26 @@ export async function run({ args: [what], options, terminal }: Call<ShowOptions>
   await writePng(sheet, contactSheet(shown));
   if (images.length > limit) terminal.log(`${limit} of ${images.length} images; --limit shows more`);
   terminal.result({ files, sheet }, `${files.length} pictures in ${out}, the first of them on ${sheet}`);
+}
+
+async function showOf(
+  what: "cam" | "proxies" | "predictions",
+  { options, terminal, open }: Call<ShowOptions>,
+): Promise<void> {
+  const { run: folder, out, limit } = options;
+  if (folder === undefined) throw new BadInput(`show ${what}: give --run, the folder of a run`);
+  const gpu = await open();
+  const files = await showRun(gpu, what, {
+    run: folder,
+    out,
+    display: terminal,
+    ...(limit === undefined ? {} : { limit }),
+  });
+  const sheet = files.at(-1);
+  terminal.result(
+    { files, sheet },
+    `${Math.max(0, files.length - 1)} pictures in ${out}, the first of them on ${sheet}`,
+  );
 }
 
 interface Overlays {
