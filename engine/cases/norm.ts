@@ -140,6 +140,7 @@ export const normCases: Cases = {
     layer([4, 130], [4, 130], "both"),
     layer(shifted([130, 9]), [130, 9], "both"),
     layer([130], [130], "both"),
+    layer([3, 513], [3, 513], "weight", 1e-5, "few long rows"),
     layer([130, 96], [130, 96], "both", 1e-5, "real"),
   ],
   layerNorm2d: [

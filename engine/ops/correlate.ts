@@ -4,7 +4,7 @@
  */
 import type { Device } from "../device.ts";
 import { linearGroups, run } from "../kernel.ts";
-import { empty, type Tensor } from "../tensor.ts";
+import { empty, fill, type Tensor } from "../tensor.ts";
 import { depthwiseForward, depthwiseSpread, depthwiseWeigh, isDepthwise } from "./depthwise.ts";
 import { area, type ConvSizes, planeGroups } from "./window.ts";
 
@@ -27,6 +27,8 @@ interface Grid {
 /** Pixels that a subgroup owns in conv2d_subgroup*.wgsl's forward, and k in its weight. */
 const TILE = 8;
 const TILE_K = 8;
+/** Numbers that the parts of a weight's gradient may have together: 32 MiB. */
+const MAX_PARTS = 2 ** 23;
 
 function allTaps(s: ConvSizes): [Taps, Taps] {
   const taps = (d: 0 | 1): Taps => ({
@@ -264,12 +266,12 @@ export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tens
   const { lanes } = p;
   const plane = area(s.output);
   const pixels = s.batch * plane;
-  // Splits of about 1024 pixels keep the gradient's panel in the cache and rounding small; more of them where few tiles are to be had.
+  if (pixels === 0) return fill(gw, 0);
+  // Splits of about 1024 pixels keep the gradient's panel in the cache and rounding small; more of them where few tiles are to be had, fewer
+  // where their parts would fill the memory.
   const tiles = s.groups * p.panels * (p.rows / 8);
-  const wanted = Math.max(
-    1,
-    Math.min(Math.ceil(pixels / 64), Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 1024))),
-  );
+  const most = Math.max(1, Math.min(Math.ceil(pixels / 64), Math.floor(MAX_PARTS / (tiles * 8 * lanes * 4))));
+  const wanted = Math.min(most, Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 1024)));
   const split = Math.ceil(pixels / wanted / 8) * 8;
   const splits = Math.ceil(pixels / split);
   const filled = Math.ceil(pixels / 8) * 8;

@@ -4,6 +4,7 @@ import { sameShape, show } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
+import { workgroupPerRow } from "./softmax.ts";
 
 function checkAffine(op: string, x: Tensor, c: number, named: Record<string, Tensor | undefined>): void {
   if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
@@ -48,9 +49,13 @@ function normalise(
   const rows = c === 0 ? 0 : x.size / c;
   const stats = empty(device, [rows, 2]);
   const params = { rows, c, eps, has_weight: weight ? 1 : 0, has_bias: bias ? 1 : 0, inner, block: 0, blocks: 0 };
-  const groups = linearGroups(Math.ceil(rows / 32));
-  run(device, "layer_norm", "forward", {
-    bind: { x, weight: weight ?? x, bias: bias ?? x, y, stats_out: stats },
+  const wide = inner === 1 && workgroupPerRow(device, rows, c);
+  const fours = !wide && inner === 1 && c % 4 === 0;
+  const groups = linearGroups(wide ? rows : Math.ceil(rows / 32));
+  run(device, "layer_norm", wide ? "row_forward" : fours ? "forward4" : "forward", {
+    bind: fours
+      ? { x4: x, weight4: weight ?? x, bias4: bias ?? x, y4: y, stats_out: stats }
+      : { x, weight: weight ?? x, bias: bias ?? x, y, stats_out: stats },
     params,
     groups,
   });
@@ -59,7 +64,13 @@ function normalise(
     let gx: Tensor | null = null;
     if (x.requiresGrad) {
       gx = empty(device, x.shape);
-      run(device, "layer_norm", "grad_x", { bind: { x, weight: weight ?? x, stats, gy, gx }, params, groups });
+      run(device, "layer_norm", wide ? "row_grad_x" : fours ? "grad_x4" : "grad_x", {
+        bind: fours
+          ? { x4: x, weight4: weight ?? x, stats, gy4: gy, gx4: gx }
+          : { x, weight: weight ?? x, stats, gy, gx },
+        params,
+        groups,
+      });
     }
     if (!weight?.requiresGrad && !bias?.requiresGrad) return [gx, null, null];
     // Blocks of rows that keep a few thousand invocations busy; their sums are added up in a second pass.

@@ -82,6 +82,21 @@ test("memory does not grow over convolutions", async () => {
   assert.equal(live[3], live[1]);
 });
 
+test("no images give no output, and gradients of zero", async () => {
+  await scope(async () => {
+    const x = gpu.zeros([0, 4, 5, 5], { requiresGrad: true });
+    const w = gpu.ones([4, 4, 3, 3], { requiresGrad: true });
+    const each = gpu.ones([4, 1, 3, 3], { requiresGrad: true });
+    assert.equal(F.conv2d(x, w).shape, [0, 4, 3, 3]);
+    assert.equal(F.maxPool2d(x, 2).shape, [0, 4, 2, 2]);
+    const sums = [F.conv2d(x, w), F.convTranspose2d(x, w), F.conv2d(x, each, { groups: 4 }), F.avgPool2d(x, 2)].map(
+      (y) => F.sum(y),
+    );
+    backward(sums.reduce((a, b) => F.add(a, b)));
+    for (const t of [w, each]) assert.ok((await t.grad!.toArray()).every((v) => v === 0));
+  });
+});
+
 test("errors name the operation, the argument, what was expected and what came", () => {
   const x = gpu.zeros([2, 4, 8, 8]);
   const w = gpu.zeros([6, 4, 3, 3]);

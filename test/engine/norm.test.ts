@@ -1,6 +1,8 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { F, scope } from "../../engine/index.ts";
+import { normCases } from "../../engine/cases/norm.ts";
+import { checkCase, TOLERANCE } from "../../engine/gradcheck.ts";
+import { backward, F, scope } from "../../engine/index.ts";
 import { testDevice } from "../device.ts";
 
 const test = suite("normalisation");
@@ -58,6 +60,31 @@ test("a large mean costs no digits of the variance", async () => {
         Math.abs(got[0]! + 1) < 1e-3 && Math.abs(got[1]! - 1) < 1e-3,
         `got ${got[0]} and ${got[1]}, want -1 and 1`,
       );
+    }
+  });
+});
+
+test("a workgroup for each row, as on GPUs, gives the same", async () => {
+  Object.defineProperty(gpu, "isSoftware", { value: false, configurable: true });
+  try {
+    for (const [i, c] of normCases.layerNorm!.entries())
+      for (const [what, error] of Object.entries(await checkCase(gpu, c, i)))
+        assert.ok(error <= TOLERANCE, `layerNorm ${c.name}: ${what} is off by ${error}`);
+  } finally {
+    Reflect.deleteProperty(gpu, "isSoftware");
+  }
+});
+
+test("no rows give no sum, and gradients of zero", async () => {
+  await scope(async () => {
+    const [w, b] = [gpu.ones([4], { requiresGrad: true }), gpu.ones([4], { requiresGrad: true })];
+    const x = gpu.zeros([0, 4], { requiresGrad: true });
+    const images = gpu.zeros([0, 4, 3, 3], { requiresGrad: true });
+    const layers = [F.layerNorm(x, w, b), F.layerNorm2d(images, w, b)];
+    for (const y of [...layers, F.groupNorm(images, 2, { weight: w, bias: b })]) {
+      w.grad = undefined;
+      backward(F.sum(y));
+      assert.equal([...(await w.grad!.toArray())], [0, 0, 0, 0]);
     }
   });
 });
