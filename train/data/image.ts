@@ -1,5 +1,6 @@
 /** Images from and to files, as 8-bit RGB on the host. Decoding is sharp's (libvips), whose pixels equal Pillow's. */
 import { readFile, writeFile } from "node:fs/promises";
+import { PNG } from "pngjs";
 import sharp from "sharp";
 import { resizeBilinear } from "../../model/sam/preprocess.ts";
 import { BadInput } from "../errors.ts";
@@ -74,19 +75,11 @@ export async function writePng(path: string, image: Image): Promise<void> {
   await writeFile(path, await encodePng(image));
 }
 
-/** A mask of 0 and 1 as a black and white PNG. */
+/** A mask of 0 and 1 as a black and white PNG of one byte a pixel: pngjs writes the bytes as they are, no colour space in between. */
 export async function writeMaskPng(path: string, mask: Uint8Array, width: number, height: number): Promise<void> {
-  const raw = { width, height, channels: 1 as const };
-  await writeFile(
-    path,
-    await sharp(
-      mask.map((value) => (value === 0 ? 0 : 255)),
-      { raw },
-    )
-      .toColourspace("b-w")
-      .png()
-      .toBuffer(),
-  );
+  const png = new PNG({ width, height });
+  png.data = Buffer.from(mask.map((value) => (value === 0 ? 0 : 255)));
+  await writeFile(path, PNG.sync.write(png, { colorType: 0, inputColorType: 0, bitDepth: 8, inputHasAlpha: false }));
 }
 
 /** One clause for a file that could not be opened. */
