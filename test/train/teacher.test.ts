@@ -1,0 +1,128 @@
+// The teacher on a SAM of random weights: the host's postprocessing, prompts of several images at once, the caches.
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { encode, scope } from "../../engine/index.ts";
+import { longestSide, Sam, SamPredictor, samMini } from "../../model/index.ts";
+import { writePng } from "../../train/data/image.ts";
+import type { Item } from "../../train/data/loader.ts";
+import { makeScene } from "../../train/data/scenes.ts";
+import { makeProxies } from "../../train/proxies.ts";
+import { loadTeacher, maskOfLogits, type Teacher } from "../../train/teacher.ts";
+import { testDevice } from "../device.ts";
+
+const test = suite("teacher");
+const gpu = await testDevice();
+const folder = mkdtempSync(join(tmpdir(), "wish-teacher-"));
+const file = join(folder, "sam.safetensors");
+gpu.manualSeed(11);
+const sizes = { ...samMini(), imageSize: 64 };
+writeFileSync(file, await encode(new Sam(gpu, sizes).stateDict(), { config: JSON.stringify(sizes) }));
+const open = (memory = 1e6): Promise<Teacher> => loadTeacher(gpu, file, { cache: folder, memory });
+const scene = (i: number) => makeScene(1, i, 48).image;
+
+test("masks of logits are those of SAM's postprocessing", async () => {
+  const { sam } = await open();
+  const side = sam.config.grid * 4;
+  await scope(async () => {
+    for (const [h0, w0] of [[48, 48], [37, 90], [101, 40]] as const) {
+      const inputSize = longestSide(h0, w0, 64);
+      const low = gpu.randn([1, 1, side, side], { seed: h0 });
+      const want = await sam.postprocess(low, inputSize, [h0, w0]).toArray();
+      const got = maskOfLogits((await low.toArray()) as Float32Array, side, 64, inputSize, [h0, w0]);
+      // Logits within rounding of the threshold may fall on either side.
+      for (const [i, v] of want.entries()) if (Math.abs(v) > 1e-4) assert.is(got[i], v > 0 ? 1 : 0, `${h0} x ${w0}: pixel ${i}`);
+    }
+  });
+});
+
+test("several images with different numbers of prompts get what each gets alone", async () => {
+  const teacher = await open();
+  const images = [scene(0), scene(1)];
+  const boxes = [[[2, 3, 30, 40]], [[5, 5, 20, 20], [10, 0, 47, 30], [1, 1, 9, 9]]];
+  const together = await teacher.prompt(images, "box", boxes);
+  assert.equal(together.map((list) => list.length), [1, 3]);
+  const predictor = new SamPredictor(teacher.sam);
+  for (const [b, image] of images.entries()) {
+    predictor.setImage(image);
+    const { iou, lowRes } = await predictor.predict({ boxes: boxes[b]!.flat() });
+    for (const [i, { iou: ratings, logits }] of together[b]!.entries()) {
+      for (const [c, rating] of ratings.entries()) assert.ok(Math.abs(rating - iou[i]![c]!) < 1e-4);
+      const area = logits[0]!.length;
+      for (const [c, map] of logits.entries())
+        for (let p = 0; p < area; p += 37) assert.ok(Math.abs(map[p]! - lowRes[(i * 3 + c) * area + p]!) < 1e-3);
+    }
+  }
+  assert.equal(await teacher.prompt(images, "point", [[], []]), [[], []]);
+});
+
+test("points on a kept embedding answer alike from the encoder, memory and disk", async () => {
+  let reads = 0;
+  const read = async () => {
+    reads++;
+    return scene(2);
+  };
+  const points = [[20, 20], [40, 10]] as const;
+  const first = await open();
+  const fresh = await first.promptPoints(7, [48, 48], read, points);
+  const held = await first.promptPoints(7, [48, 48], read, points);
+  const stored = await (await open()).promptPoints(7, [48, 48], read, points);
+  assert.is(reads, 1);
+  assert.equal(held, fresh);
+  assert.equal(stored, fresh);
+  assert.is(fresh.logits.length, 2);
+  assert.is(fresh.iou[1]!.length, 3);
+});
+
+test("memory holds no more embeddings than it may", async () => {
+  const teacher = await open(1); // one byte: only the image at hand
+  let reads = 0;
+  const ask = (id: number) => teacher.promptPoints(id, [48, 48], async () => (reads++, scene(id)), [[5, 5]]);
+  for (const id of [100, 101, 100]) await ask(id);
+  assert.is(reads, 2, "the third comes from disk");
+});
+
+test("proxies are computed once, clipped to their boxes, and made again where a file is damaged", async () => {
+  const path = join(folder, "scene.png");
+  await writePng(path, scene(3));
+  const item = (kind: "boxes" | "points" | "tags"): Item => ({
+    imageId: 5,
+    path,
+    width: 48,
+    height: 48,
+    kind,
+    classes: kind === "tags" ? [] : [0],
+    points: kind === "points" ? [[20, 22]] : [],
+    boxes: kind === "boxes" ? [[10, 12, 20, 16]] : [],
+    runs: [],
+    tags: [0],
+  });
+  const items = [item("tags"), item("boxes"), item("points")];
+  const options = { cache: join(folder, "proxies"), labels: new Uint8Array([1]), soft: true, clipToBox: true };
+  let asked = 0;
+  const make = (change: object = {}) => makeProxies(teacher, items, { ...options, ...change }, (_, __, fresh) => (asked += fresh ? 1 : 0));
+  const teacher = await open();
+  const [none, boxes, points] = await make();
+  assert.is(none, undefined);
+  assert.is(points![0]!.candidates.length, 3);
+  assert.is(points![0]!.soft!.maps.length, 3);
+  const { boxOfRuns } = await import("../../train/data/mask.ts");
+  for (const runs of boxes![0]!.candidates) {
+    const [x, y, w, h] = boxOfRuns(runs);
+    assert.ok(w === 0 || (x >= 10 && y >= 12 && x + w <= 30 && y + h <= 28));
+  }
+  const before = asked;
+  assert.equal(await make(), [none, boxes, points]);
+  assert.is(asked, before, "nothing is asked again");
+  const stored = join(options.cache, readdirSync(options.cache)[0]!, "00000.json");
+  writeFileSync(stored, readFileSync(stored).subarray(0, 50));
+  assert.equal(await make(), [none, boxes, points]);
+  assert.ok(asked > before);
+  await make({ labels: new Uint8Array([2]) });
+  assert.is(readdirSync(options.cache).length, 2, "other labels have a cache of their own");
+});
+
+test.after(() => rmSync(folder, { recursive: true, force: true }));
+test.run();
