@@ -258,3 +258,23 @@ export function settings(): SettingDoc[] {
     });
   return walk(configSchema, defaults, "");
 }
+
+const INTRODUCTION = `# Settings of \`wgpu-wish train\`
+
+A YAML file holds those that differ from the defaults; \`key=value\` on the command line changes single ones, in YAML's notation
+(\`optim.lr=1e-4 "data.scale=[0.5, 2]"\`). An unknown key is an error that names the nearest one. The resolved settings are saved as
+\`config.yaml\` in the run's folder. Paths are relative to the working folder; \`assets/…\` is also looked up in the package.
+
+Origin of a default: **paper** as far as it is known, **reference** Mask2Former, SAM or detectron2, **ours** where the paper leaves the
+choice open. This page is written by \`node --import tsx scripts/settings.ts\`.
+`;
+
+/** configs/README.md: every setting with default, origin and meaning. */
+export function settingsPage(): string {
+  const cell = (text: string): string => text.replaceAll("|", "\\|");
+  const shown = (value: unknown): string => (value === undefined ? "the preset's" : `\`${JSON.stringify(value)}\``);
+  const rows = settings().map((s) => `| \`${s.key}\` | ${cell(shown(s.default))} | ${s.origin} | ${cell(s.help)} |`);
+  return [INTRODUCTION, "| setting | default | origin | meaning |", "| --- | --- | --- | --- |", ...rows, ""].join(
+    "\n",
+  );
+}

@@ -148,7 +148,7 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
       { keep: config.log.keep, best },
     );
   };
-  const bar = display.progress(config.steps, "img");
+  let bar = display.progress(config.steps, "img");
   const average = new Average();
   let evaluation: Evaluation | undefined;
   let interrupted = false;
@@ -192,6 +192,8 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
       }
       since = performance.now();
       logged = state.step;
+      // The evaluation had a bar of its own, and there is one at a time.
+      bar = display.progress(config.steps, "img");
     }
   }
   bar.end();

@@ -1,10 +1,11 @@
-import { mkdtempSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { parse } from "yaml";
-import { configText, readConfig, resolveConfig, settings } from "../../train/config.ts";
+import { packageRoot } from "../../platform/root.ts";
+import { configText, readConfig, resolveConfig, settings, settingsPage } from "../../train/config.ts";
 import { BadInput } from "../../train/errors.ts";
 
 const test = suite("config");
@@ -29,6 +30,16 @@ test("every setting has a default's origin and a line of help", () => {
   const all = settings();
   assert.ok(all.length > 70);
   for (const s of all) assert.ok(s.help.length > 8 && ["paper", "reference", "ours"].includes(s.origin), s.key);
+});
+
+test("configs/README.md says what the schema says", () => {
+  const page = readFileSync(join(packageRoot, "configs", "README.md"), "utf8");
+  assert.is(page, settingsPage(), "run: node --import tsx scripts/settings.ts");
+});
+
+test("the shipped configurations are valid", () => {
+  for (const name of ["scenes.yaml", "coco-mini.yaml"])
+    assert.ok(readConfig(join(packageRoot, "configs", name)).steps > 0, name);
 });
 
 test("a resolved configuration reads back as itself", () => {

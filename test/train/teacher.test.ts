@@ -27,13 +27,18 @@ test("masks of logits are those of SAM's postprocessing", async () => {
   const { sam } = await open();
   const side = sam.config.grid * 4;
   await scope(async () => {
-    for (const [h0, w0] of [[48, 48], [37, 90], [101, 40]] as const) {
+    for (const [h0, w0] of [
+      [48, 48],
+      [37, 90],
+      [101, 40],
+    ] as const) {
       const inputSize = longestSide(h0, w0, 64);
       const low = gpu.randn([1, 1, side, side], { seed: h0 });
       const want = await sam.postprocess(low, inputSize, [h0, w0]).toArray();
       const got = maskOfLogits((await low.toArray()) as Float32Array, side, 64, inputSize, [h0, w0]);
       // Logits within rounding of the threshold may fall on either side.
-      for (const [i, v] of want.entries()) if (Math.abs(v) > 1e-4) assert.is(got[i], v > 0 ? 1 : 0, `${h0} x ${w0}: pixel ${i}`);
+      for (const [i, v] of want.entries())
+        if (Math.abs(v) > 1e-4) assert.is(got[i], v > 0 ? 1 : 0, `${h0} x ${w0}: pixel ${i}`);
     }
   });
 });
@@ -41,9 +46,19 @@ test("masks of logits are those of SAM's postprocessing", async () => {
 test("several images with different numbers of prompts get what each gets alone", async () => {
   const teacher = await open();
   const images = [scene(0), scene(1)];
-  const boxes = [[[2, 3, 30, 40]], [[5, 5, 20, 20], [10, 0, 47, 30], [1, 1, 9, 9]]];
+  const boxes = [
+    [[2, 3, 30, 40]],
+    [
+      [5, 5, 20, 20],
+      [10, 0, 47, 30],
+      [1, 1, 9, 9],
+    ],
+  ];
   const together = await teacher.prompt(images, "box", boxes);
-  assert.equal(together.map((list) => list.length), [1, 3]);
+  assert.equal(
+    together.map((list) => list.length),
+    [1, 3],
+  );
   const predictor = new SamPredictor(teacher.sam);
   for (const [b, image] of images.entries()) {
     predictor.setImage(image);
@@ -64,7 +79,10 @@ test("points on a kept embedding answer alike from the encoder, memory and disk"
     reads++;
     return scene(2);
   };
-  const points = [[20, 20], [40, 10]] as const;
+  const points = [
+    [20, 20],
+    [40, 10],
+  ] as const;
   const first = await open();
   const fresh = await first.promptPoints(7, [48, 48], read, points);
   const held = await first.promptPoints(7, [48, 48], read, points);
@@ -79,7 +97,11 @@ test("points on a kept embedding answer alike from the encoder, memory and disk"
 test("memory holds no more embeddings than it may", async () => {
   const teacher = await open(1); // one byte: only the image at hand
   let reads = 0;
-  const ask = (id: number) => teacher.promptPoints(id, [48, 48], async () => (reads++, scene(id)), [[5, 5]]);
+  const read = async (id: number) => {
+    reads++;
+    return scene(id);
+  };
+  const ask = (id: number) => teacher.promptPoints(id, [48, 48], () => read(id), [[5, 5]]);
   for (const id of [100, 101, 100]) await ask(id);
   assert.is(reads, 2, "the third comes from disk");
 });
@@ -102,7 +124,8 @@ test("proxies are computed once, clipped to their boxes, and made again where a 
   const items = [item("tags"), item("boxes"), item("points")];
   const options = { cache: join(folder, "proxies"), labels: new Uint8Array([1]), soft: true, clipToBox: true };
   let asked = 0;
-  const make = (change: object = {}) => makeProxies(teacher, items, { ...options, ...change }, (_, __, fresh) => (asked += fresh ? 1 : 0));
+  const make = (change: object = {}) =>
+    makeProxies(teacher, items, { ...options, ...change }, (_, __, fresh) => (asked += fresh ? 1 : 0));
   const teacher = await open();
   const [none, boxes, points] = await make();
   assert.is(none, undefined);
