@@ -66,6 +66,9 @@ const UNUSED: readonly RegExp[] = [
   /^pixel_(mean|std)$/,
 ];
 
+/** A key that only transformers' Mask2Former has; model/mask2former/names.ts turns its names into detectron2's. */
+const HF_MASK2FORMER = /(^|\.)transformer_module\.queries_features\.weight$/;
+
 export type ModelKind =
   | "SAM ViT-B"
   | "SAM ViT-L"
@@ -132,7 +135,8 @@ function kindOf(tensors: ReadonlyMap<string, HostTensor>): ModelKind {
         : "SAM (TinyViT)";
     }
   }
-  if (has("sem_seg_head.predictor.query_feat.weight")) return "Mask2Former";
+  if (has("sem_seg_head.predictor.query_feat.weight") || [...tensors.keys()].some((key) => HF_MASK2FORMER.test(key)))
+    return "Mask2Former";
   if (has("stem.conv1.weight") || has("conv1.weight") || has("features.0.0.weight")) return "backbone";
   return "unknown";
 }

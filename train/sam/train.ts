@@ -6,6 +6,7 @@ import { gridSize, loadSam, Sam, type SamConfig } from "../../model/sam/index.ts
 import { latestCheckpoint, loadCheckpoint, saveCheckpoint, saveWeights } from "../checkpoint.ts";
 import { BadInput } from "../errors.ts";
 import { readNamed, writeWhole } from "../files.ts";
+import { configText } from "../settings.ts";
 import { modelOf, type SamTrainConfig } from "./config.ts";
 import { drawBatch, Photographs, type SamBatch, type SamDataOptions, scene } from "./data.ts";
 import { evaluateSam, type SamScores } from "./evaluate.ts";
@@ -54,7 +55,7 @@ export async function trainSam(
   }
   await mkdir(run, { recursive: true });
   const sizes = modelSizes(sam);
-  await writeWhole(join(run, "config.yaml"), `${JSON.stringify({ ...config, model: sizes }, undefined, 2)}\n`);
+  await writeWhole(join(run, "config.yaml"), configText({ ...config, model: sizes }));
   await dropLogAfter(join(run, "metrics.jsonl"), step);
 
   const photographs = config.data.annotations
