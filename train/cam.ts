@@ -6,8 +6,6 @@ import { type Device, F, noGrad, type Tensor } from "../engine/index.ts";
 import type { LayerStack, Pair } from "./matching.ts";
 import { type ImageTargets, indexTensor, type TargetTensors } from "./targets.ts";
 
-/** Keeps logarithms finite (wish.md 6.12). */
-const LEAST = 1e-4;
 const TINY = 1e-5;
 
 /** Cells of a (h, w) map of a W x H input that hold some image. */
@@ -43,7 +41,8 @@ export function camLoss(
 
 /**
  * L_self: the CAM of a class is pulled to the union of the masks that matched queries of the class predict (last layer, detached). Only
- * classes with such a query count. `raw` compares the logits themselves in place of the map normalised by its maximum.
+ * classes with such a query count. `raw` compares the logits themselves in place of the map normalised by its maximum; `clamp` keeps that
+ * map away from 0 and 1, where the logarithm's slope is up to 1 / clamp and would drown the other losses.
  */
 export function selfLoss(
   gpu: Device,
@@ -52,7 +51,7 @@ export function selfLoss(
   targets: TargetTensors,
   last: readonly Pair[],
   inputSize: readonly [number, number],
-  raw: boolean,
+  { raw, clamp }: { raw: boolean; clamp: number },
 ): Tensor | undefined {
   if (last.length === 0) return undefined;
   const [, K, h, w] = cam.shape as [number, number, number, number];
@@ -93,7 +92,7 @@ export function selfLoss(
   }
   const active = F.mul(F.relu(maps), valid);
   const peak = noGrad(() => F.add(F.max(active, [1], { keepdim: true }), TINY));
-  const a = F.clamp(F.div(active, peak), { min: LEAST, max: 1 - LEAST });
+  const a = F.clamp(F.div(active, peak), { min: clamp, max: 1 - clamp });
   const likelihood = F.add(F.mul(union, F.log(a)), F.mul(F.sub(1, union), F.log(F.sub(1, a))));
   return F.neg(F.div(F.sum(F.mul(likelihood, valid)), cells));
 }

@@ -197,6 +197,11 @@ export const configSchema = z.strictObject({
     maxPeaks: option(whole.default(32), "ours", "peaks of a class at most"),
     dedupIou: option(share.default(0.5), "ours", "of two peaks whose SAM masks overlap more, the worse goes"),
     upsample: option(whole.default(4), "ours", "factor by which the CAM is enlarged before its peaks are sought"),
+    clamp: option(
+      z.number().positive().max(0.49).default(1e-4),
+      "ours",
+      "L_self keeps the normalised CAM this far from 0 and 1; larger: gentler gradients",
+    ),
     raw: option(z.boolean().default(false), "ours", "L_self on raw logits instead of the normalised CAM"),
   }),
   optim: section({

@@ -137,11 +137,7 @@ export async function lossTerms(
   add("dice", losses.dice, weights.dice);
   if (output.cam) {
     add("cam", camLoss(gpu, output.cam, samples, output.inputSize), weights.cam);
-    add(
-      "self",
-      selfLoss(gpu, output.cam, stack, uploaded, pairs.at(-1)!, output.inputSize, config.cam.raw),
-      weights.self,
-    );
+    add("self", selfLoss(gpu, output.cam, stack, uploaded, pairs.at(-1)!, output.inputSize, config.cam), weights.self);
   }
   return { terms, counts: { objects: uploaded.total } };
 }

@@ -1,5 +1,5 @@
 /** Training as a whole: data, teacher, model, the loop, checkpoints, evaluation. */
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Device, optim } from "../engine/index.ts";
 import { parameterGroups, type Wish } from "../model/index.ts";
@@ -11,7 +11,7 @@ import { readWeak } from "./data/weak.ts";
 import { BadInput } from "./errors.ts";
 import { type Evaluation, evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
-import { Diary, isEvaluation, readDiary } from "./metrics.ts";
+import { Diary } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
 import { makeProxies, type SamProxy } from "./proxies.ts";
 import { writeReport } from "./report.ts";
@@ -269,13 +269,6 @@ async function assess(
   display.log(`step ${state.step}: AP ${AP.toFixed(3)}, AP50 ${AP50.toFixed(3)}, AP75 ${AP75.toFixed(3)}`);
   await writeReport(config.run, { config, categories: data.categories, evaluation });
   return evaluation;
-}
-
-/** Best AP that a run's diary knows, for those who go on from it. */
-export function bestOf(run: string): number {
-  return existsSync(run)
-    ? Math.max(-1, ...readDiary(run).flatMap((entry) => (isEvaluation(entry) ? [entry.evaluation.AP] : [])))
-    : -1;
 }
 
 async function orExplain<T>(run: string, work: () => Promise<T>): Promise<T> {
