@@ -3,7 +3,7 @@
 // With n = (x - mean) / sqrt(variance + eps), h = gy * weight and N the numbers of a row:
 //   forward: y  = n * weight + bias
 //   grad_x:  gx = rstd * (h - sum(h) / N - n * sum(h * n) / N), the sums over the row; without them where the statistics are fixed
-// Rows are few and long, so that planes are cut into pieces which another pass puts together, always in the same order.
+// Planes whose size allows are read four numbers at a time (…4). Rows are few and long, so that planes are cut into pieces which another pass puts together, always in the same order.
 struct Params {
   planes: u32,
   hw: u32,
@@ -42,11 +42,27 @@ struct Params {
 @group(0) @binding(17) var<storage, read_write> row_sums_out: array<vec2f>;
 @group(0) @binding(18) var<storage, read> row_sums: array<vec2f>;
 
+@group(0) @binding(19) var<storage, read> x4: array<vec4f>;
+@group(0) @binding(20) var<storage, read_write> y4: array<vec4f>;
+@group(0) @binding(21) var<storage, read> gy4: array<vec4f>;
+@group(0) @binding(22) var<storage, read_write> gx4: array<vec4f>;
+
 const LANES = 64u;
-const SHARE = 8u;  // numbers an invocation of forward and grad_x writes
+const ROW = 32u;     // lanes that write
+const SHARE = 512u;  // numbers that a workgroup writes of a plane
+
+/// n / d for n up to 4 million: software adapters divide whole numbers lane by lane.
+fn quotient(n: u32, d: u32) -> u32 {
+  return u32((f32(n) + 0.5) / f32(d));
+}
 
 fn plane_row(plane: u32) -> u32 {
-  return (plane / params.per) % params.rows;
+  let row = quotient(plane, params.per);
+  return row - quotient(row, params.rows) * params.rows;
+}
+
+fn channel_of(plane: u32) -> u32 {
+  return plane - quotient(plane, params.c) * params.c;
 }
 
 fn rstd_of(s: vec2f) -> f32 {
@@ -60,9 +76,10 @@ fn piece_stats(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
   if (i >= params.planes * params.pieces) {
     return;
   }
-  let first = (i % params.pieces) * params.piece;
+  let plane = quotient(i, params.pieces);
+  let first = (i - plane * params.pieces) * params.piece;
   let n = min(params.piece, params.hw - first);
-  let base = (i / params.pieces) * params.hw + first;
+  let base = plane * params.hw + first;
   var sum = 0.0;
   for (var k = 0u; k < n; k++) {
     sum += x[base + k];
@@ -74,6 +91,29 @@ fn piece_stats(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
     squares += d * d;
   }
   parts_out[i] = vec2f(m, squares);
+}
+
+@compute @workgroup_size(LANES)
+fn piece_stats4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * LANES;
+  if (i >= params.planes * params.pieces) {
+    return;
+  }
+  let plane = quotient(i, params.pieces);
+  let first = (i - plane * params.pieces) * params.piece;
+  let n = min(params.piece, params.hw - first) / 4u;
+  let base = (plane * params.hw + first) / 4u;
+  var sum = vec4f();
+  for (var k = 0u; k < n; k++) {
+    sum += x4[base + k];
+  }
+  let m = dot(sum, vec4f(1.0)) / f32(n * 4u);
+  var squares = vec4f();
+  for (var k = 0u; k < n; k++) {
+    let d = x4[base + k] - m;
+    squares += d * d;
+  }
+  parts_out[i] = vec2f(m, dot(squares, vec4f(1.0)));
 }
 
 // Puts the pieces of a row together (Chan et al. 1979): no cancellation however large the mean.
@@ -124,27 +164,46 @@ fn fixed_stats(@builtin(global_invocation_id) id: vec3u) {
   }
 }
 
-@compute @workgroup_size(LANES)
-fn forward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let i = group.x + group.y * groups.x;
-  let shares = (params.hw + LANES * SHARE - 1u) / (LANES * SHARE);
-  let plane = i / shares;
-  if (plane >= params.planes) {
-    return;
-  }
-  let first = (i % shares) * LANES * SHARE + lane;
-  let s = stats[plane_row(plane)];
+/// Scale and shift of a plane after its mean is taken away.
+fn affine(plane: u32, s: vec2f) -> vec2f {
+  let c = channel_of(plane);
   var scale = rstd_of(s);
   if (params.has_weight == 1u) {
-    scale *= weight[plane % params.c];
+    scale *= weight[c];
   }
   var shift = 0.0;
   if (params.has_bias == 1u) {
-    shift = bias[plane % params.c];
+    shift = bias[c];
   }
+  return vec2f(scale, shift);
+}
+
+// Workgroups of what writes planes: x over a plane by SHARE numbers, y and z over planes.
+@compute @workgroup_size(ROW)
+fn forward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let plane = group.y + group.z * groups.y;
+  if (plane >= params.planes) {
+    return;
+  }
+  let s = stats[plane_row(plane)];
+  let a = affine(plane, s);
   let base = plane * params.hw;
-  for (var k = first; k < min(first + LANES * SHARE, params.hw); k += LANES) {
-    y[base + k] = fma(x[base + k] - s.x, scale, shift);
+  for (var k = group.x * SHARE + lane; k < min(group.x * SHARE + SHARE, params.hw); k += ROW) {
+    y[base + k] = fma(x[base + k] - s.x, a.x, a.y);
+  }
+}
+
+@compute @workgroup_size(ROW)
+fn forward4(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let plane = group.y + group.z * groups.y;
+  if (plane >= params.planes) {
+    return;
+  }
+  let s = stats[plane_row(plane)];
+  let a = affine(plane, s);
+  let base = plane * params.hw / 4u;
+  for (var k = group.x * SHARE / 4u + lane; k < min(group.x * SHARE + SHARE, params.hw) / 4u; k += ROW) {
+    y4[base + k] = fma(x4[base + k] - s.x, vec4f(a.x), vec4f(a.y));
   }
 }
 
@@ -155,8 +214,8 @@ fn grad_pieces(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
   if (i >= params.planes * params.pieces) {
     return;
   }
-  let plane = i / params.pieces;
-  let first = (i % params.pieces) * params.piece;
+  let plane = quotient(i, params.pieces);
+  let first = (i - plane * params.pieces) * params.piece;
   let n = min(params.piece, params.hw - first);
   let base = plane * params.hw + first;
   let s = stats[plane_row(plane)];
@@ -166,6 +225,27 @@ fn grad_pieces(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
     sums += vec2f(g, g * (x[base + k] - s.x));
   }
   parts_out[i] = vec2f(sums.x, sums.y * rstd_of(s));
+}
+
+@compute @workgroup_size(LANES)
+fn grad_pieces4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * LANES;
+  if (i >= params.planes * params.pieces) {
+    return;
+  }
+  let plane = quotient(i, params.pieces);
+  let first = (i - plane * params.pieces) * params.piece;
+  let n = min(params.piece, params.hw - first) / 4u;
+  let base = (plane * params.hw + first) / 4u;
+  let s = stats[plane_row(plane)];
+  var sum = vec4f();
+  var product = vec4f();
+  for (var k = 0u; k < n; k++) {
+    let g = gy4[base + k];
+    sum += g;
+    product += g * (x4[base + k] - s.x);
+  }
+  parts_out[i] = vec2f(dot(sum, vec4f(1.0)), dot(product, vec4f(1.0)) * rstd_of(s));
 }
 
 // From the sums of planes: those of h and h * n over a row, divided by its length.
@@ -180,7 +260,7 @@ fn grad_rows(@builtin(global_invocation_id) id: vec3u) {
     let plane = row * params.row_step + j * params.plane_step;
     var w = 1.0;
     if (params.has_weight == 1u) {
-      w = weight[plane % params.c];
+      w = weight[channel_of(plane)];
     }
     sums += w * parts[plane];
   }
@@ -202,29 +282,46 @@ fn grad_affine(@builtin(global_invocation_id) id: vec3u) {
   gw[c] = sums.y;
 }
 
-@compute @workgroup_size(LANES)
+/// (weight, sum(h) / N, sum(h * n) / N) of a plane.
+fn slopes(plane: u32) -> vec3f {
+  var w = 1.0;
+  if (params.has_weight == 1u) {
+    w = weight[channel_of(plane)];
+  }
+  if (params.batch_stats == 0u) {
+    return vec3f(w, 0.0, 0.0);
+  }
+  return vec3f(w, row_sums[plane_row(plane)]);
+}
+
+@compute @workgroup_size(ROW)
 fn grad_x(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let i = group.x + group.y * groups.x;
-  let shares = (params.hw + LANES * SHARE - 1u) / (LANES * SHARE);
-  let plane = i / shares;
+  let plane = group.y + group.z * groups.y;
   if (plane >= params.planes) {
     return;
   }
-  let first = (i % shares) * LANES * SHARE + lane;
-  let row = plane_row(plane);
-  let s = stats[row];
+  let s = stats[plane_row(plane)];
   let rstd = rstd_of(s);
-  var w = 1.0;
-  if (params.has_weight == 1u) {
-    w = weight[plane % params.c];
-  }
-  var sums = vec2f();
-  if (params.batch_stats == 1u) {
-    sums = row_sums[row];
-  }
+  let a = slopes(plane);
   let base = plane * params.hw;
-  for (var k = first; k < min(first + LANES * SHARE, params.hw); k += LANES) {
+  for (var k = group.x * SHARE + lane; k < min(group.x * SHARE + SHARE, params.hw); k += ROW) {
     let n = (x[base + k] - s.x) * rstd;
-    gx[base + k] = rstd * (gy[base + k] * w - sums.x - n * sums.y);
+    gx[base + k] = rstd * (gy[base + k] * a.x - a.y - n * a.z);
+  }
+}
+
+@compute @workgroup_size(ROW)
+fn grad_x4(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let plane = group.y + group.z * groups.y;
+  if (plane >= params.planes) {
+    return;
+  }
+  let s = stats[plane_row(plane)];
+  let rstd = rstd_of(s);
+  let a = slopes(plane);
+  let base = plane * params.hw / 4u;
+  for (var k = group.x * SHARE / 4u + lane; k < min(group.x * SHARE + SHARE, params.hw) / 4u; k += ROW) {
+    let n = (x4[base + k] - s.x) * rstd;
+    gx4[base + k] = rstd * (gy4[base + k] * a.x - a.y - n * a.z);
   }
 }

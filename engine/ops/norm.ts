@@ -5,6 +5,7 @@ import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
 import { workgroupPerRow } from "./softmax.ts";
+import { planeGroups } from "./window.ts";
 
 function checkAffine(op: string, x: Tensor, c: number, named: Record<string, Tensor | undefined>): void {
   if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
@@ -140,24 +141,26 @@ class PlaneNorm {
   }
 
   #run(entry: string, bind: Record<string, Tensor>, invocations: number): void {
-    run(this.x.device, "plane_norm", entry, {
-      bind,
-      params: this.params,
-      groups: linearGroups(Math.ceil(invocations / 64)),
-    });
+    const groups = linearGroups(Math.ceil(invocations / 64));
+    run(this.x.device, "plane_norm", entry, { bind, params: this.params, groups });
   }
 
   /** A workgroup writes 512 numbers of a plane. */
   #runPlanes(entry: string, bind: Record<string, Tensor>): void {
-    const shares = Math.ceil(this.params.hw! / 512);
-    run(this.x.device, "plane_norm", entry, { bind, params: this.params, groups: linearGroups(this.planes * shares) });
+    const groups = planeGroups(this.planes, Math.ceil(this.params.hw! / 512));
+    run(this.x.device, "plane_norm", entry, { bind, params: this.params, groups });
+  }
+
+  /** The name of an entry and of its bindings of images, for planes that can be read four numbers at a time. */
+  #fours(name: string): string {
+    return this.params.hw! % 4 === 0 ? `${name}4` : name;
   }
 
   /** (rows, 2): mean and biased variance of each row of x. */
   statistics(): Tensor {
     const { x } = this;
     const parts = empty(x.device, [this.planes, this.pieces, 2]);
-    this.#run("piece_stats", { x, parts_out: parts }, this.planes * this.pieces);
+    this.#run(this.#fours("piece_stats"), { [this.#fours("x")]: x, parts_out: parts }, this.planes * this.pieces);
     const stats = empty(x.device, [this.rows, 2]);
     this.#run("merge_stats", { parts, stats_out: stats }, this.rows);
     return stats;
@@ -177,7 +180,9 @@ class PlaneNorm {
     const { x, affine } = this;
     const { weight, bias } = affine;
     const y = empty(x.device, x.shape);
-    this.#runPlanes("forward", { x, stats, weight: weight ?? x, bias: bias ?? x, y });
+    const [inName, outName] = [this.#fours("x"), this.#fours("y")];
+    const bind = { [inName]: x, stats, weight: weight ?? stats, bias: bias ?? stats, [outName]: y };
+    this.#runPlanes(this.#fours("forward"), bind);
     return record(op, [x, weight ?? x, bias ?? x], y, (gy) => this.#gradients(stats, gy));
   }
 
@@ -187,10 +192,11 @@ class PlaneNorm {
     const { device } = x;
     const affine = weight?.requiresGrad || bias?.requiresGrad;
     const batchStats = this.params.batch_stats === 1;
+    const images = { [this.#fours("x")]: x, [this.#fours("gy")]: gy };
     let sums = stats;
     if (affine || batchStats) {
       const parts = empty(device, [planes, pieces, 2]);
-      this.#run("grad_pieces", { x, gy, stats, parts_out: parts }, planes * pieces);
+      this.#run(this.#fours("grad_pieces"), { ...images, stats, parts_out: parts }, planes * pieces);
       sums = alias(sumTo(parts, [planes, 1, 2]), [planes, 2]);
     }
     let gx: Tensor | null = null;
@@ -201,7 +207,8 @@ class PlaneNorm {
         this.#run("grad_rows", { parts: sums, weight: weight ?? x, row_sums_out: rowSums }, this.rows);
       }
       gx = empty(device, x.shape);
-      this.#runPlanes("grad_x", { x, gy, stats, weight: weight ?? x, row_sums: rowSums, gx });
+      const bind = { ...images, stats, weight: weight ?? x, row_sums: rowSums, [this.#fours("gx")]: gx };
+      this.#runPlanes(this.#fours("grad_x"), bind);
     }
     if (!affine) return [gx, null, null];
     const c = x.shape[1]!;
