@@ -17,6 +17,7 @@ import { hashOf, type Prompted, type Teacher } from "./teacher.ts";
 const IMAGES_IN_A_FILE = 32;
 /** Pixels of SAM's input that one pass takes: several images of a small teacher, one of SAM. */
 const PIXELS_AT_ONCE = 4 * 256 * 256;
+const PROMPTS_AT_ONCE = 32;
 const VERSION = "1";
 
 /** SAM's three masks of one label, on the original image. */
@@ -85,22 +86,30 @@ export async function makeProxies(
 }
 
 async function ask(teacher: Teacher, items: readonly Item[]): Promise<Prompted[][]> {
-  const images = await Promise.all(items.map((item) => readImage(item.path)));
   const out: Prompted[][] = items.map(() => []);
   for (const kind of ["points", "boxes"] as const) {
-    const of = items.flatMap((item, i) => (item.kind === kind ? [i] : []));
-    if (of.length === 0) continue;
-    const prompts = of.map((i) =>
-      kind === "points" ? items[i]!.points : items[i]!.boxes.map(([x, y, w, h]) => [x, y, x + w, y + h]),
-    );
-    const answers = await teacher.prompt(
-      of.map((i) => images[i]!),
-      kind === "points" ? "point" : "box",
-      prompts,
-    );
-    for (const [j, i] of of.entries()) out[i] = answers[j]!;
+    const of = items.flatMap((item, i) => (item.kind === kind && item[kind].length > 0 ? [i] : []));
+    for (const some of packed(of, (i) => items[i]![kind].length)) {
+      const images = await Promise.all(some.map((i) => readImage(items[i]!.path)));
+      const prompts = some.map((i) =>
+        kind === "points" ? items[i]!.points : items[i]!.boxes.map(([x, y, w, h]) => [x, y, x + w, y + h]),
+      );
+      const answers = await teacher.prompt(images, kind === "points" ? "point" : "box", prompts);
+      for (const [j, i] of some.entries()) out[i] = answers[j]!;
+    }
   }
   return out;
+}
+
+/** Images of like numbers of prompts go together, for the pass pads them to the greatest; no pass has more than a few dozen in all. */
+function packed(indices: readonly number[], count: (i: number) => number): number[][] {
+  const groups: number[][] = [];
+  for (const i of [...indices].sort((a, b) => count(a) - count(b) || a - b)) {
+    const group = groups.at(-1);
+    if (group && (group.length + 1) * count(i) <= PROMPTS_AT_ONCE) group.push(i);
+    else groups.push([i]);
+  }
+  return groups;
 }
 
 function store({ masks, iou, logits, side }: Prompted, { width, height }: Item, soft: boolean): StoredProxy {
