@@ -1,0 +1,111 @@
+// sam and convert on the command line, with the small checkpoints that the reference implementations wrote.
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { parseSafetensors } from "../../engine/index.ts";
+import { writePng } from "../../train/data/image.ts";
+import { maskOfRuns, runsOfRle } from "../../train/data/mask.ts";
+import { makeScene } from "../../train/data/scenes.ts";
+import { wish } from "./run.ts";
+
+const test = suite("cli sam");
+const folder = mkdtempSync(join(tmpdir(), "cli-sam-"));
+const at = (name: string) => join(folder, name);
+const fixture = (name: string) => fileURLToPath(new URL(`../parity/${name}`, import.meta.url));
+test.before(() => writePng(at("scene.png"), makeScene(5, 1, 80).image));
+test.after(() => rmSync(folder, { recursive: true }));
+
+test("convert keeps the original names and says which model it is", async () => {
+  const done = await wish(["convert", fixture("sam-hf.safetensors"), at("hf.safetensors"), "--json"]);
+  assert.is(done.code, 0, done.stderr);
+  const report = JSON.parse(done.stdout);
+  assert.is(report.model, "SAM (ViT)");
+  const { tensors, metadata } = parseSafetensors(new Uint8Array(readFileSync(at("hf.safetensors"))));
+  assert.ok(tensors.has("image_encoder.blocks.0.attn.qkv.weight"));
+  assert.is(JSON.parse(metadata.config!).imageSize, 64);
+});
+
+test("convert refuses what is damaged, with the file's name and exit code 2", async () => {
+  writeFileSync(at("cut.pt"), readFileSync(fixture("sam-vit.pt")).subarray(0, 9000));
+  const done = await wish(["convert", at("cut.pt"), at("x.safetensors")]);
+  assert.is(done.code, 2);
+  assert.match(done.stderr, /cut\.pt: the archive's directory is missing/);
+  assert.not.ok(existsSync(at("x.safetensors")));
+});
+
+test("sam answers with a mask for each prompt and candidate, and dumps its tensors", async () => {
+  const args = [
+    "--checkpoint",
+    fixture("sam-vit.pt"),
+    "--image",
+    at("scene.png"),
+    "--out",
+    at("out"),
+    "--dump",
+    at("dump.safetensors"),
+  ];
+  const done = await wish(["sam", ...args, "--point", "20,30", "--point", "60,10,0", "--box", "5,5,60,70", "--json"]);
+  assert.is(done.code, 0, done.stderr);
+  const { image, masks } = JSON.parse(done.stdout);
+  assert.equal(image, { width: 80, height: 80 });
+  assert.equal(
+    masks.map((m: { prompt: number; candidate: number }) => [m.prompt, m.candidate]),
+    [
+      [0, 0],
+      [0, 1],
+      [0, 2],
+      [1, 0],
+      [1, 1],
+      [1, 2],
+    ],
+  );
+  for (const { rle, area } of masks)
+    assert.is(
+      maskOfRuns(runsOfRle(rle)).reduce((sum, v) => sum + v, 0),
+      area,
+    );
+  assert.ok(existsSync(at("out/overlay.png")) && existsSync(at("out/mask-1-2.png")));
+  const { tensors } = parseSafetensors(new Uint8Array(readFileSync(at("dump.safetensors"))));
+  const shapes = Object.fromEntries([...tensors].map(([key, { shape }]) => [key, [...shape]]));
+  assert.equal(shapes, {
+    image_embeddings: [1, 32, 12, 12],
+    sparse_embeddings: [2, 3, 32],
+    dense_embeddings: [2, 32, 12, 12],
+    low_res_masks: [2, 3, 48, 48],
+    iou_predictions: [2, 3],
+  });
+});
+
+test("sam refuses prompts outside of the image and missing files", async () => {
+  const outside = await wish([
+    "sam",
+    "--checkpoint",
+    fixture("sam-vit.pt"),
+    "--image",
+    at("scene.png"),
+    "--out",
+    at("out"),
+    "--point",
+    "200,10",
+  ]);
+  assert.is(outside.code, 2);
+  assert.match(outside.stderr, /--point 200,10: lies outside of .*scene\.png, which has 80x80 pixels/);
+  const absent = await wish([
+    "sam",
+    "--checkpoint",
+    at("none.pt"),
+    "--image",
+    at("scene.png"),
+    "--out",
+    at("out"),
+    "--point",
+    "2,1",
+  ]);
+  assert.is(absent.code, 2);
+  assert.match(absent.stderr, /none\.pt: there is no such file/);
+});
+
+test.run();
