@@ -21,7 +21,7 @@ struct Params {
   mask_row: u32,
   k_h: u32,        // 0: no relative position
   k_w: u32,
-  mask_size: vec4u,  // grad_mask: outer, inner, rows, columns of the mask
+  mask_size: vec4u,  // grad_mask: outer, inner, rows of the mask, M
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -293,10 +293,13 @@ fn grad_mask(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) 
   let query = (i / size.w) % size.z;
   let inner = (i / (size.w * size.z)) % size.y;
   let outer = i / (size.w * size.z * size.y);
+  // The batch entries that this element was repeated to, as far as they lie in the chunk.
+  let end = params.b0 + params.rows / params.n_chunk;
+  let last_entry = select(end, min(end, (outer + 1u) * params.split), size.x > 1u);
+  let step = select(1u, params.split, size.y > 1u);
   var sum = 0.0;
-  for (var b = 0u; b < params.rows / params.n_chunk; b++) {
-    let entry = params.b0 + b;
-    if ((size.x > 1u && entry / params.split != outer) || (size.y > 1u && entry % params.split != inner)) {
+  for (var entry = select(0u, outer * params.split, size.x > 1u) + inner; entry < last_entry; entry += step) {
+    if (entry < params.b0) {
       continue;
     }
     if (size.z > 1u && (query < params.n0 || query >= params.n0 + params.n_chunk)) {
@@ -305,14 +308,7 @@ fn grad_mask(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) 
     let first = select(0u, query - params.n0, size.z > 1u);
     let last = select(params.n_chunk, first + 1u, size.z > 1u);
     for (var n = first; n < last; n++) {
-      let at = (b * params.n_chunk + n) * params.m;
-      var part = ds[at + column];
-      if (size.w == 1u) {
-        for (var k = 1u; k < params.m; k++) {
-          part += ds[at + k];
-        }
-      }
-      sum += part;
+      sum += ds[((entry - params.b0) * params.n_chunk + n) * params.m + column];
     }
   }
   g_mask[i] += sum;

@@ -14,6 +14,7 @@ interface Setup {
   allowed?: (i: number) => boolean;
   rel?: readonly [number, number];
   scale?: number;
+  scoreBytes?: number;
 }
 
 function attention(s: Setup): Case {
@@ -36,6 +37,7 @@ function attention(s: Setup): Case {
       F.scaledDotProductAttention(x[0]!, x[1]!, x[2]!, {
         mask: s.mask && x[3],
         scale: s.scale,
+        scoreBytes: s.scoreBytes,
         relH: s.rel && x[at],
         relW: s.rel && x[at + 1],
       }),
@@ -128,6 +130,44 @@ export const attentionCases: Cases = {
       allowed: (i) => i >= 520 && i % 3 > 0,
     }),
     attention({ name: "few long rows, relative position and mask", n: 2, m: 525, d: 2, rel: [25, 21], mask: [2, 525] }),
+    attention({
+      name: "in pieces of two entries, a bool mask each head",
+      batch: [2, 3],
+      n: 4,
+      m: 8,
+      d: 4,
+      mask: [3, 4, 8],
+      allowed: (i) => i >= 8 && i % 5 > 0,
+      scoreBytes: 300,
+    }),
+    attention({
+      name: "in pieces, a float mask each image",
+      batch: [2, 3],
+      n: 4,
+      m: 5,
+      d: 3,
+      mask: [2, 1, 4, 5],
+      scoreBytes: 100,
+    }),
+    attention({
+      name: "in pieces of rows, a float mask each head",
+      batch: [1, 2],
+      n: 19,
+      m: 5,
+      d: 3,
+      mask: [2, 19, 5],
+      scoreBytes: 1,
+    }),
+    attention({
+      name: "in pieces of rows, a float mask for all and relative position",
+      batch: [2],
+      n: 19,
+      m: 6,
+      d: 2,
+      mask: [1, 6],
+      rel: [2, 3],
+      scoreBytes: 1,
+    }),
     attention({ name: "real: a window of SAM", batch: [2], n: 49, m: 49, d: 32, rel: [7, 7] }),
     attention({ name: "real", batch: [1, 2], n: 40, m: 130, d: 32, mask: [1, 2, 40, 130], allowed: (i) => i % 3 > 0 }),
   ],

@@ -18,10 +18,13 @@ export interface AttentionOptions {
   /** (…, N, kH) and (…, N, kW) with kH kW = M: relH[n, i] + relW[n, j] is added to the score of query n and key i kW + j. */
   relH?: Tensor | undefined;
   relW?: Tensor | undefined;
+  /** Scores up to this many bytes are kept for the gradient; more are made, used and made again piece by piece. Default 32 MiB. */
+  scoreBytes?: number | undefined;
 }
 
-/** Scores up to this many bytes are kept for the gradient; larger ones are made, used and made again piece by piece. */
-export const SCORE_BYTES = 32 * 2 ** 20;
+const SCORE_BYTES = 32 * 2 ** 20;
+/** Queries that are worth a piece of their own: fewer would waste the products. */
+const MIN_ROWS = 8;
 
 /** Batch entries b0..b0+batch of queries n0..n0+n: whole entries, or some queries of one entry, so that it is one stretch of memory. */
 interface Chunk {
@@ -62,7 +65,7 @@ function cut(batch: number, n: number, m: number, limit: number): Chunk[][] {
       { b0: i * each, batch: Math.min(each, batch - i * each), n0: 0, n },
     ]);
   }
-  const rows = Math.max(8, Math.floor(limit / (m * 4)));
+  const rows = Math.max(MIN_ROWS, Math.floor(limit / (m * 4)));
   return Array.from({ length: batch }, (_, b0) =>
     Array.from({ length: Math.ceil(n / rows) }, (_, i) => ({
       b0,
@@ -292,7 +295,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     m,
     d,
     dv,
-    chunks: cut(batch, n, m, SCORE_BYTES),
+    chunks: cut(batch, n, m, options.scoreBytes ?? SCORE_BYTES),
     q: flat(scale === 1 ? q : mul(q, scale), n, d),
     k: flat(k, m, d),
     v: flat(v, m, dv),
