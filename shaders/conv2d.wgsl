@@ -28,6 +28,7 @@ struct Params {
   split: u32,    // pixels of a split
   splits: u32,
   filled: u32,   // all pixels, filled up
+  quads: u32,    // 1: four pixels in a row stand together in y, too
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -27,6 +27,7 @@ struct Params {
   split: u32,    // pixels of a split
   splits: u32,
   filled: u32,   // all pixels, filled up
+  quads: u32,    // 1: four pixels in a row stand together in y, too
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -35,6 +36,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> table: array<i32>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
+@group(0) @binding(7) var<storage, read_write> y4: array<vec4f>;  // y where `quads`, else unused, as then y is
 @group(0) @binding(6) var<storage, read_write> parts: array<vec4f>;
 
 /// Where pixel p of group g stands: (its window's start in x, its place in the first channel of y).
@@ -73,6 +75,22 @@ fn bias_of(g: u32, c: u32) -> vec4f {
     }
   }
   return add;
+}
+
+/// Four output channels of four pixels that stand together.
+fn store_quad(to: u32, c: u32, v0: vec4f, v1: vec4f, v2: vec4f, v3: vec4f) {
+  let plane = params.out_h * params.out_w / 4u;
+  let at = to / 4u + c * plane;
+  y4[at] = vec4f(v0.x, v1.x, v2.x, v3.x);
+  if (c + 1u < params.co) {
+    y4[at + plane] = vec4f(v0.y, v1.y, v2.y, v3.y);
+  }
+  if (c + 2u < params.co) {
+    y4[at + 2u * plane] = vec4f(v0.z, v1.z, v2.z, v3.z);
+  }
+  if (c + 3u < params.co) {
+    y4[at + 3u * plane] = vec4f(v0.w, v1.w, v2.w, v3.w);
+  }
 }
 
 @compute @workgroup_size(8)
@@ -213,6 +231,13 @@ fn forward(
     return;
   }
   let add = bias_of(g, c);
+  if (params.quads == 1u) {
+    store_quad(to0, c, c0 + add, c1 + add, c2 + add, c3 + add);
+    if (first + 4u < pixels) {
+      store_quad(to4, c, c4 + add, c5 + add, c6 + add, c7 + add);
+    }
+    return;
+  }
   // Past the last pixel, its number is written again.
   store(to0, c, c0 + add);
   store(to1, c, c1 + add);

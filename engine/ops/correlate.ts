@@ -178,6 +178,7 @@ function kernelParams(
     split: 0,
     splits: 0,
     filled: 0,
+    quads: 0,
   };
 }
 
@@ -200,9 +201,19 @@ function product(
   });
   const pixels = params.batch * params.grid_h * params.grid_w;
   const panels = p.panels * params.groups;
+  // The grid is all of y, and no four pixels in a row belong to two planes: they are written at once.
+  const whole = params.grid_h === params.out_h && params.grid_w === params.out_w;
+  const quads = lanes > 1 && whole && (params.grid_h * params.grid_w) % 4 === 0;
+  const unused = (): Tensor => empty(device, [4]);
   run(device, kernelOf(lanes), "forward", {
-    bind: { x: frame.x, packed, table: p.table, bias: bias ?? packed, y },
-    params: { ...params, has_bias: bias ? 1 : 0 },
+    bind: {
+      x: frame.x,
+      packed,
+      table: p.table,
+      bias: bias ?? packed,
+      ...(lanes === 1 ? { y } : quads ? { y: unused(), y4: y } : { y, y4: unused() }),
+    },
+    params: { ...params, has_bias: bias ? 1 : 0, quads: quads ? 1 : 0 },
     groups: linearGroups(
       lanes === 1 ? Math.ceil((Math.ceil(pixels / 4) * panels) / 64) : Math.ceil(pixels / TILE) * panels,
     ),
