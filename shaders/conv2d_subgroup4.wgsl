@@ -36,7 +36,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> table: array<i32>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
-@group(0) @binding(7) var<storage, read_write> y4: array<vec4f>;  // y where `quads`, else unused, as then y is
+@group(0) @binding(7) var<storage, read_write> y4: array<vec4f>;  // y by fours, written instead of y where `quads`
 @group(0) @binding(6) var<storage, read_write> parts: array<vec4f>;
 
 /// Where pixel p of group g stands: (its window's start in x, its place in the first channel of y).
