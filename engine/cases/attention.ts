@@ -169,6 +169,6 @@ export const attentionCases: Cases = {
       scoreBytes: 1,
     }),
     attention({ name: "real: a window of SAM", batch: [2], n: 49, m: 49, d: 32, rel: [7, 7] }),
-    attention({ name: "real", batch: [1, 2], n: 40, m: 130, d: 32, mask: [1, 2, 40, 130], allowed: (i) => i % 3 > 0 }),
+    attention({ name: "real", batch: [1, 2], n: 20, m: 130, d: 32, mask: [1, 2, 20, 130], allowed: (i) => i % 3 > 0 }),
   ],
 };

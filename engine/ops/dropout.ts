@@ -4,7 +4,10 @@ import { record } from "../tape.ts";
 import { empty, type Tensor } from "../tensor.ts";
 
 export interface DropoutOptions {
-  /** A whole number; the same seed omits the same elements. Default: drawn from the device's generator (`gpu.manualSeed`). */
+  /**
+   * A whole number; the same seed omits the same elements. Default: drawn from the device's generator (`gpu.manualSeed`), anew at every call:
+   * inside `checkpoint`, which calls twice, give one.
+   */
   seed?: number;
   /** False: x comes back as it is. */
   training?: boolean;
