@@ -138,9 +138,18 @@ fn weight(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gro
   var c1 = vec4f();
   var c2 = vec4f();
   var c3 = vec4f();
+  var place = locate(first, g).x;
+  var q = first % params.grid_w;
   for (var p = first; p < last; p++) {
-    let at = locate(p, g).x;
+    let at = place;
     let v = packed[panel * params.filled + p];
+    // Only a new row is worth the divisions.
+    q++;
+    place += params.step_x;
+    if (q == params.grid_w) {
+      q = 0u;
+      place = locate(p + 1u, g).x;
+    }
     c0 = fma(vec4f(x[at + shift0]), v, c0);
     c1 = fma(vec4f(x[at + shift1]), v, c1);
     c2 = fma(vec4f(x[at + shift2]), v, c2);
