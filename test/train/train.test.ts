@@ -169,6 +169,23 @@ test("supervised training from masks needs no teacher", async () => {
   assert.ok(step.dice! > 0 && step.prompt === undefined && step.cam === undefined);
 });
 
+test("every reading of the paper's open choices trains", async () => {
+  const variants = [
+    ["proxy.soft=true", "prompt.mode=sparse", "prompt.direction=student"],
+    ["proxy.clipToBox=false", "prompt.mode=mean", "prompt.distance=l2", "match.candidate=iou"],
+    ["prompt.mode=none", "cam.raw=true", "loss.deepSupervision=false", "accumulate=2"],
+    ["cam.feature=none", "optim.clip=0", "optim.schedule=poly", "loss.importance=0"],
+  ];
+  for (const [i, settings] of variants.entries()) {
+    const run = `variant${i}`;
+    await train(gpu, config(run, [...settings, "steps=1", "cam.warmup=0", "val.annotations="]), { display: silent });
+    const [entry] = readDiary(join(folder, run)) as Record<string, number>[];
+    assert.ok(entry!.loss! > 0 && Number.isFinite(entry!.gradient), settings.join(" "));
+    assert.is(entry!.prompt === undefined, settings.includes("prompt.mode=none"), settings.join(" "));
+    assert.is(entry!.cam === undefined, settings.includes("cam.feature=none"), settings.join(" "));
+  }
+});
+
 test("a trained run is evaluated, shown, and segments images; its exported weights do the same", async () => {
   const run = join(folder, "whole");
   const { metrics, results } = await evaluateRun(gpu, { run, iou: "bbox" });
