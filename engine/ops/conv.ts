@@ -42,8 +42,10 @@ export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): 
     );
   checkBias("conv2d", bias, out);
   let [left, right, top, bottom] = [0, 0, 0, 0];
-  if (typeof padding !== "number" && padding.length === 4) [left, right, top, bottom] = padding;
-  else {
+  if (typeof padding !== "number" && padding.length === 4) {
+    [left, right] = pair("conv2d", "padding", [padding[0], padding[1]], 0);
+    [top, bottom] = pair("conv2d", "padding", [padding[2], padding[3]], 0);
+  } else {
     const [py, px] = pair("conv2d", "padding", padding as Pair, 0);
     [left, right, top, bottom] = [px, px, py, py];
   }
