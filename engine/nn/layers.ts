@@ -120,8 +120,7 @@ export class LayerNorm2d extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    const rows = F.permute(x, [0, 2, 3, 1]); // (B, H, W, C)
-    return F.permute(F.layerNorm(rows, this.weight, this.bias, { eps: this.#eps }), [0, 3, 1, 2]);
+    return F.layerNorm2d(x, this.weight, this.bias, { eps: this.#eps });
   }
 }
 
