@@ -221,7 +221,10 @@ export function maskOfLogits(
 ): Uint8Array {
   const square = bilinear(low, side, side, side, S, S);
   const full = bilinear(square, S, w, h, width, height);
-  return Uint8Array.from(full, (v) => (v > 0 ? 1 : 0));
+  // A loop: Uint8Array.from with a function takes thirty times as long.
+  const mask = new Uint8Array(full.length);
+  for (let i = 0; i < full.length; i++) if (full[i]! > 0) mask[i] = 1;
+  return mask;
 }
 
 /** The left upper w x h of rows of `stride` values -> W x H, as F.interpolate does without aligned corners. */
