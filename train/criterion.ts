@@ -5,7 +5,7 @@
 import { type Device, F, noGrad, type Random, scope, type Tensor } from "../engine/index.ts";
 import { type LatentOptions, type LatentTargets, matched, predictedSide } from "./latents.ts";
 import type { LayerStack, Pair } from "./matching.ts";
-import { indexTensor, type TargetTensors } from "./targets.ts";
+import { indexTensor, randomPoints, type TargetTensors } from "./targets.ts";
 
 export interface SegmentationOptions {
   /** Weight of the class "no object". */
@@ -138,11 +138,7 @@ function uncertainPoints(
   random: Random,
 ): Tensor {
   const M = logits.shape[0]!;
-  const draw = (n: number): Tensor =>
-    gpu.tensor(
-      Float32Array.from({ length: M * n * 2 }, () => random.uniform(-1, 1)),
-      [M, n, 2],
-    );
+  const draw = (n: number): Tensor => gpu.tensor(randomPoints(M * n * 2, random), [M, n, 2]);
   const unsure = Math.floor(importance * P);
   return scope(() =>
     noGrad(() => {

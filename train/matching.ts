@@ -7,7 +7,7 @@ import { type Device, F, noGrad, type Random, scope, type Tensor } from "../engi
 import type { Prediction } from "../model/index.ts";
 import { assign } from "./hungarian.ts";
 import { type LatentOptions, type LatentTargets, pairwise, predictedSide } from "./latents.ts";
-import { indexTensor, paddedRows, type TargetTensors } from "./targets.ts";
+import { indexTensor, paddedRows, randomPoints, type TargetTensors } from "./targets.ts";
 
 export interface MatchOptions {
   class: number;
@@ -75,7 +75,7 @@ export async function match(
 ): Promise<Pair[][]> {
   if (targets.total === 0) return Array.from({ length: stack.layers }, () => []);
   const B = targets.images.length;
-  const points = Float32Array.from({ length: B * options.points * 2 }, () => random.uniform(-1, 1));
+  const points = randomPoints(B * options.points * 2, random);
   return assignAll(await costs(gpu, stack, targets, latents, options, points), stack, targets, options);
 }
 

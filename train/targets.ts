@@ -1,5 +1,5 @@
 /** What the objects of a batch are: on the host, object by object, and as tensors for matching and losses. */
-import type { Device, Tensor } from "../engine/index.ts";
+import type { Device, Random, Tensor } from "../engine/index.ts";
 
 /** What a weak label says, in pixels of the network's input: [x, y] of a point's pixel or [x0, y0, x1, y1] of a box's edges. */
 export interface Prompt {
@@ -89,4 +89,11 @@ export function paddedRows(targets: TargetTensors, pad: number): Int32Array {
 
 export function indexTensor(gpu: Device, values: ArrayLike<number>): Tensor {
   return gpu.tensor(Int32Array.from(values), [values.length], { dtype: "i32" });
+}
+
+/** n random coordinates from -1 to 1. A loop: Float32Array.from with a function takes many times as long, and a step needs 100,000. */
+export function randomPoints(n: number, random: Random): Float32Array {
+  const out = new Float32Array(n);
+  for (let i = 0; i < n; i++) out[i] = random.uniform(-1, 1);
+  return out;
 }
