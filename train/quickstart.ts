@@ -186,7 +186,7 @@ function settingsOf(
     seed: 1,
     val: { ...preset.val, images: val.imagesDir, annotations: val.annotations, pictures: 12 },
     model: { ...preset.model, weights: start ?? "" },
-    optim: { ...preset.optim, ...(start ? { lr: 2e-4, warmup: 10 } : {}) },
+    optim: { ...preset.optim, ...(start ? { lr: 5e-5, warmup: 10 } : {}) },
     log: { ...preset.log, every: 10, checkpoint: 100 },
   });
 }
