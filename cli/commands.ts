@@ -98,7 +98,12 @@ export const commands: readonly Command[] = [
       },
       { flags: "--box <x0,y0,x1,y1>", help: "a box; each is a prompt of its own", parse: box, repeat: true },
       { flags: "--single", help: "one mask for each prompt instead of three candidates" },
-      { flags: "--engine <name>", help: "what computes; this version has one engine", choices: ["webgpu"], default: "webgpu" },
+      {
+        flags: "--engine <name>",
+        help: "what computes; this version has one engine",
+        choices: ["webgpu"],
+        default: "webgpu",
+      },
       { flags: "--out <dir>", help: "folder for overlay and mask PNGs", required: true },
       { flags: "--dump <file>", help: "write the raw tensors as safetensors" },
     ],
@@ -114,7 +119,10 @@ export const commands: readonly Command[] = [
     args: [["<config>", "YAML file"], overrides],
     options: [
       { flags: "--resume", help: "continue the run from its last checkpoint, bit for bit" },
-      { flags: "--eval", help: "train nothing: measure the run's last checkpoint, or weights=FILE, from points and from boxes" },
+      {
+        flags: "--eval",
+        help: "train nothing: measure the run's last checkpoint, or weights=FILE, from points and from boxes",
+      },
     ],
     examples: [
       "wgpu-wish sam-train configs/sam-mini.yaml steps=2000",

@@ -142,9 +142,10 @@ test("no cycle of imports", () => {
   assert.equal(cycles, []);
 });
 
-/** The name stands in quotes in the engine, or with its number open: `matmul_subgroup${size}`. */
+/** The name stands in quotes in the engine, or its number is left open: `matmul_subgroup${size}`, fours("piece_stats"). */
 function isNamed(name: string, text: string): boolean {
-  return new RegExp(`["'\`](${name}["'\`]|${name.replace(/\d+$/, "")}\\$\\{)`).test(text);
+  const stem = name.replace(/\d+$/, "");
+  return new RegExp(`["'\`](${name}["'\`]|${stem}\\$\\{)|fours\\("${stem}"\\)`).test(text);
 }
 
 test("every shader and each of its entry points is used", () => {

@@ -104,7 +104,7 @@ test("bad input ends with 2 and one line that names the file", async () => {
     ),
     refused(["show", "gt", "--out", folder], /give --ann and --images/),
     refused(["eval", "--gt", ann, "--dt", weak], /expected a list of results/),
-    refused(["eval", "--gt", ann], /give --gt and --dt/),
+    refused(["eval", "--gt", ann], /give --run, or --gt and --dt/),
     refused(["scenes", "--out", join(ann, "x"), "--images", "1"], /the folder cannot be made/),
     refused(["scenes", "--out", folder, "--images", "1", "--size", "5"], /--size: expected 32 to 4096 pixels, got 5/),
   ]);
