@@ -94,24 +94,35 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   let place1 = locate(min(p + quarter, pixels - 1u), g);
   let place2 = locate(min(p + 2u * quarter, pixels - 1u), g);
   let place3 = locate(min(p + 3u * quarter, pixels - 1u), g);
-  var c0 = vec4f();
-  var c1 = vec4f();
-  var c2 = vec4f();
-  var c3 = vec4f();
-  for (var k = 0u; k < params.rows; k++) {
-    let shift = u32(table[k]);
-    let w = packed[panel * params.rows + k];
-    c0 = fma(vec4f(x[place0.x + shift]), w, c0);
-    c1 = fma(vec4f(x[place1.x + shift]), w, c1);
-    c2 = fma(vec4f(x[place2.x + shift]), w, c2);
-    c3 = fma(vec4f(x[place3.x + shift]), w, c3);
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
+  // Sums of 64 products are added to the total one by one: rounding grows with their number / 64.
+  for (var from_row = 0u; from_row < params.rows; from_row += 64u) {
+    var c0 = vec4f();
+    var c1 = vec4f();
+    var c2 = vec4f();
+    var c3 = vec4f();
+    for (var k = from_row; k < min(from_row + 64u, params.rows); k++) {
+      let shift = u32(table[k]);
+      let w = packed[panel * params.rows + k];
+      c0 = fma(vec4f(x[place0.x + shift]), w, c0);
+      c1 = fma(vec4f(x[place1.x + shift]), w, c1);
+      c2 = fma(vec4f(x[place2.x + shift]), w, c2);
+      c3 = fma(vec4f(x[place3.x + shift]), w, c3);
+    }
+    sum0 += c0;
+    sum1 += c1;
+    sum2 += c2;
+    sum3 += c3;
   }
   let add = bias_of(g, c);
   // Where a quarter reaches past the last pixel, the same number is written twice.
-  store(place0.y, c, c0 + add);
-  store(place1.y, c, c1 + add);
-  store(place2.y, c, c2 + add);
-  store(place3.y, c, c3 + add);
+  store(place0.y, c, sum0 + add);
+  store(place1.y, c, sum1 + add);
+  store(place2.y, c, sum2 + add);
+  store(place3.y, c, sum3 + add);
 }
 
 // An invocation owns four k and four output channels of one split.

@@ -119,65 +119,84 @@ fn forward(
   let at5 = subgroupBroadcast(place1.x, 1u);
   let at6 = subgroupBroadcast(place1.x, 2u);
   let at7 = subgroupBroadcast(place1.x, 3u);
-  var c0 = vec4f();
-  var c1 = vec4f();
-  var c2 = vec4f();
-  var c3 = vec4f();
-  var c4 = vec4f();
-  var c5 = vec4f();
-  var c6 = vec4f();
-  var c7 = vec4f();
-  for (var k = 0u; k < params.rows; k += 4u) {
-    let shift = u32(table[k + lane]);
-    let a0 = x[at0 + shift];
-    let a1 = x[at1 + shift];
-    let a2 = x[at2 + shift];
-    let a3 = x[at3 + shift];
-    let a4 = x[at4 + shift];
-    let a5 = x[at5 + shift];
-    let a6 = x[at6 + shift];
-    let a7 = x[at7 + shift];
-    var w = vec4f();
-    w = packed[at];
-    at += 4u;
-    c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), w, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), w, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 0u)), w, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 0u)), w, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 0u)), w, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), w, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), w, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), w, c7);
-    w = packed[at];
-    at += 4u;
-    c0 = fma(vec4f(subgroupBroadcast(a0, 1u)), w, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 1u)), w, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 1u)), w, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 1u)), w, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 1u)), w, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 1u)), w, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 1u)), w, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 1u)), w, c7);
-    w = packed[at];
-    at += 4u;
-    c0 = fma(vec4f(subgroupBroadcast(a0, 2u)), w, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 2u)), w, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 2u)), w, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 2u)), w, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 2u)), w, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 2u)), w, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 2u)), w, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 2u)), w, c7);
-    w = packed[at];
-    at += 4u;
-    c0 = fma(vec4f(subgroupBroadcast(a0, 3u)), w, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 3u)), w, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 3u)), w, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 3u)), w, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 3u)), w, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 3u)), w, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 3u)), w, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 3u)), w, c7);
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
+  var sum4 = vec4f();
+  var sum5 = vec4f();
+  var sum6 = vec4f();
+  var sum7 = vec4f();
+  // Sums of 64 products are added to the total one by one: rounding grows with their number / 64.
+  for (var from_row = 0u; from_row < params.rows; from_row += 64u) {
+    var c0 = vec4f();
+    var c1 = vec4f();
+    var c2 = vec4f();
+    var c3 = vec4f();
+    var c4 = vec4f();
+    var c5 = vec4f();
+    var c6 = vec4f();
+    var c7 = vec4f();
+    for (var k = from_row; k < min(from_row + 64u, params.rows); k += 4u) {
+      let shift = u32(table[k + lane]);
+      let a0 = x[at0 + shift];
+      let a1 = x[at1 + shift];
+      let a2 = x[at2 + shift];
+      let a3 = x[at3 + shift];
+      let a4 = x[at4 + shift];
+      let a5 = x[at5 + shift];
+      let a6 = x[at6 + shift];
+      let a7 = x[at7 + shift];
+      var w = vec4f();
+      w = packed[at];
+      at += 4u;
+      c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), w, c0);
+      c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), w, c1);
+      c2 = fma(vec4f(subgroupBroadcast(a2, 0u)), w, c2);
+      c3 = fma(vec4f(subgroupBroadcast(a3, 0u)), w, c3);
+      c4 = fma(vec4f(subgroupBroadcast(a4, 0u)), w, c4);
+      c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), w, c5);
+      c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), w, c6);
+      c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), w, c7);
+      w = packed[at];
+      at += 4u;
+      c0 = fma(vec4f(subgroupBroadcast(a0, 1u)), w, c0);
+      c1 = fma(vec4f(subgroupBroadcast(a1, 1u)), w, c1);
+      c2 = fma(vec4f(subgroupBroadcast(a2, 1u)), w, c2);
+      c3 = fma(vec4f(subgroupBroadcast(a3, 1u)), w, c3);
+      c4 = fma(vec4f(subgroupBroadcast(a4, 1u)), w, c4);
+      c5 = fma(vec4f(subgroupBroadcast(a5, 1u)), w, c5);
+      c6 = fma(vec4f(subgroupBroadcast(a6, 1u)), w, c6);
+      c7 = fma(vec4f(subgroupBroadcast(a7, 1u)), w, c7);
+      w = packed[at];
+      at += 4u;
+      c0 = fma(vec4f(subgroupBroadcast(a0, 2u)), w, c0);
+      c1 = fma(vec4f(subgroupBroadcast(a1, 2u)), w, c1);
+      c2 = fma(vec4f(subgroupBroadcast(a2, 2u)), w, c2);
+      c3 = fma(vec4f(subgroupBroadcast(a3, 2u)), w, c3);
+      c4 = fma(vec4f(subgroupBroadcast(a4, 2u)), w, c4);
+      c5 = fma(vec4f(subgroupBroadcast(a5, 2u)), w, c5);
+      c6 = fma(vec4f(subgroupBroadcast(a6, 2u)), w, c6);
+      c7 = fma(vec4f(subgroupBroadcast(a7, 2u)), w, c7);
+      w = packed[at];
+      at += 4u;
+      c0 = fma(vec4f(subgroupBroadcast(a0, 3u)), w, c0);
+      c1 = fma(vec4f(subgroupBroadcast(a1, 3u)), w, c1);
+      c2 = fma(vec4f(subgroupBroadcast(a2, 3u)), w, c2);
+      c3 = fma(vec4f(subgroupBroadcast(a3, 3u)), w, c3);
+      c4 = fma(vec4f(subgroupBroadcast(a4, 3u)), w, c4);
+      c5 = fma(vec4f(subgroupBroadcast(a5, 3u)), w, c5);
+      c6 = fma(vec4f(subgroupBroadcast(a6, 3u)), w, c6);
+      c7 = fma(vec4f(subgroupBroadcast(a7, 3u)), w, c7);
+    }
+    sum0 += c0;
+    sum1 += c1;
+    sum2 += c2;
+    sum3 += c3;
+    sum4 += c4;
+    sum5 += c5;
+    sum6 += c6;
+    sum7 += c7;
   }
   let c = ((panel - g * params.panels) * 4u + lane) * 4u;
   let to0 = subgroupBroadcast(place0.y, 0u);
@@ -193,21 +212,21 @@ fn forward(
   }
   let add = bias_of(g, c);
   if (params.quads == 1u) {
-    store_quad(to0, c, c0 + add, c1 + add, c2 + add, c3 + add);
+    store_quad(to0, c, sum0 + add, sum1 + add, sum2 + add, sum3 + add);
     if (first + 4u < pixels) {
-      store_quad(to4, c, c4 + add, c5 + add, c6 + add, c7 + add);
+      store_quad(to4, c, sum4 + add, sum5 + add, sum6 + add, sum7 + add);
     }
     return;
   }
   // Past the last pixel, its number is written again.
-  store(to0, c, c0 + add);
-  store(to1, c, c1 + add);
-  store(to2, c, c2 + add);
-  store(to3, c, c3 + add);
-  store(to4, c, c4 + add);
-  store(to5, c, c5 + add);
-  store(to6, c, c6 + add);
-  store(to7, c, c7 + add);
+  store(to0, c, sum0 + add);
+  store(to1, c, sum1 + add);
+  store(to2, c, sum2 + add);
+  store(to3, c, sum3 + add);
+  store(to4, c, sum4 + add);
+  store(to5, c, sum5 + add);
+  store(to6, c, sum6 + add);
+  store(to7, c, sum7 + add);
 }
 
 @compute @workgroup_size(4)

@@ -35,27 +35,38 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   let columns = min(vec4u(column, column + 1u, column + 2u, column + 3u), vec4u(params.n - 1u));
   var at_a = vec4u(batch * params.a_batch) + rows * params.a_row;
   var at_b = vec4u(batch * params.b_batch) + columns * params.b_col;
-  var c0 = vec4f();
-  var c1 = vec4f();
-  var c2 = vec4f();
-  var c3 = vec4f();
-  for (var k = 0u; k < params.k; k++) {
-    let bv = vec4f(b[at_b.x], b[at_b.y], b[at_b.z], b[at_b.w]);
-    c0 = fma(vec4f(a[at_a.x]), bv, c0);
-    c1 = fma(vec4f(a[at_a.y]), bv, c1);
-    c2 = fma(vec4f(a[at_a.z]), bv, c2);
-    c3 = fma(vec4f(a[at_a.w]), bv, c3);
-    at_a += params.a_col;
-    at_b += params.b_row;
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
+  // Sums of 64 products are added to the total one by one: rounding grows with K / 64, not with K.
+  for (var first = 0u; first < params.k; first += 64u) {
+    var c0 = vec4f();
+    var c1 = vec4f();
+    var c2 = vec4f();
+    var c3 = vec4f();
+    for (var k = first; k < min(first + 64u, params.k); k++) {
+      let bv = vec4f(b[at_b.x], b[at_b.y], b[at_b.z], b[at_b.w]);
+      c0 = fma(vec4f(a[at_a.x]), bv, c0);
+      c1 = fma(vec4f(a[at_a.y]), bv, c1);
+      c2 = fma(vec4f(a[at_a.z]), bv, c2);
+      c3 = fma(vec4f(a[at_a.w]), bv, c3);
+      at_a += params.a_col;
+      at_b += params.b_row;
+    }
+    sum0 += c0;
+    sum1 += c1;
+    sum2 += c2;
+    sum3 += c3;
   }
   var add = vec4f();
   if (params.has_bias == 1u) {
     add = vec4f(bias[columns.x], bias[columns.y], bias[columns.z], bias[columns.w]);
   }
-  write(batch, row, column, c0 + add);
-  write(batch, row + 1u, column, c1 + add);
-  write(batch, row + 2u, column, c2 + add);
-  write(batch, row + 3u, column, c3 + add);
+  write(batch, row, column, sum0 + add);
+  write(batch, row + 1u, column, sum1 + add);
+  write(batch, row + 2u, column, sum2 + add);
+  write(batch, row + 3u, column, sum3 + add);
 }
 
 fn write(batch: u32, row: u32, column: u32, v: vec4f) {

@@ -50,62 +50,81 @@ fn forward(
   let at5 = a_base + min(row + 5u, params.m - 1u) * params.a_row;
   let at6 = a_base + min(row + 6u, params.m - 1u) * params.a_row;
   let at7 = a_base + min(row + 7u, params.m - 1u) * params.a_row;
-  var c0 = vec4f();
-  var c1 = vec4f();
-  var c2 = vec4f();
-  var c3 = vec4f();
-  var c4 = vec4f();
-  var c5 = vec4f();
-  var c6 = vec4f();
-  var c7 = vec4f();
-  for (var k = 0u; k < params.k; k += 4u) {
-    let ka = min(k + lane, params.k - 1u) * params.a_col;
-    let live = select(0.0, 1.0, k + lane < params.k);
-    let a0 = a[at0 + ka] * live;
-    let a1 = a[at1 + ka] * live;
-    let a2 = a[at2 + ka] * live;
-    let a3 = a[at3 + ka] * live;
-    let a4 = a[at4 + ka] * live;
-    let a5 = a[at5 + ka] * live;
-    let a6 = a[at6 + ka] * live;
-    let a7 = a[at7 + ka] * live;
-    var bv = vec4f();
-    bv = b[b_base + min(k + 0u, params.k - 1u) * n4];
-    c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), bv, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), bv, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 0u)), bv, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 0u)), bv, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 0u)), bv, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), bv, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), bv, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), bv, c7);
-    bv = b[b_base + min(k + 1u, params.k - 1u) * n4];
-    c0 = fma(vec4f(subgroupBroadcast(a0, 1u)), bv, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 1u)), bv, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 1u)), bv, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 1u)), bv, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 1u)), bv, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 1u)), bv, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 1u)), bv, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 1u)), bv, c7);
-    bv = b[b_base + min(k + 2u, params.k - 1u) * n4];
-    c0 = fma(vec4f(subgroupBroadcast(a0, 2u)), bv, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 2u)), bv, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 2u)), bv, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 2u)), bv, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 2u)), bv, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 2u)), bv, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 2u)), bv, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 2u)), bv, c7);
-    bv = b[b_base + min(k + 3u, params.k - 1u) * n4];
-    c0 = fma(vec4f(subgroupBroadcast(a0, 3u)), bv, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 3u)), bv, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 3u)), bv, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 3u)), bv, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 3u)), bv, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 3u)), bv, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 3u)), bv, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 3u)), bv, c7);
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
+  var sum4 = vec4f();
+  var sum5 = vec4f();
+  var sum6 = vec4f();
+  var sum7 = vec4f();
+  // Sums of 64 products are added to the total one by one: rounding grows with K / 64, not with K.
+  for (var first = 0u; first < params.k; first += 64u) {
+    var c0 = vec4f();
+    var c1 = vec4f();
+    var c2 = vec4f();
+    var c3 = vec4f();
+    var c4 = vec4f();
+    var c5 = vec4f();
+    var c6 = vec4f();
+    var c7 = vec4f();
+    for (var k = first; k < min(first + 64u, params.k); k += 4u) {
+      let ka = min(k + lane, params.k - 1u) * params.a_col;
+      let live = select(0.0, 1.0, k + lane < params.k);
+      let a0 = a[at0 + ka] * live;
+      let a1 = a[at1 + ka] * live;
+      let a2 = a[at2 + ka] * live;
+      let a3 = a[at3 + ka] * live;
+      let a4 = a[at4 + ka] * live;
+      let a5 = a[at5 + ka] * live;
+      let a6 = a[at6 + ka] * live;
+      let a7 = a[at7 + ka] * live;
+      var bv = vec4f();
+      bv = b[b_base + min(k + 0u, params.k - 1u) * n4];
+      c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), bv, c0);
+      c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), bv, c1);
+      c2 = fma(vec4f(subgroupBroadcast(a2, 0u)), bv, c2);
+      c3 = fma(vec4f(subgroupBroadcast(a3, 0u)), bv, c3);
+      c4 = fma(vec4f(subgroupBroadcast(a4, 0u)), bv, c4);
+      c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), bv, c5);
+      c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), bv, c6);
+      c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), bv, c7);
+      bv = b[b_base + min(k + 1u, params.k - 1u) * n4];
+      c0 = fma(vec4f(subgroupBroadcast(a0, 1u)), bv, c0);
+      c1 = fma(vec4f(subgroupBroadcast(a1, 1u)), bv, c1);
+      c2 = fma(vec4f(subgroupBroadcast(a2, 1u)), bv, c2);
+      c3 = fma(vec4f(subgroupBroadcast(a3, 1u)), bv, c3);
+      c4 = fma(vec4f(subgroupBroadcast(a4, 1u)), bv, c4);
+      c5 = fma(vec4f(subgroupBroadcast(a5, 1u)), bv, c5);
+      c6 = fma(vec4f(subgroupBroadcast(a6, 1u)), bv, c6);
+      c7 = fma(vec4f(subgroupBroadcast(a7, 1u)), bv, c7);
+      bv = b[b_base + min(k + 2u, params.k - 1u) * n4];
+      c0 = fma(vec4f(subgroupBroadcast(a0, 2u)), bv, c0);
+      c1 = fma(vec4f(subgroupBroadcast(a1, 2u)), bv, c1);
+      c2 = fma(vec4f(subgroupBroadcast(a2, 2u)), bv, c2);
+      c3 = fma(vec4f(subgroupBroadcast(a3, 2u)), bv, c3);
+      c4 = fma(vec4f(subgroupBroadcast(a4, 2u)), bv, c4);
+      c5 = fma(vec4f(subgroupBroadcast(a5, 2u)), bv, c5);
+      c6 = fma(vec4f(subgroupBroadcast(a6, 2u)), bv, c6);
+      c7 = fma(vec4f(subgroupBroadcast(a7, 2u)), bv, c7);
+      bv = b[b_base + min(k + 3u, params.k - 1u) * n4];
+      c0 = fma(vec4f(subgroupBroadcast(a0, 3u)), bv, c0);
+      c1 = fma(vec4f(subgroupBroadcast(a1, 3u)), bv, c1);
+      c2 = fma(vec4f(subgroupBroadcast(a2, 3u)), bv, c2);
+      c3 = fma(vec4f(subgroupBroadcast(a3, 3u)), bv, c3);
+      c4 = fma(vec4f(subgroupBroadcast(a4, 3u)), bv, c4);
+      c5 = fma(vec4f(subgroupBroadcast(a5, 3u)), bv, c5);
+      c6 = fma(vec4f(subgroupBroadcast(a6, 3u)), bv, c6);
+      c7 = fma(vec4f(subgroupBroadcast(a7, 3u)), bv, c7);
+    }
+    sum0 += c0;
+    sum1 += c1;
+    sum2 += c2;
+    sum3 += c3;
+    sum4 += c4;
+    sum5 += c5;
+    sum6 += c6;
+    sum7 += c7;
   }
   if (column >= n4) {
     return;
@@ -116,27 +135,27 @@ fn forward(
   }
   let out = batch * params.m * n4 + column;
   if (row + 0u < params.m) {
-    y[out + (row + 0u) * n4] = c0 + add;
+    y[out + (row + 0u) * n4] = sum0 + add;
   }
   if (row + 1u < params.m) {
-    y[out + (row + 1u) * n4] = c1 + add;
+    y[out + (row + 1u) * n4] = sum1 + add;
   }
   if (row + 2u < params.m) {
-    y[out + (row + 2u) * n4] = c2 + add;
+    y[out + (row + 2u) * n4] = sum2 + add;
   }
   if (row + 3u < params.m) {
-    y[out + (row + 3u) * n4] = c3 + add;
+    y[out + (row + 3u) * n4] = sum3 + add;
   }
   if (row + 4u < params.m) {
-    y[out + (row + 4u) * n4] = c4 + add;
+    y[out + (row + 4u) * n4] = sum4 + add;
   }
   if (row + 5u < params.m) {
-    y[out + (row + 5u) * n4] = c5 + add;
+    y[out + (row + 5u) * n4] = sum5 + add;
   }
   if (row + 6u < params.m) {
-    y[out + (row + 6u) * n4] = c6 + add;
+    y[out + (row + 6u) * n4] = sum6 + add;
   }
   if (row + 7u < params.m) {
-    y[out + (row + 7u) * n4] = c7 + add;
+    y[out + (row + 7u) * n4] = sum7 + add;
   }
 }
