@@ -50,7 +50,7 @@ export interface SamPredictOptions extends PredictOptions {
   /** SAM's embedding (1, D, g, g) of the same image, and [height, width] of the image inside SAM's square input. */
   embedding: Tensor;
   samSize: readonly [number, number];
-  /** Which latents of a `typed` model to decode: the kind it was trained with, "box" where there were boxes (wish.md 6.3). Default "box". */
+  /** Which latents of a `typed` model to decode: the kind it was trained with, "box" where there were boxes. Default "box". */
   kind?: "point" | "box";
   /** Let SAM draw three candidates and keep the one it rates best, or its single mask. Default true. */
   multimask?: boolean;
@@ -85,7 +85,7 @@ export async function instancesOf(
   });
 }
 
-/** Segments one image with SAM's decoder on the predicted latents (variant b). Costs accuracy: wish.md 1.3 names more than 3 AP. */
+/** Segments one image with SAM's decoder on the predicted latents (variant b). Costs accuracy: more than 3 AP in the paper (its Fig. 3b). */
 export async function predictWithSam(
   model: Wish,
   sam: LatentDecoder,

@@ -1,6 +1,6 @@
 /**
  * Class activation maps: their loss on tags, the peaks that become pseudo points, and the loss that lets predicted masks sharpen them
- * (wish.md 6.9 to 6.12). Everything counts only the cells that are image, not padding.
+ * (paper Eq. 16, 17 and 19). Everything counts only the cells that are image, not padding.
  */
 import { type Device, F, noGrad, type Tensor } from "../engine/index.ts";
 import type { LayerStack, Pair } from "./matching.ts";
@@ -116,7 +116,7 @@ export interface Peak {
 }
 
 /**
- * Local maxima of each tagged class's map (wish.md 6.11), strongest first: the ReLU of the map over its maximum, enlarged; the global
+ * Local maxima of each tagged class's map (paper Eq. 18), strongest first: the ReLU of the map over its maximum, enlarged; the global
  * maximum always counts, the others from `tau` up and `radius` away from stronger ones. A map without any activation has none.
  * @param cam (K, h, w) of one image; input [width, height]
  */

@@ -1,5 +1,5 @@
 /**
- * L_seg (wish.md 2.5, 6.8): classification of all queries, and prompt, mask cross entropy and dice of the matched pairs, summed over the
+ * L_seg (paper Eq. 15, weights of Mask2Former criterion.py): classification of all queries, and prompt, mask cross entropy and dice of the matched pairs, summed over the
  * supervised decoder layers. Masks are compared at points, most of them where the prediction is least sure (Kirillov et al., PointRend).
  */
 import { type Device, F, noGrad, type Random, scope, type Tensor } from "../engine/index.ts";

@@ -1,6 +1,6 @@
 /**
  * Distance between the prompt latents Zhat that queries predict and the latents Z that SAM's prompt encoder gives the labels
- * (wish.md 6.2, 6.3, 6.5). Each distance is written as a bilinear form a(Zhat) . b(Z) + c(Z), so that all pairs for the matching are
+ * (paper Eq. 9, 10 and 12). Each distance is written as a bilinear form a(Zhat) . b(Z) + c(Z), so that all pairs for the matching are
  * one matrix product and the loss of the matched pairs is a row-wise one.
  */
 import { type Device, F, noGrad, type Tensor } from "../engine/index.ts";

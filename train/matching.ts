@@ -1,5 +1,5 @@
 /**
- * Bipartite matching of queries and objects (wish.md 2.5, 6.4 to 6.7): class, prompt and mask cost, the last as the least over SAM's
+ * Bipartite matching of queries and objects (paper Eq. 11 to 14, Mask2Former matcher.py): class, prompt and mask cost, the last as the least over SAM's
  * candidate masks. All decoder layers and images are compared on the GPU at the same random points and read back once; the assignment
  * runs on the host.
  */

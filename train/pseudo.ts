@@ -1,6 +1,6 @@
 /**
  * From samples to the objects that matching and losses see. Points and boxes bring SAM's cached masks; images with tags get pseudo points
- * at the CAM's peaks, prompted at every step because the CAM changes (wish.md 6.11).
+ * at the CAM's peaks, prompted at every step because the CAM changes (paper Eq. 18).
  */
 import { noGrad, type Tensor } from "../engine/index.ts";
 import { findPeaks } from "./cam.ts";

@@ -74,7 +74,7 @@ export class Teacher {
 
   /**
    * The prompt encoder for labels in pixels of a network input of [width, height]: SAM's frame is a square, so that the network's longer
-   * side fills it (wish.md 6.2).
+   * side fills it.
    */
   promptEncoder([width, height]: readonly [number, number]): EncodePrompts {
     const scale = this.sam.config.imageSize / Math.max(width, height);

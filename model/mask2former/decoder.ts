@@ -53,7 +53,7 @@ export class MaskedTransformerDecoder extends nn.Module {
     this.level_embed = new nn.Embedding(gpu, levels, dim);
     this.class_embed = new nn.Linear(gpu, dim, classes + 1);
     this.mask_embed = new MLP(gpu, dim, dim, dim, 3);
-    // The prompt head has the mask head's form: wish.md 6.3 [INF], since the paper only says that there is one.
+    // The prompt head has the mask head's form; the paper only says that there is one.
     this.prompt_embed = prompt ? new MLP(gpu, dim, dim, prompt.tokens * prompt.dim, 3) : undefined;
     this.#prompt = prompt;
   }

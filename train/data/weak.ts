@@ -141,7 +141,7 @@ export function labelCounts(plan: WeakenPlan, images: number): Record<Kind, numb
 }
 
 /**
- * Boxes and points are rounded to whole images, tags take what is left of the budget: the paper's counts come out (wish.md 1.4).
+ * Boxes and points are rounded to whole images, tags take what is left of the budget: the paper's counts come out (its Table 3).
  * What is left may be more than the images that are left; it then stays unspent.
  */
 function budgetCounts(budget: number, mix: Shares, images: number): Record<Kind, number> {
