@@ -72,9 +72,10 @@ async function runFile(file) {
   const total = count(plain, "Total");
   const passed = count(plain, "Passed");
   const skipped = count(plain, "Skipped");
-  let failed = total - passed - skipped;
+  // uvu's total leaves out what was skipped.
+  let failed = total - passed;
   let trouble = "";
-  if (total === 0) trouble = "no test ran: does the file end with test.run()?";
+  if (total + skipped === 0) trouble = "no test ran: does the file end with test.run()?";
   else if (code !== 0 && failed === 0) trouble = `the process ended with ${code}`;
   if (trouble !== "") failed++;
   totals.passed += passed;
