@@ -252,6 +252,16 @@ export class Device {
     this.gpu.queue.writeBuffer(y.storage.buffer, 0, bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength);
   }
 
+  /** Copies `n` elements of four bytes from one tensor to another, in order with the dispatches: a tenth of what a dispatch costs. */
+  copy(from: Tensor, fromAt: number, to: Tensor, toAt: number, n: number): void {
+    this.#pass?.end();
+    this.#pass = undefined;
+    this.#encoder ??= this.gpu.createCommandEncoder({ label: "batch from a copy" });
+    this.#encoder.copyBufferToBuffer(from.storage.buffer, fromAt * 4, to.storage.buffer, toAt * 4, n * 4);
+    from.storage.lastBatch = this.batch;
+    to.storage.lastBatch = this.batch;
+  }
+
   /** Bytes of a tensor's elements. Rejects with the kernel's name where a command before it was refused or the device is lost. */
   async download(x: Tensor): Promise<ArrayBuffer> {
     if (this.#closed) this.check();

@@ -1,5 +1,6 @@
 // One AdamW step (Loshchilov and Hutter 2019), and the factor that clips gradients by their global norm.
 //   step:        m, v: moments; x: parameter; g: its gradient
+//   step_pack:   the same for parameters side by side, each from a new block of 64 on; rates: lr and decay of a block, decay < 0: leave it
 //   square:      partial[i] = sum of squares of the i-th block of 1024 numbers of g, added up over parameters by `offset`
 //   scale:       g_out = g_out * clip[1]
 //   clip_factor: norm[0] = sqrt(sum of partial), norm[1] = min(1, max_norm / (norm + 1e-6))
@@ -25,6 +26,16 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> partial: array<f32>;
 @group(0) @binding(7) var<storage, read_write> norm: array<f32>;
 @group(0) @binding(8) var<storage, read_write> g_out: array<f32>;
+@group(0) @binding(9) var<storage, read> rates: array<vec2f>;
+
+fn update(i: u32, lr: f32, decay: f32) {
+  let gi = g[i];
+  let mi = params.beta1 * m[i] + (1.0 - params.beta1) * gi;
+  let vi = params.beta2 * v[i] + (1.0 - params.beta2) * gi * gi;
+  m[i] = mi;
+  v[i] = vi;
+  x[i] = x[i] * decay - lr * (mi * params.correction1) / (sqrt(vi * params.correction2) + params.eps);
+}
 
 @compute @workgroup_size(64)
 fn step(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
@@ -32,12 +43,19 @@ fn step(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
   if (i >= params.n) {
     return;
   }
-  let gi = g[i];
-  let mi = params.beta1 * m[i] + (1.0 - params.beta1) * gi;
-  let vi = params.beta2 * v[i] + (1.0 - params.beta2) * gi * gi;
-  m[i] = mi;
-  v[i] = vi;
-  x[i] = x[i] * params.decay - params.lr * (mi * params.correction1) / (sqrt(vi * params.correction2) + params.eps);
+  update(i, params.lr, params.decay);
+}
+
+@compute @workgroup_size(64)
+fn step_pack(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  if (i >= params.n) {
+    return;
+  }
+  let rate = rates[i / 64u];
+  if (rate.y >= 0.0) {
+    update(i, rate.x, rate.y);
+  }
 }
 
 @compute @workgroup_size(64)

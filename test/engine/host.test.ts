@@ -215,4 +215,53 @@ optimizer("follows torch.optim.AdamW and clip_grad_norm_", async () => {
     assert.ok(Math.abs(got[i]! - v) < 2e-5 * Math.max(1, Math.abs(v)), `${i}: ${got[i]} ${v}`);
 });
 
+optimizer(
+  "steps small and large parameters of two groups alike, leaves those without a gradient, and keeps its state",
+  async () => {
+    const sizes = [3, 20_000, 64, 65, 1, 130];
+    const rates = [
+      { lr: 0.1, weightDecay: 0.05 },
+      { lr: 0.01, weightDecay: 0 },
+    ];
+    const xs = sizes.map((n, i) => nn.parameter(gpu.randn([n], { seed: 50 + i })));
+    const groupsOf = (all: typeof xs) =>
+      rates.map((rate, g) => ({ ...rate, params: all.filter((_, i) => i % 2 === g) }));
+    let adam = new optim.AdamW(groupsOf(xs));
+    const twins = await Promise.all(
+      xs.map(async (x) => ({ x: [...(await x.toArray())], m: new Float64Array(x.size), v: new Float64Array(x.size) })),
+    );
+    for (let step = 1; step <= 4; step++) {
+      // Another parameter goes without a gradient each time; the largest has one always.
+      const absent = [0, 2, 3, 5][step - 1];
+      const gradients = sizes.map((n, i) => gpu.randn([n], { seed: 100 * step + i }));
+      for (const [i, x] of xs.entries()) x.grad = i === absent ? undefined : gradients[i]!;
+      const host = await Promise.all(gradients.map(async (g) => [...(await g.toArray())]));
+      const norm = Math.sqrt(host.flatMap((g, i) => (i === absent ? [] : g)).reduce((sum, v) => sum + v * v, 0));
+      const got = await optim.clipGradNorm(xs, 2).item();
+      assert.ok(Math.abs(got / norm - 1) < 1e-6, `norm ${got} ${norm}`);
+      adam.step();
+      for (const [i, twin] of twins.entries()) {
+        if (i === absent) continue;
+        const { lr, weightDecay } = rates[i % 2]!;
+        for (let k = 0; k < twin.x.length; k++) {
+          const g = host[i]![k]! * Math.min(1, 2 / (norm + 1e-6));
+          twin.m[k] = 0.9 * twin.m[k]! + 0.1 * g;
+          twin.v[k] = 0.999 * twin.v[k]! + 0.001 * g * g;
+          const change = twin.m[k]! / (1 - 0.9 ** step) / (Math.sqrt(twin.v[k]! / (1 - 0.999 ** step)) + 1e-8);
+          twin.x[k] = twin.x[k]! * (1 - lr * weightDecay) - lr * change;
+        }
+      }
+      for (const [i, x] of xs.entries()) {
+        const values = await x.toArray();
+        for (const [k, v] of values.entries())
+          assert.ok(Math.abs(v - twins[i]!.x[k]!) < 1e-5, `step ${step}, parameter ${i}[${k}]: ${v} ${twins[i]!.x[k]}`);
+      }
+      // A new optimizer with the old one's state goes on where it was.
+      const next = new optim.AdamW(groupsOf(xs));
+      next.loadStateDict(adam.stateDict(), adam.steps);
+      adam = next;
+    }
+  },
+);
+
 optimizer.run();
