@@ -137,7 +137,8 @@ export const commands: readonly Command[] = [
     options: [{ flags: "--resume", help: "continue the run from its last checkpoint, bit for bit" }],
     examples: [
       "wgpu-wish train configs/coco-mini.yaml",
-      "wgpu-wish train configs/coco-mini.yaml optim.lr=5e-5 --resume",
+      "wgpu-wish train configs/coco-mini.yaml run=runs/slow optim.lr=1e-4",
+      "wgpu-wish train configs/coco-mini.yaml --resume",
     ],
     load: () => import("./train.ts"),
   },

@@ -172,7 +172,11 @@ try {
   // --verbose and --quiet count for errors that come before a command runs, too.
   const flags = process.argv.slice(2);
   terminal = new Terminal({ verbose: flags.includes("--verbose"), quiet: flags.includes("--quiet") });
-  await buildParser().parseAsync();
+  const program = buildParser();
+  // Of a command that does not exist there is no help either: without the flag it is refused as usual.
+  const [asked] = program.parseOptions(flags).operands;
+  const known = asked === undefined || asked === "help" || commands.some(({ name }) => name === asked);
+  await program.parseAsync(known ? flags : flags.filter((flag) => flag !== "--help"), { from: "user" });
 } catch (error) {
   outcome = report(error);
 }

@@ -35,6 +35,7 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
       ? {
           teacher: await loadTeacher(gpu, trained.config?.sam.checkpoint ?? DEFAULT_TEACHER, { cache: out, memory: 0 }),
           kind: trained.kinds.includes("boxes") ? ("box" as const) : ("point" as const),
+          recentre: trained.config?.prompt.distance !== "l2",
         }
       : undefined;
   const signal = call.interruptible();
