@@ -1,6 +1,7 @@
 // Sizes of a WISH or Mask2Former model: one plain object, saved with every checkpoint. Presets spell their numbers.
 // Where the WISH paper leaves a choice open, the option says which reading is the default and why.
 import type { FeatureName, OutputStride } from "./backbone.ts";
+import type { PromptPlace } from "./mask2former/decoder.ts";
 import type { MobileNetNorm } from "./mobilenet.ts";
 import type { ResNetDepth, ResNetNorm } from "./resnet.ts";
 
@@ -45,8 +46,13 @@ export interface WishConfig {
   /** `layers` 9 give 10 predictions (DEC_LAYERS 10 of the reference). */
   decoder: { layers: number; heads: number; ffn: number };
   queries: number;
-  /** `dim`: width of SAM's prompt embedding, 256; a smaller teacher has its own. */
-  prompt: { mode: PromptMode; dim: number };
+  /**
+   * `dim`: width of SAM's prompt embedding, 256; a smaller teacher has its own. `place`: what the prompt head is told about places.
+   * - query: what the query's content says, as in the paper. Two to four decoder layers say too little: on scenes the head then learned the
+   *   mean latent and no more (1,100 steps), for the divergence is flat until a place is known to an eighth of the image.
+   * - mask: besides, where the query's own mask lies (its mean sine position).
+   */
+  prompt: { mode: PromptMode; dim: number; place?: PromptPlace };
   /**
    * CAM branch: a 1x1 convolution without bias on this feature. The paper says "image encoder"; res5 is the usual reading. On small
    * images take a finer feature or a backbone with outputStride 16: at 128 px res5 has 4 x 4 cells.

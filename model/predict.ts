@@ -43,6 +43,8 @@ export interface LatentDecoder {
   ): { masks: Tensor; iou: Tensor };
   noMaskEmbedding(): Tensor;
   notAPointEmbedding(): Tensor;
+  /** Mean over channels and places of each token of a point or a box: (1, 2, 1). */
+  tokenMeans(kind: "point" | "box"): Tensor;
   postprocess(masks: Tensor, inputSize: readonly [number, number], original: readonly [number, number]): Tensor;
 }
 
@@ -52,6 +54,11 @@ export interface SamPredictOptions extends PredictOptions {
   samSize: readonly [number, number];
   /** Which latents of a `typed` model to decode: the kind it was trained with, "box" where there were boxes. Default "box". */
   kind?: "point" | "box";
+  /**
+   * The latents were learned by their KL divergence, which leaves a constant a token open: give them SAM's mean. Default true; false for
+   * latents learned by their square distance.
+   */
+  recentre?: boolean;
   /** Let SAM draw three candidates and keep the one it rates best, or its single mask. Default true. */
   multimask?: boolean;
 }
@@ -93,7 +100,7 @@ export async function predictWithSam(
   options: SamPredictOptions,
 ): Promise<Instance[]> {
   const { mode } = model.config.prompt;
-  const { embedding, samSize, kind = "box", multimask = true } = options;
+  const { embedding, samSize, kind = "box", recentre = true, multimask = true } = options;
   if (mode === "none" || mode === "mean")
     throw new Error(
       `predictWithSam: prompt.mode "${mode}" gives no SAM prompt; train with "typed" or "sparse", or use --inference mask2former`,
@@ -106,9 +113,8 @@ export async function predictWithSam(
     const last = forward(model, image).predictions.at(-1)!;
     return collect(last, 0, options, (queries) => {
       const latents = F.indexSelect(batchItem(last.promptLatents!, 0), 0, indices(image, queries)); // (n, T, D)
-      const { masks, iou } = sam.decode(embedding, samPrompt(latents, mode, kind, sam), sam.noMaskEmbedding(), {
-        multimask,
-      });
+      const prompt = samPrompt(latents, mode, kind, recentre, sam);
+      const { masks, iou } = sam.decode(embedding, prompt, sam.noMaskEmbedding(), { multimask });
       const best = bestCandidate(masks, iou); // (n, 1, 4g, 4g)
       const full = sam.postprocess(best, samSize, options.original); // (n, 1, h0, w0)
       return F.reshape(full, [1, queries.length, ...options.original]);
@@ -117,13 +123,23 @@ export async function predictWithSam(
 }
 
 /** Two tokens a query for SAM: (n, T, D) -> (n, 2, D). */
-function samPrompt(latents: Tensor, mode: "sparse" | "typed", kind: "point" | "box", sam: LatentDecoder): Tensor {
-  if (kind === "point") {
-    const [n, , D] = latents.shape as [number, number, number];
-    // The second token of a point is SAM's constant padding: it is known, so the model's guess is not needed.
-    return F.cat([F.slice(latents, 1, 0, 1), F.expand(F.reshape(sam.notAPointEmbedding(), [1, 1, D]), [n, 1, D])], 1);
+function samPrompt(
+  latents: Tensor,
+  mode: "sparse" | "typed",
+  kind: "point" | "box",
+  recentre: boolean,
+  sam: LatentDecoder,
+): Tensor {
+  const [n, , D] = latents.shape as [number, number, number];
+  const [first, last] = kind === "point" ? [0, 1] : mode === "sparse" ? [0, 2] : [1, 3];
+  let tokens = F.slice(latents, 1, first, last);
+  if (recentre) {
+    const means = F.slice(sam.tokenMeans(kind), 1, 0, last - first); // (1, 1 or 2, 1)
+    tokens = F.add(F.sub(tokens, F.mean(tokens, [2], { keepdim: true })), means);
   }
-  return mode === "sparse" ? latents : F.slice(latents, 1, 1, 3);
+  if (kind === "box") return tokens;
+  // The second token of a point is SAM's constant padding: it is known, so the model's guess is not needed.
+  return F.cat([tokens, F.expand(F.reshape(sam.notAPointEmbedding(), [1, 1, D]), [n, 1, D])], 1);
 }
 
 /** The candidate with the highest predicted IoU: (n, M, h, w), (n, M) -> (n, 1, h, w). */

@@ -39,7 +39,7 @@ export class Wish extends nn.Module {
     const tokens = PROMPT_TOKENS[prompt.mode];
     if (tokens === undefined)
       throw new Error(`Wish: prompt.mode must be ${Object.keys(PROMPT_TOKENS).join(", ")}; got ${prompt.mode}`);
-    const heads = tokens > 0 ? { prompt: { tokens, dim: prompt.dim } } : {};
+    const heads = tokens > 0 ? { prompt: { tokens, dim: prompt.dim, place: prompt.place ?? "query" } } : {};
     this.sem_seg_head = {
       pixel_decoder: new MSDeformAttnPixelDecoder(gpu, {
         inChannels: channels,

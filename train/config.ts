@@ -140,6 +140,11 @@ export const configSchema = z.strictObject({
       "ours",
       "tokens of the predicted latents: see model/config.ts",
     ),
+    place: option(
+      z.enum(["query", "mask"]).default("query"),
+      "ours",
+      "what tells the prompt head about places: the query alone (the paper), or where its mask lies besides",
+    ),
     distance: option(
       z.enum(["kl", "l2"]).default("kl"),
       "paper",

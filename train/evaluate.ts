@@ -29,8 +29,8 @@ export interface InferenceOptions {
   topk: number;
   /** Instances below this are left out. */
   score?: number;
-  /** Given: masks are drawn by SAM's decoder from the predicted latents (variant b). */
-  sam?: { teacher: Teacher; kind: "point" | "box" };
+  /** Given: masks are drawn by SAM's decoder from the predicted latents (variant b). `recentre`: see SamPredictOptions. */
+  sam?: { teacher: Teacher; kind: "point" | "box"; recentre: boolean };
 }
 
 /** Instances of one image, in its own pixels, by falling score. */
@@ -44,7 +44,7 @@ export async function segment(gpu: Device, model: Wish, image: Image, options: I
       const output = noGrad(() => model.forward(input));
       return instancesOf(output, input, { original, topk, score });
     }
-    const { teacher, kind } = options.sam;
+    const { teacher, kind, recentre } = options.sam;
     const side = teacher.sam.config.imageSize;
     const prepared = prepareImage(image, side);
     const embedding = noGrad(() => teacher.sam.encodeImage(gpu.tensor(prepared.data, [1, 3, side, side])));
@@ -55,6 +55,7 @@ export async function segment(gpu: Device, model: Wish, image: Image, options: I
       embedding,
       samSize: prepared.inputSize,
       kind,
+      recentre,
     });
   });
 }

@@ -26,7 +26,7 @@ export function modelConfig(config: Config, classes: number, promptDim: number):
   const wish = config.mode === "wish";
   const overrides = {
     ...Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)),
-    prompt: wish ? { mode: config.prompt.mode, dim: promptDim } : { mode: "none" },
+    prompt: wish ? { mode: config.prompt.mode, dim: promptDim, place: config.prompt.place } : { mode: "none" },
     ...(wish ? (feature ? { cam: { feature } } : {}) : { cam: { feature: "none" } }),
   } as WishOverrides;
   const presets = { mini: wishMini, mobilenetV2: wishMobileNetV2, resnet50: wishResNet50 };

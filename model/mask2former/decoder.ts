@@ -4,6 +4,9 @@ import { type Device, F, nn, noGrad, type Tensor } from "../../engine/index.ts";
 import { constant, flattenGrid, MLP, MultiheadAttention, sinePositions } from "../layers.ts";
 import type { PixelFeatures } from "./pixel-decoder.ts";
 
+/** Where the prompt head finds out about places: see model/config.ts. */
+export type PromptPlace = "query" | "mask";
+
 export interface DecoderSizes {
   /** K; class K means "no object". */
   classes: number;
@@ -14,7 +17,7 @@ export interface DecoderSizes {
   heads: number;
   ffn: number;
   /** Tokens and width of the prompt latents that each query predicts (WISH); absent in Mask2Former. */
-  prompt?: { tokens: number; dim: number };
+  prompt?: { tokens: number; dim: number; place: PromptPlace };
 }
 
 /** The heads' answer after a layer. */
@@ -54,7 +57,8 @@ export class MaskedTransformerDecoder extends nn.Module {
     this.class_embed = new nn.Linear(gpu, dim, classes + 1);
     this.mask_embed = new MLP(gpu, dim, dim, dim, 3);
     // The prompt head has the mask head's form; the paper only says that there is one.
-    this.prompt_embed = prompt ? new MLP(gpu, dim, dim, prompt.tokens * prompt.dim, 3) : undefined;
+    const promptInput = prompt?.place === "mask" ? 2 * dim : dim;
+    this.prompt_embed = prompt ? new MLP(gpu, promptInput, dim, prompt.tokens * prompt.dim, 3) : undefined;
     this.#prompt = prompt;
   }
 
@@ -91,10 +95,12 @@ export class MaskedTransformerDecoder extends nn.Module {
     const [, N] = queries.shape as [number, number];
     const x = this.decoder_norm.forward(queries);
     const masks = F.matmul(this.mask_embed.forward(x), F.reshape(maskFeatures, [B, C, h * w]));
-    const latents = this.prompt_embed?.forward(x);
+    const maskLogits = F.reshape(masks, [B, N, h, w]);
+    const told = this.#prompt?.place === "mask" ? F.cat([x, maskPlace(maskLogits, C)], 2) : x;
+    const latents = this.prompt_embed?.forward(told);
     return {
       classLogits: this.class_embed.forward(x),
-      maskLogits: F.reshape(masks, [B, N, h, w]),
+      maskLogits,
       promptLatents:
         latents && this.#prompt ? F.reshape(latents, [B, N, this.#prompt.tokens, this.#prompt.dim]) : undefined,
     };
@@ -112,6 +118,20 @@ function attentionMask(maskLogits: Tensor, size: [number, number]): Tensor {
     const logits = F.reshape(resized, [B, 1, N, size[0] * size[1]]);
     const empty = F.lt(F.max(logits, [3], { keepdim: true }), 0); // (B, 1, N, 1)
     return F.logicalOr(F.ge(logits, 0), empty);
+  });
+}
+
+/**
+ * Where each query's mask lies: the mean of the sine positions over it, which also shrinks with its extent. (B, N, h, w) mask logits
+ * -> (B, N, C). Not differentiated: the prompt loss shall read the masks, not move them.
+ */
+function maskPlace(maskLogits: Tensor, C: number): Tensor {
+  return noGrad(() => {
+    const [B, N, h, w] = maskLogits.shape as [number, number, number, number];
+    const inside = F.reshape(F.sigmoid(maskLogits), [B, N, h * w]);
+    const share = F.div(inside, F.add(F.sum(inside, [2], { keepdim: true }), 1e-6));
+    const sine = constant(maskLogits.device, `sine ${h}x${w}x${C}`, [1, h * w, C], () => sinePositions(h, w, C));
+    return F.matmul(share, sine); // (B, N, h w) x (1, h w, C)
   });
 }
 

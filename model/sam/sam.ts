@@ -67,6 +67,24 @@ export class Sam extends nn.Module {
   }
 
   /**
+   * Mean over channels and places of each token of a point or a box: (1, 2, 1). Places hardly move it (the means of 256 sines and cosines
+   * spread by some 0.04), so that it stands in for that of an unknown prompt.
+   */
+  tokenMeans(kind: "point" | "box"): Tensor {
+    const { imageSize, grid } = this.config;
+    const centres = Array.from({ length: grid * grid }, (_, i) =>
+      [i % grid, Math.trunc(i / grid)].map((cell) => ((cell + 0.5) * imageSize) / grid),
+    );
+    const { sparse } =
+      kind === "point"
+        ? this.encodePrompts({
+            points: { coords: centres.flat(), labels: centres.map(() => 1), count: centres.length },
+          })
+        : this.encodePrompts({ boxes: centres.flatMap((centre) => [...centre, ...centre]) });
+    return F.mean(sparse, [0, 2], { keepdim: true });
+  }
+
+  /**
    * @param embedding (B, C, g, g)
    * @param sparse (P, T, C), P a multiple of B, an image's prompts side by side
    * @param dense (1 or P, C, g, g)

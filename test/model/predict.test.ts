@@ -107,6 +107,7 @@ test("SAM's decoder gets the tokens of the model's prompt mode, and its best rat
     },
     noMaskEmbedding: () => gpu.zeros([1, 12, 2, 2]),
     notAPointEmbedding: () => gpu.ones([1, 12]),
+    tokenMeans: (kind) => gpu.tensor(kind === "box" ? [0.25, -0.5] : [2, 3], [1, 2, 1]),
     postprocess: (masks, _size, original) =>
       F.interpolate(masks, { size: original, mode: "bilinear", alignCorners: false }),
   };
@@ -124,7 +125,16 @@ test("SAM's decoder gets the tokens of the model's prompt mode, and its best rat
     assert.is(instances[0]!.area, 20 * 30);
     assert.ok(Math.abs(instances[0]!.maskScore - sigmoid(3)) < 1e-5);
     assert.equal(seen.at(-1)!.shape.slice(1), [2, 12]);
+    // What KL leaves open, the mean of each token, is SAM's.
+    const means = await F.mean(seen.at(-1)!, [0, 2]).toArray();
+    const wanted = kind === "box" ? [0.25, -0.5] : [2, 1];
+    assert.ok(
+      means.every((v, i) => Math.abs(v - wanted[i]!) < 1e-5),
+      `${kind}: ${means.join()}`,
+    );
   }
+  await predictWithSam(typed, sam, image, { ...options, kind: "box", recentre: false });
+  assert.ok(Math.abs((await F.mean(seen.at(-1)!).toArray())[0]! + 0.125) > 1e-3, "as predicted");
   const mean = new Wish(gpu, wishMini(2, { ...small, prompt: { mode: "mean", dim: 12 } }));
   await rejects(() => predictWithSam(mean, sam, image, options), /"mean" gives no SAM prompt/);
   const other = new Wish(gpu, wishMini(2, { ...small, prompt: { mode: "typed", dim: 16 } }));

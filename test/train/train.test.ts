@@ -117,7 +117,8 @@ test("the run's folder holds what the contract names", async () => {
 
 test("memory between steps does not grow", () => {
   const bytes = readDiary(join(folder, "whole")).flatMap((e) => (isEvaluation(e) ? [] : [e.liveBuffers!]));
-  assert.is(bytes[3], bytes[2]);
+  // Less is possible: what an earlier run left goes when the garbage collector comes by.
+  assert.ok(bytes[3]! <= bytes[2]!, `${bytes[2]} buffers became ${bytes[3]}`);
 });
 
 test("an interrupted run saves its state and says where it is", async () => {
