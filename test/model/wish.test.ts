@@ -2,6 +2,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { backward, type Device, F, noGrad, scope, type Tensor } from "../../engine/index.ts";
 import { parameterGroups, promptTarget, Wish, type WishOverrides, wishMini } from "../../model/index.ts";
+import { sinePositions } from "../../model/layers.ts";
 import { testDevice } from "../device.ts";
 import { distance } from "./fixture.ts";
 
@@ -59,6 +60,31 @@ test("an image gives the same alone, in a batch, and where its padding is made b
   ]);
   const brighter = run(F.add(images, 9));
   assert.ok((await distance(padded.classLogits, brighter.classLogits)) < 1e-4);
+});
+
+test("where the config says so, the prompt head is told where each query's mask lies", async () => {
+  const gpu = await testDevice();
+  const model = small(gpu, { prompt: { dim: 12, place: "mask" } }).eval();
+  const head = model.sem_seg_head.predictor.prompt_embed!;
+  const [hidden, inputs] = head.layers[0]!.weight.shape as [number, number];
+  assert.equal([hidden, inputs], [16, 32]);
+  // Deaf to the queries, the head's answer hangs on places alone.
+  const weight = F.cat([gpu.zeros([16, 16]), F.slice(head.layers[0]!.weight, 1, 16, 32)], 1);
+  head.loadStateDict(new Map([["layers.0.weight", weight]]), { strict: false });
+  const images = F.mul(gpu.rand([2, 3, 32, 64], { seed: 4 }), 255);
+  const { maskLogits, promptLatents } = scope(() => noGrad(() => model.forward(images))).predictions.at(-1)!;
+  const logits = await maskLogits.toArray(); // (2, 5, 8, 16)
+  const sine = sinePositions(8, 16, 16);
+  const places = new Float32Array(10 * 16);
+  for (let query = 0; query < 10; query++) {
+    const shares = Array.from(logits.subarray(query * 128, (query + 1) * 128), (x) => 1 / (1 + Math.exp(-x)));
+    const total = shares.reduce((a, b) => a + b, 0);
+    for (let c = 0; c < 16; c++)
+      places[query * 16 + c] = shares.reduce((sum, share, i) => sum + (share / total) * sine[i * 16 + c]!, 0);
+  }
+  const told = F.cat([gpu.zeros([2, 5, 16]), gpu.tensor(places, [2, 5, 16])], 2);
+  const wanted = noGrad(() => F.reshape(head.forward(told), [2, 5, 3, 12]));
+  assert.ok((await distance(promptLatents!, wanted)) < 1e-4);
 });
 
 test("the CAM alone equals the CAM of a whole pass, on the feature the config names", async () => {
