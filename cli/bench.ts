@@ -1,6 +1,7 @@
 /** `wgpu-wish bench`: kernels and whole steps, the median of repeats, beside what they compute and move. */
 import { backward, type Device, F, nn, optim, scope, type Tensor } from "../index.ts";
 import { BadInput } from "../train/errors.ts";
+import { wishStep } from "./bench-step.ts";
 import type { Call } from "./command.ts";
 import { table } from "./terminal.ts";
 
@@ -11,7 +12,7 @@ interface Bench {
   /** Floating-point operations and bytes read and written by one repeat, where they say something. */
   flops?: number;
   bytes?: number;
-  prepare: (gpu: Device) => () => unknown;
+  prepare: (gpu: Device) => (() => unknown) | Promise<() => unknown>;
 }
 
 export interface BenchResult {
@@ -197,6 +198,11 @@ const benches: readonly Bench[] = [
       };
     },
   },
+  {
+    name: "wish-step",
+    note: "a training step of configs/scenes.yaml: 4 scenes of 96 x 96 with boxes",
+    prepare: wishStep,
+  },
 ];
 
 /** Repeats for about half a second, at least 5 and at most 50 times, after one that compiles. */
@@ -205,7 +211,7 @@ async function measure(gpu: Device, work: () => unknown): Promise<number> {
     scope(async () => {
       await gpu.sync();
       const start = performance.now();
-      work();
+      await work();
       await gpu.sync();
       return performance.now() - start;
     });
@@ -225,7 +231,7 @@ export async function run({ args, terminal, open }: Call): Promise<void> {
   const results: BenchResult[] = [];
   const bar = terminal.progress(chosen.length, "benches");
   for (const { name, note, flops, bytes, prepare } of chosen) {
-    const ms = await scope(() => measure(gpu, prepare(gpu)));
+    const ms = await scope(async () => measure(gpu, await prepare(gpu)));
     results.push({ name, ms, gflops: flops ? flops / ms / 1e6 : null, gbps: bytes ? bytes / ms / 1e6 : null, note });
     bar.update(results.length, { ms });
   }

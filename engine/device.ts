@@ -252,14 +252,31 @@ export class Device {
     this.gpu.queue.writeBuffer(y.storage.buffer, 0, bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength);
   }
 
-  /** Copies `n` elements of four bytes from one tensor to another, in order with the dispatches: a tenth of what a dispatch costs. */
-  copy(from: Tensor, fromAt: number, to: Tensor, toAt: number, n: number): void {
+  /** The encoder outside any compute pass, for copies; in order with the dispatches, and a tenth of what one costs. */
+  #outsidePass(): GPUCommandEncoder {
     this.#pass?.end();
     this.#pass = undefined;
     this.#encoder ??= this.gpu.createCommandEncoder({ label: "batch from a copy" });
-    this.#encoder.copyBufferToBuffer(from.storage.buffer, fromAt * 4, to.storage.buffer, toAt * 4, n * 4);
+    return this.#encoder;
+  }
+
+  /** Copies `n` elements of four bytes from one tensor's buffer to another's. */
+  copy(from: Tensor, fromAt: number, to: Tensor, toAt: number, n: number): void {
+    if (n === 0) return;
+    for (const x of [from, to])
+      if (x.freed)
+        throw new Error(
+          `copy: the tensor of shape ${show(x.shape)} was freed when its scope ended; return it from the scope to keep it`,
+        );
+    this.#outsidePass().copyBufferToBuffer(from.storage.buffer, fromAt * 4, to.storage.buffer, toAt * 4, n * 4);
     from.storage.lastBatch = this.batch;
     to.storage.lastBatch = this.batch;
+  }
+
+  /** Sets a tensor's whole buffer to zero. */
+  clear(x: Tensor): void {
+    this.#outsidePass().clearBuffer(x.storage.buffer);
+    x.storage.lastBatch = this.batch;
   }
 
   /** Bytes of a tensor's elements. Rejects with the kernel's name where a command before it was refused or the device is lost. */
@@ -272,10 +289,7 @@ export class Device {
       size: bytes,
       usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
     });
-    this.#pass?.end();
-    this.#pass = undefined;
-    this.#encoder ??= this.gpu.createCommandEncoder();
-    this.#encoder.copyBufferToBuffer(x.storage.buffer, 0, staging, 0, bytes);
+    this.#outsidePass().copyBufferToBuffer(x.storage.buffer, 0, staging, 0, bytes);
     this.flush();
     try {
       await staging.mapAsync(GPUMapMode.READ);

@@ -94,6 +94,10 @@ export function alias(x: Tensor, shape: Shape = x.shape): Tensor {
 }
 
 export function fill(y: Tensor, value: number): Tensor {
+  if (value === 0 && !Object.is(value, -0)) {
+    y.device.clear(y);
+    return y;
+  }
   const n = Math.ceil((y.size * BYTES[y.dtype]) / 4);
   const bits = new DataView(new ArrayBuffer(4));
   if (y.dtype === "f32") bits.setFloat32(0, value, true);

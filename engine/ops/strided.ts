@@ -1,7 +1,7 @@
 /** The copies on which movement operations and gradients stand: no tape here. */
 import { linearGroups, run } from "../kernel.ts";
 import { broadcastStrides, collapse, type Shape, sizeOf, stridesOf } from "../shape.ts";
-import { alias, empty, type Tensor } from "../tensor.ts";
+import { alias, BYTES, empty, type Tensor } from "../tensor.ts";
 
 interface Window {
   offset?: number;
@@ -16,6 +16,11 @@ interface Window {
 const RUN = 16;
 const LEAST_RUN = 4;
 
+/** Neighbours one after the other, which need no kernel. */
+function isRun({ shape, strides }: { shape: readonly number[]; strides: readonly (readonly number[])[] }): boolean {
+  return shape.length === 0 || (shape.length === 1 && strides[0]![0] === 1);
+}
+
 /** y[k] = x[offset + k · strides] for every k in `shape`. */
 export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
   const y = empty(x.device, shape, x.dtype);
@@ -24,6 +29,10 @@ export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
   const walk = bounded ? { shape: [...shape], strides: [[...window.strides]] } : collapse(shape, [window.strides]);
   if (walk.shape.length > 8)
     throw new Error(`strided copy: more than 8 separate dimensions; got shape (${shape.join(", ")})`);
+  if (!bounded && (window.scale ?? 1) === 1 && isRun(walk) && BYTES[x.dtype] === 4) {
+    x.device.copy(x, window.offset ?? 0, y, 0, y.size);
+    return y;
+  }
   const params = {
     n: y.size,
     rank: walk.shape.length,
@@ -66,6 +75,10 @@ export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
 export function stridedWrite(x: Tensor, y: Tensor, offset: number, strides: readonly number[]): void {
   if (x.size === 0) return;
   const walk = collapse(x.shape, [strides]);
+  if (isRun(walk) && BYTES[x.dtype] === 4) {
+    x.device.copy(x, 0, y, offset, x.size);
+    return;
+  }
   run(x.device, "strided", "write_window", {
     bind: { x, y },
     params: {

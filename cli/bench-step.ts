@@ -1,0 +1,74 @@
+/**
+ * One WISH training step at the sizes of configs/scenes.yaml, nothing but the step: four scenes with boxes, held in memory, whose true masks
+ * stand in for SAM's. With DEBUG=2 the table at the end tells which kernels it is made of.
+ */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { parse } from "yaml";
+import { type Device, optim } from "../index.ts";
+import { parameterGroups, Wish } from "../model/index.ts";
+import { packageRoot } from "../platform/root.ts";
+import { resolveConfig } from "../train/config.ts";
+import type { Sample } from "../train/data/loader.ts";
+import { makeScene, sceneCategories } from "../train/data/scenes.ts";
+import { modelConfig } from "../train/models.ts";
+import { type Trainer, trainStep } from "../train/step.ts";
+import { openTeacher } from "../train/train.ts";
+
+const SEED = 5;
+
+export async function wishStep(gpu: Device): Promise<() => Promise<unknown>> {
+  const config = resolveConfig(parse(readFileSync(join(packageRoot, "configs", "scenes.yaml"), "utf8")));
+  const teacher = await openTeacher(gpu, config);
+  gpu.manualSeed(SEED);
+  const model = new Wish(gpu, modelConfig(config, sceneCategories.length, teacher.promptDim)).train();
+  const groups = parameterGroups(model, {
+    lr: config.optim.lr,
+    weightDecay: config.optim.weightDecay,
+    backboneMultiplier: config.optim.backbone,
+  });
+  const trainer: Trainer = {
+    gpu,
+    config,
+    model,
+    optimizer: new optim.AdamW(groups),
+    rates: groups.map((group) => group.lr),
+    teacher,
+    items: [],
+    proxies: [],
+    hasTags: false,
+  };
+  const { width, maskStride } = config.data;
+  const batch = Array.from({ length: config.batch }, (_, i) => sceneSample(i, width, maskStride));
+  let step = 0;
+  return () => trainStep(trainer, [batch], step++);
+}
+
+function sceneSample(index: number, size: number, stride: number): Sample {
+  const { image, instances } = makeScene(SEED, index, size);
+  const side = size / stride;
+  const shrink = (mask: Uint8Array): Uint8Array =>
+    Uint8Array.from(
+      { length: side * side },
+      (_, i) => mask[Math.floor(i / side) * stride * size + (i % side) * stride]!,
+    );
+  return {
+    imageId: index,
+    item: index,
+    rgb: image.data,
+    width: size,
+    height: size,
+    valid: [size, size],
+    kind: "boxes",
+    tags: [...new Set(instances.map(({ category }) => category - 1))],
+    classes: instances.map(({ category }) => category - 1),
+    source: instances.map((_, i) => i),
+    points: [],
+    boxes: instances.map(({ bbox: [x, y, w, h] }) => [x, y, x + w, y + h]),
+    masks: [],
+    proxies: instances.map(({ mask }) => ({ masks: [1, 2, 3].map(() => shrink(mask)), iou: [1, 1, 1] })),
+    affine: { scaleX: 1, scaleY: 1, offsetX: 0, offsetY: 0 },
+    originalWidth: size,
+    originalHeight: size,
+  };
+}
