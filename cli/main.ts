@@ -148,8 +148,11 @@ function fileTrouble(error: unknown): string | undefined {
   if (typeof path !== "string") return undefined;
   if (code === "ENOENT") return `${path}: there is no such file or folder`;
   if (code === "EISDIR") return `${path}: is a folder, expected a file`;
+  if (code === "EEXIST") return `${path}: is a file, expected a folder`;
   if (code === "ENOTDIR") return `${path}: a part of the path is a file, expected a folder`;
   if (code === "EACCES" || code === "EPERM") return `${path}: permission denied`;
+  if (code === "EROFS") return `${path}: cannot be written there: the file system is read-only`;
+  if (code === "ENOSPC") return `${path}: cannot be written: no space is left on the disk`;
   return undefined;
 }
 

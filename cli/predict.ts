@@ -2,7 +2,7 @@
 import { BadInput } from "../train/errors.ts";
 import { loadRun, loadTrained } from "../train/models.ts";
 import { predictImages } from "../train/predict.ts";
-import { loadTeacher } from "../train/teacher.ts";
+import { findAsset, loadTeacher } from "../train/teacher.ts";
 import type { Call } from "./command.ts";
 import { table } from "./terminal.ts";
 
@@ -15,7 +15,7 @@ interface Options {
   dump?: string;
 }
 
-/** detectron2's test-time size, where the run says nothing else. */
+/** detectron2's test-time size, where neither the run nor the weights say anything else. */
 const SIZE = { short: 800, long: 1333, topk: 100 };
 const LEAST_SCORE = 0.3;
 const DEFAULT_TEACHER = "assets/sam-mini.safetensors";
@@ -28,8 +28,8 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     throw new BadInput("predict: give --run or --checkpoint, one of them");
   if (dump !== undefined && args.length !== 1) throw new BadInput(`--dump: takes one image, got ${args.length}`);
   const gpu = await call.open();
-  const trained = folder !== undefined ? await loadRun(gpu, folder) : await loadTrained(gpu, checkpoint!);
-  const { short, long, topk } = trained.config?.val ?? SIZE;
+  const trained = folder !== undefined ? await loadRun(gpu, folder) : await loadTrained(gpu, findAsset(checkpoint!));
+  const { short, long, topk } = trained.inference ?? SIZE;
   const sam =
     options.inference === "sam"
       ? {

@@ -9,6 +9,7 @@ import { encodeMask } from "../train/data/mask.ts";
 import { BadInput } from "../train/errors.ts";
 import { readNamed, writeWhole } from "../train/files.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
+import { findAsset } from "../train/teacher.ts";
 import type { Call } from "./command.ts";
 import { table } from "./terminal.ts";
 import type { PointPrompt } from "./values.ts";
@@ -43,11 +44,12 @@ export async function run(call: Call<Options>): Promise<void> {
     throw new BadInput("sam: give at least one --point X,Y or --box X0,Y0,X1,Y1");
   const image = await readImage(options.image);
   const prompts = promptsOf(options, image);
-  const bytes = await readNamed(options.checkpoint, "weights of SAM or MobileSAM");
+  const checkpoint = findAsset(options.checkpoint);
+  const bytes = await readNamed(checkpoint, "weights of SAM or MobileSAM");
   const gpu = await call.open();
   let sam: Awaited<ReturnType<typeof loadSam>>;
   try {
-    sam = await loadSam(gpu, bytes, options.checkpoint);
+    sam = await loadSam(gpu, bytes, checkpoint);
   } catch (error) {
     if (error instanceof CheckpointError) throw new BadInput(error.message);
     throw error;

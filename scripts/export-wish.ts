@@ -12,8 +12,8 @@ if (run === undefined || out === undefined) {
   process.exit(2);
 }
 const gpu = await Device.open();
-const { model, categories, kinds, file, step } = await loadRun(gpu, run);
-await exportWeights(out, model, categories, kinds, { half: true });
+const { model, categories, kinds, inference, file, step } = await loadRun(gpu, run);
+await exportWeights(out, model, categories, kinds, { half: true, ...(inference ? { inference } : {}) });
 console.log(`${out}: step ${step} of ${file}`);
 gpu.close();
 process.exit(0);

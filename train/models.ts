@@ -12,7 +12,7 @@ import {
   wishResNet50,
 } from "../model/index.ts";
 import { bestCheckpoint, latestCheckpoint, readCheckpointHead, readWeights, saveWeights } from "./checkpoint.ts";
-import { type Config, readConfig } from "./config.ts";
+import { type Config, readConfig, resolveConfig } from "./config.ts";
 import type { Category } from "./data/coco.ts";
 import { BadInput } from "./errors.ts";
 import { findAsset } from "./teacher.ts";
@@ -78,11 +78,16 @@ function fit(model: Wish, tensors: ReadonlyMap<string, Tensor>): { fitting: Map<
   return { fitting, left };
 }
 
+/** Test-time size of an image and the number of instances: `val` of the configuration. */
+export type Inference = Pick<Config["val"], "short" | "long" | "topk">;
+
 export interface Trained {
   model: Wish;
   categories: Category[];
   /** The run's configuration; undefined for weights alone. */
   config: Config | undefined;
+  /** The size of images that it was judged at; undefined where the file does not say. */
+  inference: Inference | undefined;
   /** The file the weights come from. */
   file: string;
   step: number | undefined;
@@ -97,7 +102,13 @@ export async function loadRun(gpu: Device, run: string, which: "best" | "last" =
     throw new BadInput(`${run}: holds no checkpoint; give the folder of a run that wgpu-wish train has written`);
   const configFile = join(run, "config.yaml");
   const trained = await loadTrained(gpu, file);
-  return existsSync(configFile) ? { ...trained, config: readConfig(configFile) } : trained;
+  if (!existsSync(configFile)) return trained;
+  const config = readConfig(configFile);
+  return { ...trained, config, inference: inferenceOf(config) };
+}
+
+function inferenceOf({ val: { short, long, topk } }: Config): Inference {
+  return { short, long, topk };
 }
 
 /** A model from a checkpoint, or from weights written by `exportWeights`. */
@@ -107,14 +118,17 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
   let categories: Category[];
   let step: number | undefined;
   let kinds: string[] = [];
+  let config: Config | undefined;
+  let inference: Inference | undefined;
   if (metadata.format === WEIGHTS_FORMAT) {
     sizes = parsed(file, metadata.model);
     categories = parsed(file, metadata.categories);
     kinds = parsed(file, metadata.kinds ?? "[]");
+    if (metadata.inference) inference = parsed(file, metadata.inference);
   } else {
     if (!metadata.state)
       throw new BadInput(`${file}: is neither a checkpoint nor a model written by wgpu-wish; expected one of them`);
-    const { state } = await readCheckpointHead(file);
+    const { state, config: saved } = await readCheckpointHead(file);
     ({ sizes, categories, step, kinds } = state as unknown as {
       sizes: WishConfig;
       categories: Category[];
@@ -125,6 +139,8 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
       throw new BadInput(
         `${file}: holds no segmentation model (the sizes are missing); is it a checkpoint of sam-train?`,
       );
+    config = resolveConfig(saved, [], file);
+    inference = inferenceOf(config);
   }
   const model = new Wish(gpu, sizes);
   try {
@@ -133,7 +149,7 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
     throw new BadInput(`${file}: ${(cause as Error).message}`);
   }
   model.eval();
-  return { model, categories, config: undefined, file, step, kinds };
+  return { model, categories, config, inference, file, step, kinds };
 }
 
 /** Writes a model's weights alone with all that is needed to use them. */
@@ -142,13 +158,14 @@ export async function exportWeights(
   model: Wish,
   categories: readonly Category[],
   kinds: readonly string[],
-  options: { half?: boolean } = {},
+  options: { half?: boolean; inference?: Inference } = {},
 ): Promise<void> {
   const metadata = {
     format: WEIGHTS_FORMAT,
     model: JSON.stringify(model.config),
     categories: JSON.stringify(categories),
     kinds: JSON.stringify(kinds),
+    ...(options.inference ? { inference: JSON.stringify(options.inference) } : {}),
   };
   await saveWeights(path, model, metadata, options);
 }

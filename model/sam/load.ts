@@ -2,7 +2,7 @@
 import { type Device, scope } from "../../engine/index.ts";
 import { fileNumbers } from "../../engine/safetensors.ts";
 import { compareTensors, describe, nameTensors } from "../weights/names.ts";
-import { readCheckpoint } from "../weights/read.ts";
+import { type Checkpoint, readCheckpoint } from "../weights/read.ts";
 import { CheckpointError, type HostTensor } from "../weights/tensors.ts";
 import { checkConfig, type SamConfig } from "./config.ts";
 import { Sam } from "./sam.ts";
@@ -28,7 +28,7 @@ export async function loadSam(gpu: Device, bytes: Uint8Array, file: string): Pro
 }
 
 export function readSam(bytes: Uint8Array, file: string): SamCheckpoint {
-  const { tensors: found, metadata } = readCheckpoint(bytes, file);
+  const { tensors: found, metadata } = ofTraining(readCheckpoint(bytes, file), file);
   const { tensors } = nameTensors(found, file);
   const config = samConfigOf(tensors, file, metadata);
   try {
@@ -38,6 +38,16 @@ export function readSam(bytes: Uint8Array, file: string): SamCheckpoint {
   }
   compare(samShapes(config), tensors, file);
   return { config, tensors };
+}
+
+/** A checkpoint of sam-train holds its model under `model.`, beside the optimizer, and the sizes in the run's configuration. */
+function ofTraining({ tensors, metadata }: Checkpoint, file: string): Pick<Checkpoint, "tensors" | "metadata"> {
+  if (!metadata.format?.startsWith("wgpu-wish checkpoint")) return { tensors, metadata };
+  const model = [...tensors].flatMap(([key, x]) => (key.startsWith("model.") ? [[key.slice(6), x] as const] : []));
+  if (!model.some(([key]) => key.startsWith("mask_decoder.")))
+    throw new CheckpointError(`${file}: is a checkpoint of another model's training; expected one of sam-train`);
+  const { model: sizes } = JSON.parse(metadata.config ?? "{}") as { model?: SamConfig };
+  return { tensors: new Map(model), metadata: { config: JSON.stringify(sizes) } };
 }
 
 function compare(expected: Shapes, tensors: Shapes, file: string): void {
