@@ -62,7 +62,7 @@ export const commands: readonly Command[] = [
     summary: "write PNG previews of labels, CAMs, SAM proxies or predictions",
     args: [["<what>", "what to draw", ["gt", "weak", "cam", "proxies", "predictions"]]],
     options: [
-      { flags: "--run <dir>", help: "a run's folder" },
+      { flags: "--run <dir>", help: "a run's folder: the labels it learns from (weak), the data it is judged by (gt), or what it answers" },
       { flags: "--ann <file>", help: "instances or weak labels JSON (with --images)" },
       { flags: "--images <dir>", help: "folder of the images (with --ann)" },
       { flags: "--out <dir>", help: "folder for the PNGs", required: true },

@@ -1,4 +1,5 @@
 /** `convert`: any file of weights to safetensors under the original repository's names. */
+import { resolve } from "node:path";
 import type { Device, Tensor } from "../engine/index.ts";
 import { encodeSafetensors, fileNumbers, fileTensor } from "../engine/safetensors.ts";
 import { loadMask2Former, mask2FormerNames } from "../model/index.ts";
@@ -13,6 +14,7 @@ export async function run(call: Call): Promise<void> {
   const { args, terminal } = call;
   const [from, to] = args as [string, string];
   if (!to.endsWith(".safetensors")) throw new BadInput(`${to}: the output is a safetensors file; give it that ending`);
+  if (resolve(from) === resolve(to)) throw new BadInput(`${to}: is the file to convert; name another output`);
   const bytes = await readNamed(from, "a file of weights");
   try {
     const { tensors: found, metadata, format } = readCheckpoint(bytes, from);

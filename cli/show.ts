@@ -1,5 +1,6 @@
 /** `wgpu-wish show`: PNG previews of labels. */
 import { basename, extname, join } from "node:path";
+import { readConfig } from "../train/config.ts";
 import { type ImageEntry, imagePath, instanceRuns, instancesByImage, readInstances } from "../train/data/coco.ts";
 import { readImage, writePng } from "../train/data/image.ts";
 import { makeFolder } from "../train/data/json.ts";
@@ -26,8 +27,8 @@ export async function run(call: Call<ShowOptions>): Promise<void> {
   const { args, options, terminal } = call;
   const [what] = args;
   if (what === "cam" || what === "proxies" || what === "predictions") return showOf(what, call);
-  const { ann, images: folder, out, limit = DEFAULT_LIMIT } = options;
-  if (ann === undefined || folder === undefined) throw new BadInput(`show ${what}: give --ann and --images`);
+  const { out, limit = DEFAULT_LIMIT } = options;
+  const { ann, images: folder } = sourceOf(what as "gt" | "weak", options);
   const { images, overlayOf } = what === "weak" ? weakOverlays(ann) : instanceOverlays(ann);
   await makeFolder(out);
   const bar = terminal.progress(Math.min(limit, images.length));
@@ -51,6 +52,19 @@ export async function run(call: Call<ShowOptions>): Promise<void> {
   await writePng(sheet, contactSheet(shown));
   if (images.length > limit) terminal.log(`${limit} of ${images.length} images; --limit shows more`);
   terminal.result({ files, sheet }, `${files.length} pictures in ${out}, the first of them on ${sheet}`);
+}
+
+/** Labels and images: those named, or a run's: what it was trained on (weak), what it is judged by (gt). */
+function sourceOf(what: "gt" | "weak", { run, ann, images }: ShowOptions): { ann: string; images: string } {
+  if (ann !== undefined && images !== undefined && run === undefined) return { ann, images };
+  if (run === undefined || ann !== undefined || images !== undefined)
+    throw new BadInput(`show ${what}: give --ann and --images, or --run alone`);
+  const { mode, data, val } = readConfig(join(run, "config.yaml"));
+  if (what === "weak" && mode !== "wish") throw new BadInput(`show weak: ${run} was trained from masks: show gt --ann`);
+  const source =
+    what === "weak" ? { ann: data.labels, images: data.images } : { ann: val.annotations, images: val.images };
+  if (source.ann === "") throw new BadInput(`show gt: ${run} names no evaluation data (val.annotations)`);
+  return source;
 }
 
 async function showOf(

@@ -35,8 +35,11 @@ export async function run({ options, terminal }: Call<Options>): Promise<void> {
   writeWeak(out, document);
 
   const { counts, spent } = document.info;
-  if (budget !== undefined && budget - spent >= 12)
-    terminal.warn(`${spent} of the budget of ${budget} is spent: there are no more images`);
+  // Boxes and points are rounded to whole images; tags spend the rest to the last one, as long as there are images.
+  if (budget !== undefined && (mix?.tags ?? 0) > 0 && spent < Math.round(budget))
+    terminal.warn(
+      `${spent} of the budget of ${budget} is spent: tags for ${Math.round(budget) - spent} more images were due, but there are no more`,
+    );
   const summary = `${describe(counts)}, ${counts.unlabelled} unlabelled; cost ${spent}`;
   terminal.result({ out, ...document.info }, `${out}: ${summary}`);
 }

@@ -67,11 +67,11 @@ export interface Lettering {
   ink: [x: number, y: number][];
 }
 
-/** Sets a line of text; each dot of a letter is `dot` pixels wide. Characters without a glyph become "?". */
+/** Sets a line of text; each dot of a letter is `dot` pixels wide. Accents go, and characters without a glyph become "?". */
 export function letter(text: string, dot: number): Lettering {
   const ink: [number, number][] = [];
   let at = 0;
-  for (const character of text.toUpperCase()) {
+  for (const character of text.normalize("NFD").replaceAll(/\p{M}/gu, "").toUpperCase()) {
     const rows = (GLYPHS[character] ?? UNKNOWN).split(" ");
     rows.forEach((row, y) => {
       for (let x = 0; x < row.length; x++) {

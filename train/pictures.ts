@@ -53,18 +53,18 @@ export function drawOverlay(
   for (const { x, y, classIndex } of points) {
     dot(picture, (x + 0.5) * scale, (y + 0.5) * scale, 4, classColour(classIndex));
   }
-  // Texts come last, so that no mask covers them.
+  // Texts come last, so that no mask covers them, and none covers another.
+  const plates: Plate[] = [];
+  const put = (text: string, x: number, y: number, classIndex: number): void =>
+    write(picture, text, x, y, classColour(classIndex), plates);
   for (const { mask, classIndex, label, score } of masks) {
     const corner = firstPixel(mask, image.width);
-    if (corner !== undefined)
-      write(picture, textOf(label, score), corner[0] * scale, corner[1] * scale, classColour(classIndex));
+    if (corner) put(textOf(label, score), corner[0] * scale, corner[1] * scale, classIndex);
   }
-  for (const { box, classIndex, label, score } of boxes) {
-    write(picture, textOf(label, score), box[0] * scale, box[1] * scale, classColour(classIndex));
-  }
-  for (const { x, y, classIndex, label } of points) {
-    write(picture, textOf(label), (x + 0.5) * scale + 6, (y + 0.5) * scale - 5, classColour(classIndex));
-  }
+  for (const { box, classIndex, label, score } of boxes)
+    put(textOf(label, score), box[0] * scale, box[1] * scale, classIndex);
+  for (const { x, y, classIndex, label } of points)
+    put(textOf(label), (x + 0.5) * scale + 6, (y + 0.5) * scale - 5, classIndex);
   return caption === undefined ? picture : withCaption(picture, caption);
 }
 
@@ -123,19 +123,55 @@ function dot(picture: Image, x: number, y: number, radius: number, colour: Rgb):
 
 const DOT = 2;
 const MARGIN = 3;
+/** How many of its own heights a text may be moved away from its place. */
+const ROWS = 6;
 
-/** Text on a plate of the colour; moved where it would leave the picture. */
-function write(picture: Image, text: string, x: number, y: number, colour: Rgb): void {
+interface Plate {
+  left: number;
+  top: number;
+  width: number;
+  height: number;
+}
+
+/** Text on a plate of the colour, its lower left corner at (x, y) or as near to it as the picture and the other plates let it. */
+function write(picture: Image, text: string, x: number, y: number, colour: Rgb, plates: Plate[]): void {
   if (text === "") return;
   const { width, height, ink } = letter(text, DOT);
-  const [plateWidth, plateHeight] = [width + 2 * MARGIN, height + 2 * MARGIN];
-  const left = Math.round(Math.max(0, Math.min(x, picture.width - plateWidth)));
-  const top = Math.round(Math.max(0, Math.min(y - plateHeight, picture.height - plateHeight)));
-  for (let j = 0; j < plateHeight; j++)
-    for (let i = 0; i < plateWidth; i++) blend(picture, left + i, top + j, colour, 0.85);
+  const plate = freePlace(picture, x, y, width + 2 * MARGIN, height + 2 * MARGIN, plates);
+  plates.push(plate);
+  for (let j = 0; j < plate.height; j++)
+    for (let i = 0; i < plate.width; i++) blend(picture, plate.left + i, plate.top + j, colour, 0.85);
   const bright = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 110;
   for (const [i, j] of ink)
-    blend(picture, left + MARGIN + i, top + MARGIN + j, bright ? [0, 0, 0] : [255, 255, 255], 1);
+    blend(picture, plate.left + MARGIN + i, plate.top + MARGIN + j, bright ? [0, 0, 0] : [255, 255, 255], 1);
+}
+
+/** Above the place, else row by row further below and above it; where all is taken, above it all the same. */
+function freePlace(
+  picture: Image,
+  x: number,
+  y: number,
+  width: number,
+  height: number,
+  plates: readonly Plate[],
+): Plate {
+  const at = (top: number): Plate => ({
+    left: Math.round(Math.max(0, Math.min(x, picture.width - width))),
+    top: Math.round(Math.max(0, Math.min(top, picture.height - height))),
+    width,
+    height,
+  });
+  const isFree = (plate: Plate): boolean =>
+    plates.every(
+      (other) =>
+        plate.left >= other.left + other.width ||
+        other.left >= plate.left + plate.width ||
+        plate.top >= other.top + other.height ||
+        other.top >= plate.top + plate.height,
+    );
+  for (let row = 0; row <= ROWS; row++)
+    for (const top of [y + (row - 1) * height, y - (row + 1) * height]) if (isFree(at(top))) return at(top);
+  return at(y - height);
 }
 
 /** The mask's topmost pixel. */
@@ -157,13 +193,18 @@ function blank(width: number, height: number, grey: number): Image {
   return { width, height, data: new Uint8Array(width * height * 3).fill(grey) };
 }
 
-/** Images side by side in rows, each in a cell as large as the largest. */
+/** A sheet is as wide as fits a screen, unless a single picture is wider. */
+const SHEET_WIDTH = 2400;
+
+/** Images side by side in rows, each in a cell as large as the largest. `columns`: at most so many. */
 export function contactSheet(
   images: readonly Image[],
   { columns, gap = 6 }: { columns?: number; gap?: number } = {},
 ): Image {
   if (images.length === 0) return blank(1, 1, 24);
-  const across = Math.min(images.length, Math.max(1, columns ?? Math.ceil(Math.sqrt(images.length))));
+  const widest = Math.max(...images.map(({ width }) => width)) + gap;
+  const wanted = Math.min(columns ?? Math.ceil(Math.sqrt(images.length)), Math.floor(SHEET_WIDTH / widest));
+  const across = Math.min(images.length, Math.max(1, wanted));
   const down = Math.ceil(images.length / across);
   const cellWidth = Math.max(...images.map(({ width }) => width));
   const cellHeight = Math.max(...images.map(({ height }) => height));

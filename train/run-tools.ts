@@ -157,9 +157,11 @@ async function* camPictures(
           classIndex: tag,
           label: value.toFixed(2),
         }));
-      return drawOverlay(heatmap(image, map, w, h), { points, caption: trained.categories[tag]!.name });
+      const { name } = trained.categories[tag]!;
+      const caption = map.some((v) => v > 0) ? name : `${name}: no activation`;
+      return drawOverlay(heatmap(image, map, w, h), { points, caption });
     });
-    yield { name: item.path, picture: contactSheet(panels, { columns: panels.length }) };
+    yield { name: item.path, picture: contactSheet(panels) };
   }
 }
 

@@ -1,5 +1,5 @@
 /** scenes, weaken, show and eval as a user runs them. */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
@@ -54,6 +54,8 @@ test("weaken derives labels by shares and by budget", async () => {
     [byBudget.counts.tags, byBudget.counts.points, byBudget.counts.boxes, byBudget.counts.unlabelled],
     [0, 3, 2, 7],
   );
+  const rich = await wish(["weaken", "--ann", ann, "--out", other, "--budget", "30", "--mix", "tags:0.6,boxes:0.4"]);
+  assert.match(rich.stderr, /23 of the budget of 30 is spent: tags for 7 more images were due, but there are no more/);
 });
 
 test("show draws ground truth and weak labels", async () => {
@@ -65,6 +67,27 @@ test("show draws ground truth and weak labels", async () => {
   for (const file of [...gt.files, gt.sheet]) assert.ok(existsSync(file), file);
   await done(["show", "weak", "--ann", weak, "--images", images, "--out", join(folder, "weak")]);
   assert.is(readdirSync(join(folder, "weak")).length, 13);
+  const run = join(folder, "run");
+  mkdirSync(run);
+  writeFileSync(
+    join(run, "config.yaml"),
+    `data: { images: ${images}, labels: ${weak} }\nval: { images: ${images}, annotations: ${ann} }\n`,
+  );
+  for (const what of ["gt", "weak"])
+    await done(["show", what, "--run", run, "--out", join(folder, `of-${what}`), "--limit", "2"]);
+  assert.is(readdirSync(join(folder, "of-weak")).length, 3);
+  assert.equal(readFileSync(join(folder, "of-gt", "000001.png")), readFileSync(join(out, "000001.png")));
+});
+
+test("scenes takes the place of earlier scenes and of nothing else", async () => {
+  const out = join(folder, "again");
+  await done(["scenes", "--out", out, "--images", "4", "--size", "32"]);
+  await done(["scenes", "--out", out, "--images", "2", "--size", "32"]);
+  assert.equal(readdirSync(join(out, "images")), ["000001.png", "000002.png"]);
+  const other = join(folder, "other");
+  mkdirSync(join(other, "annotations"), { recursive: true });
+  writeFileSync(join(other, "annotations", "instances.json"), "{}");
+  await refused(["scenes", "--out", other, "--images", "2"], /instances.json: is there already and holds no scenes/);
 });
 
 test("eval gives every figure between 0 and 1", async () => {
@@ -102,7 +125,9 @@ test("bad input ends with 2 and one line that names the file", async () => {
       ["show", "gt", "--ann", ann, "--images", folder, "--out", join(folder, "y")],
       /000001.png: the image does not exist/,
     ),
-    refused(["show", "gt", "--out", folder], /give --ann and --images/),
+    refused(["show", "gt", "--out", folder], /give --ann and --images, or --run alone/),
+    refused(["convert", ann, ann], /the output is a safetensors file/),
+    refused(["convert", `${ann}.safetensors`, `${ann}.safetensors`], /is the file to convert; name another/),
     refused(["eval", "--gt", ann, "--dt", weak], /expected a list of results/),
     refused(["eval", "--gt", ann], /give --run, or --gt and --dt/),
     refused(["scenes", "--out", join(ann, "x"), "--images", "1"], /the folder cannot be made/),

@@ -46,6 +46,23 @@ test("labels, points, boxes and captions stay in the picture wherever they are",
   assert.is(picture.data.length, picture.width * picture.height * 3);
 });
 
+test("texts of neighbours do not cover each other, and accents are written without them", () => {
+  const one = { classIndex: 0, label: "triangle" };
+  const at = (x: number, y: number) => ({ box: [x, y, 20, 20] as [number, number, number, number], ...one });
+  const plateOf = (boxes: ReturnType<typeof at>[]) => {
+    const drawn = drawOverlay(grey(200, 120), { boxes }, { scale: 1 });
+    const bare = drawOverlay(grey(200, 120), { boxes: boxes.map(({ label: _, ...box }) => box) }, { scale: 1 });
+    return drawn.data.filter((value, i) => value !== bare.data[i]).length;
+  };
+  const alone = plateOf([at(20, 60)]);
+  // Four boxes in one place: four plates, none above another.
+  const together = plateOf([at(20, 60), at(22, 60), at(24, 61), at(20, 62)]);
+  assert.ok(together > 3.5 * alone, `${together} of 4 x ${alone}`);
+  const written = (label: string) => drawOverlay(grey(90, 40), { points: [{ x: 5, y: 20, classIndex: 1, label }] });
+  assert.equal(written("Étoilé"), written("etoile"));
+  assert.not.equal(written("étoile"), written("?toile"));
+});
+
 test("small images are enlarged, large ones are not", () => {
   assert.is(drawOverlay(grey(128, 96), {}).width, 384);
   assert.is(drawOverlay(grey(640, 480), {}).width, 640);

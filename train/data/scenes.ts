@@ -2,11 +2,14 @@
  * Procedural scenes, the embedded default's data: one to five textured objects of six classes on a noisy ground among clutter,
  * some behind others, with exact masks of what is visible. A scene depends on (seed, index, size) alone.
  */
+import { existsSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { Random } from "../../engine/random.ts";
+import { BadInput } from "../errors.ts";
 import type { Category } from "./coco.ts";
 import { type Image, writePng } from "./image.ts";
-import { makeFolder, writeJson } from "./json.ts";
+import { makeFolder, readJson, writeJson } from "./json.ts";
 import { areaOfRuns, type Box, boxOfRuns, encodeMask, runsOfMask } from "./mask.ts";
 import { type Colour, clutter, type Thing, things } from "./shapes.ts";
 
@@ -29,6 +32,7 @@ export interface Scene {
   instances: SceneInstance[];
 }
 
+const DESCRIPTION = "procedural scenes";
 const MOST_OBJECTS = 5;
 /** Diameter of an object as a share of the image, drawn uniformly. */
 const SMALLEST = 0.18;
@@ -282,6 +286,8 @@ export async function writeScenes(
   onImage: (done: number) => void = () => {},
 ): Promise<{ annotations: string; imagesDir: string; instances: number }> {
   const imagesDir = join(dir, "images");
+  const file = join(dir, "annotations", "instances.json");
+  await removeEarlier(imagesDir, file);
   await makeFolder(imagesDir);
   await makeFolder(join(dir, "annotations"));
   const annotations: object[] = [];
@@ -310,8 +316,18 @@ export async function writeScenes(
     onImage(id);
   }
   await Promise.all(writing);
-  const info = { description: "procedural scenes", version: "1", seed, size, images };
-  const file = join(dir, "annotations", "instances.json");
+  const info = { description: DESCRIPTION, version: "1", seed, size, images };
   writeJson(file, { info, images: entries, annotations, categories: sceneCategories });
   return { annotations: file, imagesDir, instances: annotations.length };
+}
+
+/** Scenes made earlier in the same folder go, so that none of their images stays behind; any other data set is left alone. */
+async function removeEarlier(imagesDir: string, file: string): Promise<void> {
+  if (!existsSync(file)) return;
+  const earlier = readJson(file, "the instances file") as { info?: { description?: unknown }; images?: unknown };
+  if (earlier.info?.description !== DESCRIPTION || !Array.isArray(earlier.images))
+    throw new BadInput(`${file}: is there already and holds no scenes; choose another folder`);
+  for (const { file_name } of earlier.images as { file_name?: unknown }[])
+    if (typeof file_name === "string" && /^\d{6}\.png$/.test(file_name))
+      await rm(join(imagesDir, file_name), { force: true });
 }

@@ -149,7 +149,9 @@ function budgetCounts(budget: number, mix: Shares, images: number): Record<Kind,
   if (!(Number.isFinite(budget) && budget >= 0))
     throw new BadInput(`weaken: --budget must be a number from 0, got ${budget}`);
   if (Math.abs(tags + points + boxes - 1) > 0.01) {
-    throw new BadInput(`weaken: the shares of --mix must add up to 1, got ${tags + points + boxes}`);
+    throw new BadInput(
+      `weaken: the shares of --mix must add up to 1, got ${Number((tags + points + boxes).toFixed(6))}`,
+    );
   }
   const counts = {
     boxes: Math.round((boxes * budget) / COSTS.box),
@@ -164,7 +166,9 @@ function budgetCounts(budget: number, mix: Shares, images: number): Record<Kind,
 function shareCounts(shares: Shares, images: number): Record<Kind, number> {
   const { tags, points, boxes } = checkedShares(shares, "shares");
   if (tags + points + boxes > 1 + 1e-9) {
-    throw new BadInput(`weaken: --tags, --points and --boxes must add up to at most 1, got ${tags + points + boxes}`);
+    throw new BadInput(
+      `weaken: --tags, --points and --boxes must add up to at most 1, got ${Number((tags + points + boxes).toFixed(6))}`,
+    );
   }
   const kinds = [
     { kind: "boxes" as const, exact: boxes * images },
@@ -266,6 +270,9 @@ export function readWeak(path: string, { supercategories = false }: ReadOptions 
   return { file: path, images, categories: grouped.categories, entries };
 }
 
+/** A box with a shorter side, in pixels, is empty (Box2Mask's rule). */
+const LEAST_SIDE = 1e-5;
+
 /** Where each kind's labels stand in an entry. */
 const FIELD: Record<Kind, string> = { tags: "category_ids", points: "points", boxes: "boxes" };
 
@@ -313,10 +320,16 @@ function entryOf(fields: Fields, image: ImageEntry, idOf: ReadonlyMap<number, nu
   }
   const boxes = items.map(({ item, place, categoryId }) => {
     const box = boxOf(item.bbox, place);
-    if (!(box[2] > 0 && box[3] > 0)) throw new BadInput(`${place}: the box has no area, got ${show(box)}`);
     const [x, y, width, height] = box;
+    if (!(width > LEAST_SIDE && height > LEAST_SIDE))
+      throw new BadInput(`${place}: the box has no area, got ${show(box)}`);
     if (x >= image.width || y >= image.height || x + width <= 0 || y + height <= 0) {
       throw new BadInput(`${place}: the box ${show(box)} lies outside the image of ${image.width}x${image.height}`);
+    }
+    if (width > 2 * image.width || height > 2 * image.height) {
+      throw new BadInput(
+        `${place}: the box ${show(box)} is more than twice as large as the image of ${image.width}x${image.height}; expected [x, y, width, height] in pixels`,
+      );
     }
     return { categoryId, box };
   });
