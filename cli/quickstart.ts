@@ -24,7 +24,7 @@ export async function run({ options, terminal, open, interruptible }: Call<Optio
   const { before, after } = result;
   const rows = (["AP", "AP50", "AP75", "AR100"] as const).map((name) => [
     name,
-    before[name].toFixed(3),
+    before ? before[name].toFixed(3) : "–",
     after ? after[name].toFixed(3) : "–",
   ]);
   terminal.result(

@@ -38,6 +38,7 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
           "img/s": short(rate),
         }),
       onMessage: (text) => terminal.log(text),
+      onWarning: (text) => terminal.warn(text),
     });
     bar.end();
     if (result.interrupted) {

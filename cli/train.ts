@@ -19,6 +19,7 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     display: terminal,
     signal: call.interruptible(),
     resume: options.resume ?? false,
+    file: path!,
   });
   if (interrupted) {
     terminal.log(`${config.run}: saved at step ${step}; go on with --resume`);

@@ -2,15 +2,16 @@
  * Checkpoints: all that a run needs to go on bit for bit, in one safetensors file, so that it is there as a whole or not at all.
  *
  *   <run>/checkpoints/step-00000100.safetensors   `model.<name>`, `optimizer.<group>.<index>.<m|v>`; metadata: format, state and
- *                                                 config (JSON)
+ *                                                 config (JSON), sha256 of all that
  *   <run>/last, <run>/best                        one line: the name of a file in checkpoints/
  *
  * A checkpoint is written beside its place, flushed and renamed; only then `last` moves on and old files are removed, so that a kill at
- * any moment leaves a complete one behind.
+ * any moment leaves a complete one behind. Weights that are not finite are never written: the last good checkpoint stays.
  */
+import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { rm } from "node:fs/promises";
-import { join } from "node:path";
+import { rename, rm } from "node:fs/promises";
+import { basename, join } from "node:path";
 import {
   type Device,
   encodeSafetensors,
@@ -25,6 +26,7 @@ import {
 } from "../engine/index.ts";
 import { BadInput } from "./errors.ts";
 import { readNamed, writeWhole } from "./files.ts";
+import { checkFinite, NotFinite } from "./finite.ts";
 
 const FORMAT = "wgpu-wish checkpoint 1";
 const MODEL = "model.";
@@ -51,7 +53,17 @@ export interface LoadedCheckpoint {
   config: Record<string, unknown>;
 }
 
-/** Writes a checkpoint and moves `last` (and `best`) to it. Returns its path. */
+/** A checkpoint that has been read and found whole. */
+export interface Checkpoint extends LoadedCheckpoint {
+  path: string;
+  /** Puts it into a model and, to go on training, its optimizer. Throws BadInput where it does not fit. */
+  restore(gpu: Device, target: { model: nn.Module; optimizer?: optim.AdamW }): void;
+}
+
+/** The file is not as it was written, so that an older one may stand in for it. */
+class Damaged extends BadInput {}
+
+/** Writes a checkpoint and moves `last` (and `best`) to it. Returns its path. Throws NotFinite where a weight is no number. */
 export async function saveCheckpoint(
   run: string,
   step: number,
@@ -61,24 +73,29 @@ export async function saveCheckpoint(
   const { model, optimizer, state, config } = savable;
   const tensors = new Map<string, Tensor>();
   for (const [name, x] of model.stateDict()) tensors.set(MODEL + name, x);
-  for (const [name, x] of optimizer.stateDict()) tensors.set(OPTIMIZER + name, x);
+  const weights = await hostTensors(tensors);
+  checkFinite(weights, step);
+  for (const [name, x] of await hostTensors(optimizer.stateDict())) weights.set(OPTIMIZER + name, x);
   const metadata = {
     format: FORMAT,
     state: JSON.stringify({ ...state, optimizerSteps: optimizer.steps }),
     config: JSON.stringify(config),
   };
-  const name = `step-${String(step).padStart(8, "0")}.safetensors`;
-  const path = join(run, "checkpoints", name);
-  await writeWhole(path, encodeSafetensors(await hostTensors(tensors), metadata));
-  await writeWhole(join(run, "last"), `${name}\n`);
-  if (options.best) await writeWhole(join(run, "best"), `${name}\n`);
-  await prune(run, options.keep ?? 3);
+  const path = checkpointPath(run, step);
+  await writeWhole(path, encodeSafetensors(weights, { ...metadata, sha256: checksum(weights, metadata) }));
+  await writeWhole(join(run, "last"), `${basename(path)}\n`);
+  if (options.best) await markBest(run, step);
+  await prune(run, options.keep ?? 3, path);
   return path;
+}
+
+export function checkpointPath(run: string, step: number): string {
+  return join(run, "checkpoints", `step-${String(step).padStart(8, "0")}.safetensors`);
 }
 
 /** Moves `best` to the checkpoint of a step that was saved before. */
 export async function markBest(run: string, step: number): Promise<void> {
-  await writeWhole(join(run, "best"), `step-${String(step).padStart(8, "0")}.safetensors\n`);
+  await writeWhole(join(run, "best"), `${basename(checkpointPath(run, step))}\n`);
 }
 
 /** Path of the newest checkpoint of a run; undefined where there is none. */
@@ -98,18 +115,71 @@ export async function loadCheckpoint(
   path: string,
   target: { model: nn.Module; optimizer?: optim.AdamW },
 ): Promise<LoadedCheckpoint> {
+  const checkpoint = await openCheckpoint(path);
+  checkpoint.restore(gpu, target);
+  return checkpoint;
+}
+
+/**
+ * The checkpoint that a run goes on from; undefined where it has none. Where the newest one is damaged it is an older one: `warn` is told,
+ * and the damaged file keeps its bytes under a name that nobody takes for a checkpoint.
+ */
+export async function newestCheckpoint(run: string, warn: (line: string) => void): Promise<Checkpoint | undefined> {
+  const newest = latestCheckpoint(run);
+  if (!newest) return undefined;
+  const older = checkpointFiles(run).filter((name) => name < basename(newest));
+  const damaged = new Map<string, string>();
+  for (const path of [newest, ...older.reverse().map((name) => join(run, "checkpoints", name))]) {
+    try {
+      const found = await openCheckpoint(path);
+      for (const [file, message] of damaged) {
+        await rename(file, `${file}.damaged`);
+        warn(`${message}; it is now ${basename(file)}.damaged, and the run goes on from ${path}`);
+      }
+      return found;
+    } catch (cause) {
+      if (!(cause instanceof Damaged)) throw cause;
+      damaged.set(path, cause.message);
+    }
+  }
+  throw new BadInput(
+    `${damaged.get(newest)}; ${run} has no other checkpoint that is whole: start another run with run=DIR`,
+  );
+}
+
+/** Reads a checkpoint whole and checks it. Throws BadInput that names the file. */
+async function openCheckpoint(path: string): Promise<Checkpoint> {
   const file = await parse(path);
   if (file.metadata.format !== FORMAT)
     throw new BadInput(
       `${path}: is no training checkpoint (format ${JSON.stringify(file.metadata.format ?? "unknown")}, expected "${FORMAT}")`,
     );
+  checkWhole(path, file);
   const state = json(path, "state", file.metadata.state);
-  fitted(path, () => target.model.loadStateDict(tensorsUnder(gpu, path, file, MODEL)));
-  if (target.optimizer) {
-    const { optimizer } = target;
-    fitted(path, () => optimizer.loadStateDict(tensorsUnder(gpu, path, file, OPTIMIZER), Number(state.optimizerSteps)));
+  return {
+    path,
+    state,
+    config: json(path, "config", file.metadata.config),
+    restore(gpu, { model, optimizer }) {
+      fitted(path, () => model.loadStateDict(tensorsUnder(gpu, path, file, MODEL)));
+      if (!optimizer) return;
+      const moments = tensorsUnder(gpu, path, file, OPTIMIZER);
+      fitted(path, () => optimizer.loadStateDict(moments, Number(state.optimizerSteps)));
+    },
+  };
+}
+
+/** Runs a step or a save; where a number is not finite, the error tells which checkpoint is left and what to do. */
+export async function keepingGood<T>(run: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (cause) {
+    if (!(cause instanceof NotFinite)) throw cause;
+    const kept = latestCheckpoint(run);
+    throw new NotFinite(
+      `${run}: ${cause.message}; the last good state ${kept ? `is ${kept}` : "was not saved yet"}; try a lower optim.lr or a tighter optim.clip`,
+    );
   }
-  return { state, config: json(path, "config", file.metadata.config) };
 }
 
 /** State and configuration of a checkpoint without its tensors' upload. */
@@ -139,6 +209,7 @@ export interface Weights {
 /** Weights from a file of weights alone, or the model's part of a checkpoint. */
 export async function readWeights(gpu: Device, path: string): Promise<Weights> {
   const file = await parse(path);
+  checkWhole(path, file);
   const prefix = file.metadata.format === FORMAT ? MODEL : "";
   return { weights: tensorsUnder(gpu, path, file, prefix), metadata: file.metadata };
 }
@@ -156,8 +227,23 @@ async function parse(path: string): Promise<SafetensorsFile> {
   try {
     return parseSafetensors(bytes, path);
   } catch (cause) {
-    throw new BadInput((cause as Error).message);
+    throw new Damaged((cause as Error).message);
   }
+}
+
+/** Files without a checksum are older than checksums, or weights alone. */
+function checkWhole(path: string, { tensors, metadata }: SafetensorsFile): void {
+  const { sha256, ...rest } = metadata;
+  if (sha256 !== undefined && sha256 !== checksum(tensors, rest))
+    throw new Damaged(`${path}: its bytes are not those that were written (the checksum differs); the file is damaged`);
+}
+
+/** Over names, types, shapes and bytes of the tensors and all other metadata. */
+function checksum(tensors: ReadonlyMap<string, FileTensor>, metadata: Record<string, string>): string {
+  const hash = createHash("sha256");
+  for (const [name, { dtype, shape, data }] of tensors) hash.update(JSON.stringify([name, dtype, shape])).update(data);
+  for (const entry of Object.entries(metadata).sort()) hash.update(JSON.stringify(entry));
+  return hash.digest("hex");
 }
 
 function tensorsUnder(gpu: Device, path: string, file: SafetensorsFile, prefix: string): Map<string, Tensor> {
@@ -185,7 +271,7 @@ function json(path: string, key: string, text: string | undefined): Record<strin
   } catch {
     // Said below, with the file's name.
   }
-  throw new BadInput(
+  throw new Damaged(
     `${path}: the metadata "${key}" is missing or not JSON; the file is not a checkpoint or is damaged`,
   );
 }
@@ -205,11 +291,12 @@ function named(run: string, pointer: string): string | undefined {
   return existsSync(path) ? path : undefined;
 }
 
-/** Removes all but the newest `keep` files and `best`, and what a killed writer left. */
-async function prune(run: string, keep: number): Promise<void> {
+/** Removes all but the newest `keep` files, `best` and the one just written, and what a killed writer left. */
+async function prune(run: string, keep: number, written: string): Promise<void> {
   const folder = join(run, "checkpoints");
-  const best = named(run, "best");
+  const stay = [written, named(run, "best")];
   const old = checkpointFiles(run).slice(0, -Math.max(1, keep));
   const torn = readdirSync(folder).filter((name) => name.endsWith(".tmp"));
-  for (const name of [...old, ...torn]) if (join(folder, name) !== best) await rm(join(folder, name), { force: true });
+  for (const path of [...old, ...torn].map((name) => join(folder, name)))
+    if (!stay.includes(path)) await rm(path, { force: true });
 }

@@ -18,6 +18,8 @@ const section = <T extends z.ZodRawShape>(shape: T) => z.strictObject(shape).pre
 const whole = z.number().int().min(1);
 const amount = z.number().min(0);
 const share = z.number().min(0).max(1);
+/** Below 1: at 1 AdamW would divide by 1 - beta = 0. */
+const beta = z.number().min(0).lt(1);
 const weight = (value: number, origin: Origin, help: string) => option(amount.default(value), origin, help);
 const span = z
   .tuple([z.number().positive(), z.number().positive()])
@@ -214,7 +216,7 @@ export const configSchema = z.strictObject({
     weightDecay: option(amount.default(0.05), "reference", "decoupled decay; none on norms and embeddings"),
     backbone: option(amount.default(0.1), "reference", "factor on the backbone's learning rate"),
     clip: option(amount.default(0.01), "reference", "limit of the gradient's global norm; 0: none"),
-    betas: option(z.tuple([share, share]).default([0.9, 0.999]), "reference", "AdamW's decay of its moments"),
+    betas: option(z.tuple([beta, beta]).default([0.9, 0.999]), "reference", "AdamW's decay of its moments"),
     schedule: option(
       z.enum(["constant", "step", "poly", "cosine"]).default("step"),
       "reference",

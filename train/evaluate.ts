@@ -14,7 +14,7 @@ import {
   instancesByImage,
 } from "./data/coco.ts";
 import { type Image, readImage, writePng } from "./data/image.ts";
-import { evalSample } from "./data/loader.ts";
+import { checkSize, evalSample } from "./data/loader.ts";
 import { encodeMask, maskOfRuns } from "./data/mask.ts";
 import { BadInput } from "./errors.ts";
 import { type Curve, evaluateDetailed, type Metrics, type Result } from "./eval/coco-ap.ts";
@@ -75,6 +75,8 @@ export interface Evaluation {
   curves: Curve[];
   results: Result[];
   pictures: string[];
+  /** False where the signal cut it short: the figures then stand for nothing. */
+  complete: boolean;
 }
 
 /** @param categories the model's classes in order; each must be one of the data set's, by id and name */
@@ -90,13 +92,17 @@ export async function evaluateModel(
   const images = options.limit ? truth.images.slice(0, options.limit) : truth.images;
   const byImage = instancesByImage(truth);
   const results: Result[] = [];
-  const pictures: string[] = [];
-  const panels: Image[] = [];
-  if (options.pictures) await mkdir(options.pictures.folder, { recursive: true });
+  const pictures: { path: string; panels: Image[] }[] = [];
+  let complete = true;
   model.eval();
   for (const [i, entry] of images.entries()) {
-    if (options.signal?.aborted) break;
-    const image = await readImage(imagePath(imagesDir, entry));
+    if (options.signal?.aborted) {
+      complete = false;
+      break;
+    }
+    const file = imagePath(imagesDir, entry);
+    const image = await readImage(file);
+    checkSize(file, image, entry);
     const found = await segment(gpu, model, image, options);
     results.push(...resultsOf(found, entry.id, categories));
     if (options.pictures && i < options.pictures.count) {
@@ -105,20 +111,28 @@ export async function evaluateModel(
       });
       const predictedPanel = drawOverlay(image, predictionOverlay(found, categories), { scale: pictureScale(image) });
       const path = join(options.pictures.folder, `${String(entry.id).padStart(6, "0")}.png`);
-      await writePng(path, contactSheet([truthPanel, predictedPanel], { columns: 2 }));
-      pictures.push(path);
-      panels.push(truthPanel, predictedPanel);
+      pictures.push({ path, panels: [truthPanel, predictedPanel] });
     }
     options.onImage?.(i + 1, images.length);
   }
   model.train();
-  if (panels.length > 0)
-    await writePng(join(options.pictures!.folder, "sheet.png"), contactSheet(panels, { columns: 4 }));
+  if (complete && options.pictures) await writePictures(options.pictures.folder, pictures);
   const { metrics, curves } = evaluateDetailed(truth, results, {
     iou: options.iou ?? "segm",
     imageIds: images.map((image) => image.id),
   });
-  return { metrics, curves, results, pictures };
+  return { metrics, curves, results, pictures: pictures.map(({ path }) => path), complete };
+}
+
+/** Each image's panels in a file, and all of them on a sheet. */
+async function writePictures(
+  folder: string,
+  pictures: readonly { path: string; panels: readonly Image[] }[],
+): Promise<void> {
+  await mkdir(folder, { recursive: true });
+  for (const { path, panels } of pictures) await writePng(path, contactSheet(panels, { columns: 2 }));
+  const all = pictures.flatMap(({ panels }) => panels);
+  if (all.length > 0) await writePng(join(folder, "sheet.png"), contactSheet(all, { columns: 4 }));
 }
 
 /** COCO results of one image. */
@@ -173,12 +187,15 @@ export function pictureScale({ width, height }: { width: number; height: number 
   return Math.max(1, Math.round(256 / Math.max(width, height)));
 }
 
-function checkCategories(categories: readonly Category[], truth: Instances): void {
+/** Throws BadInput where the data set does not have the model's classes. */
+export function checkCategories(categories: readonly Category[], truth: Instances): void {
   for (const { id, name } of categories) {
     const other = truth.categories.find((category) => category.id === id);
     if (other?.name !== name)
       throw new BadInput(
         `${truth.file}: class ${id} is ${other ? `"${other.name}"` : "not there"}, the model was trained with "${name}"; evaluate on a file with the same categories`,
       );
+    if (truth.categories.some((category) => category.name === name && category.id !== id))
+      throw new BadInput(`${truth.file}: two categories are called "${name}"; give each a name of its own`);
   }
 }

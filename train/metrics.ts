@@ -1,7 +1,8 @@
 /** A run's diary: metrics.jsonl has a line for each logged step and evaluation, results.csv a row for each evaluation. */
-import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Metrics } from "./eval/coco-ap.ts";
+import { writeWhole } from "./files.ts";
 
 export interface LoggedStep {
   step: number;
@@ -21,24 +22,75 @@ const COLUMNS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR10
 
 export class Diary {
   readonly #run: string;
+  readonly #evaluations: LoggedEvaluation[];
+
+  private constructor(run: string, evaluations: LoggedEvaluation[]) {
+    this.#run = run;
+    this.#evaluations = evaluations;
+  }
 
   /** @param from a run that goes on from this step forgets what was written after it */
-  constructor(run: string, from: number) {
-    this.#run = run;
-    mkdirSync(run, { recursive: true });
-    const kept = readDiary(run).filter((entry) => entry.step <= from);
-    writeFileSync(join(run, "metrics.jsonl"), kept.map((entry) => `${JSON.stringify(entry)}\n`).join(""));
-    const rows = kept.flatMap((entry) => (isEvaluation(entry) ? [row(entry.step, entry.evaluation)] : []));
-    writeFileSync(join(run, "results.csv"), [`step,${COLUMNS.join(",")}`, ...rows, ""].join("\n"));
+  static async open(run: string, from: number): Promise<Diary> {
+    const evaluations = (await forgetAfter(run, from)).filter(isEvaluation);
+    const rows = evaluations.map(({ step, evaluation }) => row(step, evaluation));
+    await writeWhole(join(run, "results.csv"), [`step,${COLUMNS.join(",")}`, ...rows, ""].join("\n"));
+    return new Diary(run, evaluations);
+  }
+
+  get evaluations(): readonly LoggedEvaluation[] {
+    return this.#evaluations;
   }
 
   step(entry: LoggedStep): void {
     appendFileSync(join(this.#run, "metrics.jsonl"), `${JSON.stringify(rounded(entry))}\n`);
   }
 
+  /** One that says again what stands there already, as at the end of a run that had ended before, is not repeated. */
   evaluation(step: number, evaluation: Metrics): void {
-    appendFileSync(join(this.#run, "metrics.jsonl"), `${JSON.stringify({ step, evaluation })}\n`);
+    const text = JSON.stringify({ step, evaluation });
+    if (this.#evaluations.some((entry) => JSON.stringify(entry) === text)) return;
+    this.#evaluations.push({ step, evaluation });
+    appendFileSync(join(this.#run, "metrics.jsonl"), `${text}\n`);
     appendFileSync(join(this.#run, "results.csv"), `${row(step, evaluation)}\n`);
+  }
+}
+
+/** Drops the lines of metrics.jsonl after a step and one that a kill has torn; returns the rest. */
+export async function forgetAfter(run: string, step: number): Promise<Entry[]> {
+  const kept = readDiary(run).filter((entry) => entry.step <= step);
+  await writeWhole(join(run, "metrics.jsonl"), kept.map((entry) => `${JSON.stringify(entry)}\n`).join(""));
+  return kept;
+}
+
+type Sums = Record<string, { sum: number; count: number }>;
+
+/** Means of what steps report since the last line; a term counts where it occurs. */
+export class Means {
+  #sums: Sums;
+
+  /** @param saved the state of another one, to go on with */
+  constructor(saved: Sums = {}) {
+    this.#sums = structuredClone(saved);
+  }
+
+  add(report: Record<string, number>): void {
+    for (const [name, value] of Object.entries(report)) {
+      const { sum, count } = this.#sums[name] ?? { sum: 0, count: 0 };
+      this.#sums[name] = { sum: sum + value, count: count + 1 };
+    }
+  }
+
+  get values(): Record<string, number> {
+    return Object.fromEntries(Object.entries(this.#sums).map(([name, { sum, count }]) => [name, sum / count]));
+  }
+
+  /** Plain JSON. */
+  get state(): Sums {
+    return this.#sums;
+  }
+
+  clear(): void {
+    this.#sums = {};
   }
 }
 

@@ -2,11 +2,12 @@
  * The main job on the embedded default, from nothing to a report: makes scenes, derives mixed weak labels, lets the shipped teacher draw
  * their masks, trains WISH, evaluates on scenes that no weights have seen. Fits a budget of time on two cores without a GPU.
  */
-import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parse as parseYaml } from "yaml";
 import type { Device } from "../engine/index.ts";
 import { packageRoot } from "../platform/root.ts";
+import { type Claim, claimRun, LOCK } from "./claim.ts";
 import { type Config, resolveConfig } from "./config.ts";
 import { type Instances, readInstances } from "./data/coco.ts";
 import { writeScenes } from "./data/scenes.ts";
@@ -35,7 +36,14 @@ const SECONDS = 600;
 const STEPS = { gpu: 2000, software: 240, least: 5 };
 /** A step of four images takes about this many times what the evaluation of one takes, measured on lavapipe. */
 const STEP_COST = 9;
+/** Tells from its first moment on that a folder is a quickstart's; holds the outcome at the end. */
 const MARK = "quickstart.json";
+const MAKER = "wgpu-wish quickstart";
+/** All that a quickstart writes, besides its mark. */
+const MADE = [
+  ...["train", "val", "weak.json"].map((name) => join("data", name)),
+  ...["cache", "checkpoints", "pictures", "config.yaml", "metrics.jsonl", "results.csv", "last", "best", "report.html"],
+];
 
 export interface QuickstartOptions {
   out: string;
@@ -52,18 +60,30 @@ export interface QuickstartResult {
   startedFrom: string | undefined;
   steps: number;
   interrupted: boolean;
-  before: Metrics;
+  /** Undefined where it was interrupted before. */
+  before: Metrics | undefined;
   after: Metrics | undefined;
   seconds: number;
 }
 
-export async function quickstart(
+export async function quickstart(gpu: Device, options: QuickstartOptions): Promise<QuickstartResult> {
+  refuseOthers(options.out);
+  const claim = claimRun(options.out, "--out");
+  try {
+    clear(options.out);
+    return await quickstartClaimed(gpu, options, claim);
+  } finally {
+    claim.release();
+  }
+}
+
+async function quickstartClaimed(
   gpu: Device,
   { out, display, steps, signal }: QuickstartOptions,
+  claim: Claim,
 ): Promise<QuickstartResult> {
   const began = performance.now();
   const seconds = (): number => (performance.now() - began) / 1000;
-  clear(out);
   const start = existsSync(findAsset(START)) ? START : undefined;
   const preset = parseYaml(readFileSync(join(packageRoot, "configs", "scenes.yaml"), "utf8")) as Preset;
 
@@ -81,6 +101,8 @@ export async function quickstart(
       : "there are no shipped weights here: starting from random ones, so do not expect much of a few minutes",
   );
   const { before, each } = await judge(gpu, judged, truth, display, signal);
+  const known = { run: out, adapter: gpu.name, startedFrom: start, before };
+  if (!before) return { ...known, steps: 0, interrupted: true, after: undefined, seconds: Math.round(seconds()) };
 
   const images = each > SLOW ? TRAIN_IMAGES.slow : TRAIN_IMAGES.quick;
   display.log(`making ${images} scenes to train on, with ${shares()}`);
@@ -104,6 +126,7 @@ export async function quickstart(
   const limit = SECONDS - each * VAL_IMAGES * 1.3 - 20;
   const result = await train(gpu, config, {
     display,
+    claim,
     ...(signal ? { signal } : {}),
     // A number of steps that was asked for is done however long it takes.
     enough: (step) => steps === undefined && step >= STEPS.least && seconds() > limit,
@@ -112,12 +135,9 @@ export async function quickstart(
     display.log(`stopped after ${result.step} of ${planned} steps to stay within the time`);
   const after = result.evaluation?.metrics;
   const summary: QuickstartResult = {
-    run: out,
-    adapter: gpu.name,
-    startedFrom: start,
+    ...known,
     steps: result.step,
     interrupted: result.interrupted,
-    before,
     after,
     seconds: Math.round(seconds()),
   };
@@ -126,24 +146,24 @@ export async function quickstart(
     `Started from ${start ? `the shipped weights ${start}` : "random weights"}; AP50 ${before.AP50.toFixed(3)} before${after ? `, ${after.AP50.toFixed(3)} after` : ""} ${result.step} steps, on ${VAL_IMAGES} scenes that no weights have seen.`,
   ];
   await writeReport(out, { config, categories: result.categories, evaluation: result.evaluation, notes });
-  await writeWhole(join(out, MARK), JSON.stringify(summary, null, 2));
+  await writeWhole(join(out, MARK), JSON.stringify({ maker: MAKER, ...summary }, null, 2));
   return summary;
 }
 
-/** Metrics of the model that the run will start from, and the seconds that one image takes. */
+/** Metrics of the model that the run will start from, undefined where that was interrupted, and the seconds that one image takes. */
 async function judge(
   gpu: Device,
   config: Config,
   truth: Instances,
   display: Display,
   signal: AbortSignal | undefined,
-): Promise<{ before: Metrics; each: number }> {
+): Promise<{ before: Metrics | undefined; each: number }> {
   const teacher = await openTeacher(gpu, config);
   const { model } = await newModel(gpu, config, modelConfig(config, truth.categories.length, teacher.promptDim));
   const times: number[] = [];
   let last = performance.now();
   const bar = display.progress(truth.images.length, "img");
-  const { metrics } = await evaluateModel(gpu, model, truth.categories, truth, config.val.images, {
+  const { metrics, complete } = await evaluateModel(gpu, model, truth.categories, truth, config.val.images, {
     ...inference(config),
     ...(signal ? { signal } : {}),
     onImage: (done) => {
@@ -153,6 +173,7 @@ async function judge(
     },
   });
   bar.end();
+  if (!complete) return { before: undefined, each: 1 };
   display.log(
     `before training: AP ${metrics.AP.toFixed(3)}, AP50 ${metrics.AP50.toFixed(3)} on ${truth.images.length} unseen scenes`,
   );
@@ -191,11 +212,26 @@ function settingsOf(
   });
 }
 
-/** Takes the place of an earlier quickstart, and of nothing else. */
+/** A quickstart takes the place of an earlier one, and of nothing else. */
+function refuseOthers(out: string): void {
+  if (!existsSync(out)) return;
+  if (!statSync(out).isDirectory()) throw new BadInput(`${out}: is a file; name a folder with --out`);
+  if (readdirSync(out).every((name) => name === LOCK) || isMarked(out)) return;
+  throw new BadInput(`${out}: is not empty and holds no quickstart; name another folder with --out`);
+}
+
+/** Removes what an earlier one has made and leaves its mark, so that an interrupted one is known, too. */
 function clear(out: string): void {
-  if (!existsSync(out) || readdirSync(out).length === 0) return;
-  const ours =
-    existsSync(join(out, MARK)) || (existsSync(join(out, "data", "weak.json")) && existsSync(join(out, "data", "val")));
-  if (!ours) throw new BadInput(`${out}: is not empty and holds no quickstart; name another folder with --out`);
-  rmSync(out, { recursive: true });
+  for (const name of MADE) rmSync(join(out, name), { recursive: true, force: true });
+  writeFileSync(join(out, MARK), JSON.stringify({ maker: MAKER }));
+}
+
+function isMarked(out: string): boolean {
+  try {
+    const mark = JSON.parse(readFileSync(join(out, MARK), "utf8")) as Record<string, unknown>;
+    // Finished ones of earlier versions tell by what they hold.
+    return mark.maker === MAKER || ["adapter", "before", "steps"].every((key) => key in mark);
+  } catch {
+    return false;
+  }
 }

@@ -50,6 +50,31 @@ export function resolveSettings<T extends z.ZodObject>(
   return freeze(result.data);
 }
 
+/**
+ * Refuses to go on with other settings than a run was started with.
+ * @param fixed the settings that must stay, or the sections of them @param name stands in the errors
+ */
+export function refuseChanges(before: object, now: object, fixed: readonly string[], name: string): void {
+  const [old, given] = [leaves(before), leaves(now)];
+  for (const key of new Set([...old.keys(), ...given.keys()])) {
+    if (!fixed.some((part) => key === part || key.startsWith(`${part}.`))) continue;
+    const [was, is] = [shown(old.get(key)), shown(given.get(key))];
+    if (was !== is)
+      throw new BadInput(
+        `${name}: ${key} cannot change when a run goes on: it was started with ${was}, now it is ${is}; leave it as it was, or start another run with run=DIR`,
+      );
+  }
+}
+
+/** Each setting by its dotted key; a list is one setting. */
+function leaves(value: object, prefix = ""): Map<string, unknown> {
+  return new Map(
+    Object.entries(value).flatMap(([key, inner]): [string, unknown][] =>
+      isRecord(inner) ? [...leaves(inner, `${prefix}${key}.`)] : [[prefix + key, inner]],
+    ),
+  );
+}
+
 export function configText(config: object): string {
   return stringify(config, { flowCollectionPadding: false });
 }
@@ -63,6 +88,7 @@ function apply(target: Record<string, unknown>, setting: string): void {
   const at = setting.indexOf("=");
   if (at < 1) throw new BadInput(`${setting}: a setting is key=value, such as optim.lr=1e-4`);
   const path = setting.slice(0, at).split(".");
+  if (path.includes("__proto__")) throw new BadInput(`${setting}: there is no such setting`);
   let value: unknown;
   try {
     // Nothing after the sign is an empty text: `val.annotations=` switches a file off.
@@ -73,7 +99,6 @@ function apply(target: Record<string, unknown>, setting: string): void {
   }
   let node = target;
   for (const key of path.slice(0, -1)) {
-    if (key === "__proto__") throw new BadInput(`${setting}: there is no such setting`);
     const next = Object.hasOwn(node, key) ? node[key] : undefined;
     node = isRecord(next) ? next : ((node[key] = {}) as Record<string, unknown>);
   }
@@ -121,7 +146,13 @@ function given(input: unknown, path: readonly PropertyKey[]): string {
   let value = input;
   for (const key of path)
     value = isRecord(value) || Array.isArray(value) ? (value as Record<PropertyKey, unknown>)[key] : undefined;
-  return value === undefined ? "" : `; got ${JSON.stringify(value)}`;
+  return value === undefined ? "" : `; got ${shown(value)}`;
+}
+
+/** As JSON, but for what JSON has no word for: NaN and infinity. */
+function shown(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(shown).join(", ")}]`;
+  return typeof value === "number" ? String(value) : (JSON.stringify(value) ?? "nothing");
 }
 
 function nearest(word: string, words: readonly string[]): string {

@@ -5,6 +5,7 @@ import { camLoss, selfLoss } from "./cam.ts";
 import type { Config } from "./config.ts";
 import { segmentationLosses } from "./criterion.ts";
 import type { Item, Sample } from "./data/loader.ts";
+import { NotFinite } from "./finite.ts";
 import { latentTargets } from "./latents.ts";
 import { match, stackLayers } from "./matching.ts";
 import type { SamProxy } from "./proxies.ts";
@@ -12,6 +13,8 @@ import { labelled, pseudoLabelled } from "./pseudo.ts";
 import { rateFactor } from "./schedule.ts";
 import { type ImageTargets, uploadTargets } from "./targets.ts";
 import type { Teacher } from "./teacher.ts";
+
+export { NotFinite };
 
 export interface Trainer {
   gpu: Device;
@@ -32,12 +35,10 @@ export interface Trainer {
 /** Weighted terms, which sum to `loss`, and what else a step tells. */
 export type StepReport = Record<string, number>;
 
-/** Something that must be a number is not; the model has not been changed by this step. */
-export class NotFinite extends Error {
-  override readonly name = "NotFinite";
-}
-
-/** @param batches one batch of samples for each forward pass (config.accumulate of them); @param step from 0 */
+/**
+ * Throws NotFinite, and the model is as it was, where a loss term or the gradient is no number.
+ * @param batches one batch of samples for each forward pass (config.accumulate of them); @param step from 0
+ */
 export async function trainStep(
   trainer: Trainer,
   batches: readonly (readonly Sample[])[],
@@ -46,6 +47,7 @@ export async function trainStep(
   const { config, model, optimizer } = trainer;
   const factor = rateFactor(config.optim, step, config.steps);
   for (const [i, group] of optimizer.groups.entries()) group.lr = trainer.rates[i]! * factor;
+  const lr = config.optim.lr * factor;
   return scope(async () => {
     optimizer.zeroGrad();
     const report: StepReport = {};
@@ -61,7 +63,7 @@ export async function trainStep(
       names.push(...terms.keys());
       values.push(...weighted);
     }
-    if (values.length === 0) return { loss: 0, ...report };
+    if (values.length === 0) return { loss: 0, lr, ...report };
 
     // The limit is given by clipping itself; without one the norm is still worth knowing.
     const limit = config.optim.clip > 0 ? config.optim.clip : 1e30;
@@ -79,7 +81,7 @@ export async function trainStep(
       loss: Object.values(sums).reduce((a, b) => a + b, 0),
       ...sums,
       gradient,
-      lr: optimizer.groups[0]!.lr,
+      lr,
       ...report,
     };
   });

@@ -16,6 +16,7 @@ import {
   noGrad,
   parseSafetensors,
   scope,
+  type Tensor,
 } from "../engine/index.ts";
 import { loadSam, longestSide, prepareImage, type Sam } from "../model/sam/index.ts";
 import { packageRoot } from "../platform/root.ts";
@@ -44,11 +45,16 @@ export interface PointMasks {
 }
 
 export interface TeacherOptions {
-  /** Folder of the embeddings; they are kept under the weights' key. */
+  /** Folder of the embeddings: embeddings-<weights' key>/<image's hash>.safetensors, so that several data sets may share it. */
   cache: string;
   /** Bytes of embeddings held in memory. */
   memory: number;
+  /** The images' files by their ids: where one is known its bytes stand for it, else its pixels. */
+  images?: ReadonlyMap<number, string>;
 }
+
+/** Prompts of one pass at most; SAM's decoder shares its work between a few dozen well enough. */
+const MOST_PROMPTS = 32;
 
 export class Teacher {
   readonly sam: Sam;
@@ -65,6 +71,15 @@ export class Teacher {
     this.sam = sam;
     this.key = key;
     this.#options = options;
+  }
+
+  /** How many prompts fit one pass: what the decoder unfolds for each must fit a binding together. */
+  get promptsAtOnce(): number {
+    const { promptDim, grid } = this.sam.config;
+    // The largest are the last upscaling's maps: promptDim / 8 channels at four times the grid's side.
+    const bytes = 4 * (promptDim / 8) * (4 * grid) ** 2;
+    const fitting = Math.floor(this.#gpu.gpu.limits.maxStorageBufferBindingSize / bytes);
+    return Math.max(1, Math.min(MOST_PROMPTS, fitting));
   }
 
   /** Width of its prompt embedding. */
@@ -88,8 +103,8 @@ export class Teacher {
   }
 
   /**
-   * Masks for points (pixels) or boxes (x0, y0, x1, y1), each a prompt of its own: for several images at once, which is read back once.
-   * Prompts of one call are of one kind.
+   * Masks for points (pixels) or boxes (x0, y0, x1, y1), each a prompt of its own: for several images at once.
+   * Prompts of one call are of one kind; where they are too many for one pass they are taken in several.
    */
   async prompt(
     images: readonly Image[],
@@ -101,42 +116,58 @@ export class Teacher {
     if (most === 0) return prompts.map(() => []);
     const prepared = images.map((image) => prepareImage(image, S));
     const numbers = kind === "point" ? 2 : 4;
-    // Images with fewer prompts repeat a corner of the image; what comes of it is not looked at.
-    const coords = new Float32Array(images.length * most * numbers);
-    for (const [b, list] of prompts.entries())
-      for (const [i, values] of list.entries())
-        for (const [n, v] of values.entries()) coords[(b * most + i) * numbers + n] = v * prepared[b]!.scale[n % 2]!;
-    const both = await scope(async () => {
+    const side = grid * 4;
+    const out: Prompted[][] = prompts.map(() => []);
+    await scope(async () => {
+      const pixels = new Float32Array(images.length * 3 * S * S);
+      for (const [b, { data }] of prepared.entries()) pixels.set(data, b * 3 * S * S);
+      const embedding = noGrad(() => this.sam.encodeImage(this.#gpu.tensor(pixels, [images.length, 3, S, S])));
+      const atOnce = Math.max(1, Math.floor(this.promptsAtOnce / images.length));
+      for (let first = 0; first < most; first += atOnce) {
+        const count = Math.min(atOnce, most - first);
+        // Images with fewer prompts repeat a corner of the image; what comes of it is not looked at.
+        const coords = new Float32Array(images.length * count * numbers);
+        for (const [b, list] of prompts.entries())
+          for (const [i, values] of list.slice(first, first + count).entries())
+            for (const [n, v] of values.entries())
+              coords[(b * count + i) * numbers + n] = v * prepared[b]!.scale[n % 2]!;
+        const answers = await this.#decode(embedding, kind, coords);
+        for (const [b, list] of prompts.entries()) {
+          const { inputSize, originalSize } = prepared[b]!;
+          for (let i = 0; i < Math.min(count, list.length - first); i++) {
+            const { logits, iou } = answers[b * count + i]!;
+            const masks = logits.map((low) => maskOfLogits(low, side, S, inputSize, originalSize));
+            out[b]!.push({ masks, iou, logits, side });
+          }
+        }
+      }
+    });
+    return out;
+  }
+
+  /** SAM's logits and ratings for prompts in its frame, in one pass; an image's prompts stand side by side. */
+  async #decode(
+    embedding: Tensor,
+    kind: "point" | "box",
+    coords: Float32Array,
+  ): Promise<{ logits: Float32Array[]; iou: number[] }[]> {
+    return scope(async () => {
       const { masks, iou } = noGrad(() => {
-        const pixels = new Float32Array(images.length * 3 * S * S);
-        for (const [b, { data }] of prepared.entries()) pixels.set(data, b * 3 * S * S);
-        const embedding = this.sam.encodeImage(this.#gpu.tensor(pixels, [images.length, 3, S, S]));
-        const count = images.length * most;
+        const count = coords.length / 2;
         const { sparse, dense } = this.sam.encodePrompts(
           kind === "point" ? { points: { coords, labels: new Int32Array(count).fill(1), count } } : { boxes: coords },
         );
         return this.sam.decode(embedding, sparse, dense, { multimask: true });
       });
       const flat = noGrad(() => F.cat([F.reshape(masks, [masks.size]), F.reshape(iou, [iou.size])], 0));
-      return { values: (await flat.toArray()) as Float32Array, each: iou.shape[1]! };
+      const values = (await flat.toArray()) as Float32Array;
+      const [count, each] = iou.shape as [number, number];
+      const area = masks.size / iou.size;
+      return Array.from({ length: count }, (_, i) => ({
+        logits: Array.from({ length: each }, (_, c) => values.slice((i * each + c) * area, (i * each + c + 1) * area)),
+        iou: Array.from(values.subarray(masks.size + i * each, masks.size + (i + 1) * each)),
+      }));
     });
-    const side = grid * 4;
-    const area = side * side;
-    const { values, each } = both;
-    const ratings = values.subarray(images.length * most * each * area);
-    return prompts.map((list, b) =>
-      list.map((_, i): Prompted => {
-        const first = (b * most + i) * each;
-        const logits = Array.from({ length: each }, (_, c) => values.slice((first + c) * area, (first + c + 1) * area));
-        const { inputSize, originalSize } = prepared[b]!;
-        return {
-          masks: logits.map((low) => maskOfLogits(low, side, S, inputSize, originalSize)),
-          iou: Array.from(ratings.subarray(first, first + each)),
-          logits,
-          side,
-        };
-      }),
-    );
   }
 
   /**
@@ -153,28 +184,15 @@ export class Teacher {
     const side = grid * 4;
     const [h, w] = longestSide(size[1], size[0], imageSize);
     const coords = Float32Array.from(points.flatMap(([x, y]) => [(x * w) / size[0], (y * h) / size[1]]));
-    const embedding = await this.#embedding(imageId, read);
-    return scope(async () => {
-      const { masks, iou } = noGrad(() => {
-        const e = this.#gpu.tensor(Float32Array.from(embedding, halfValue), [1, promptDim, grid, grid]);
-        const labels = new Int32Array(points.length).fill(1);
-        const { sparse, dense } = this.sam.encodePrompts({ points: { coords, labels, count: points.length } });
-        return this.sam.decode(e, sparse, dense, { multimask: true });
-      });
-      const [n, each] = iou.shape as [number, number];
-      const both = (await noGrad(() =>
-        F.cat([F.reshape(masks, [masks.size]), F.reshape(iou, [iou.size])], 0),
-      ).toArray()) as Float32Array;
-      const ratings = both.subarray(masks.size);
-      const area = side * side;
-      return {
-        logits: Array.from({ length: n }, (_, i) =>
-          Array.from({ length: each }, (_, c) => both.slice((i * each + c) * area, (i * each + c + 1) * area)),
-        ),
-        iou: Array.from({ length: n }, (_, i) => Array.from(ratings.subarray(i * each, (i + 1) * each))),
-        side,
-      };
+    const halves = await this.#embedding(imageId, read);
+    const answers: { logits: Float32Array[]; iou: number[] }[] = [];
+    await scope(async () => {
+      const embedding = this.#gpu.tensor(Float32Array.from(halves, halfValue), [1, promptDim, grid, grid]);
+      const step = 2 * this.promptsAtOnce;
+      for (let i = 0; i < coords.length; i += step)
+        answers.push(...(await this.#decode(embedding, "point", coords.slice(i, i + step))));
     });
+    return { logits: answers.map(({ logits }) => logits), iou: answers.map(({ iou }) => iou), side };
   }
 
   /** An image's embedding in half precision, from memory, disk or the encoder; the same bits from each. */
@@ -185,11 +203,14 @@ export class Teacher {
       this.#embeddings.set(imageId, held);
       return held;
     }
-    const path = join(this.#options.cache, `embeddings-${this.key}`, `${imageId}.safetensors`);
-    let halves = await readEmbedding(path);
+    const file = this.#options.images?.get(imageId);
+    const image = file === undefined ? await read() : undefined;
+    const name = hashOf(image ? image.data : await readNamed(file!, "an image"));
+    const path = join(this.#options.cache, `embeddings-${this.key}`, `${name}.safetensors`);
+    const { imageSize: side, grid, promptDim } = this.sam.config;
+    let halves = await readEmbedding(path, promptDim * grid * grid);
     if (!halves) {
-      const side = this.sam.config.imageSize;
-      const prepared = prepareImage(await read(), side);
+      const prepared = prepareImage(image ?? (await read()), side);
       const values = await scope(async () =>
         noGrad(() => this.sam.encodeImage(this.#gpu.tensor(prepared.data, [1, 3, side, side]))).toArray(),
       );
@@ -279,11 +300,12 @@ export function hashOf(...parts: (Uint8Array | string)[]): string {
   return hash.digest("hex").slice(0, 16);
 }
 
-async function readEmbedding(path: string): Promise<Uint16Array | undefined> {
+async function readEmbedding(path: string, size: number): Promise<Uint16Array | undefined> {
   if (!existsSync(path)) return undefined;
   try {
     const { tensors } = parseSafetensors(await readFile(path), path);
-    return Uint16Array.from(fileNumbers(tensors.get("embedding")!), halfBits);
+    const halves = Uint16Array.from(fileNumbers(tensors.get("embedding")!), halfBits);
+    return halves.length === size ? halves : undefined;
   } catch {
     return undefined; // A damaged file of a cache is made again.
   }

@@ -1,22 +1,33 @@
 /** Training as a whole: data, teacher, model, the loop, checkpoints, evaluation. */
-import { readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { type Device, optim } from "../engine/index.ts";
-import { parameterGroups, type Wish } from "../model/index.ts";
-import { latestCheckpoint, loadCheckpoint, markBest, saveCheckpoint } from "./checkpoint.ts";
+import { type Device, type nn, optim } from "../engine/index.ts";
+import { type ParameterGroup, parameterGroups, type Wish, type WishConfig } from "../model/index.ts";
+import {
+  type Checkpoint,
+  checkpointPath,
+  keepingGood,
+  latestCheckpoint,
+  markBest,
+  newestCheckpoint,
+  saveCheckpoint,
+} from "./checkpoint.ts";
+import { type Claim, claimRun, makeWritable } from "./claim.ts";
 import { type Config, configText } from "./config.ts";
-import { type Category, type Instances, readInstances } from "./data/coco.ts";
-import { type Item, Loader, type LoaderState, maskItems, type Sample, weakItems } from "./data/loader.ts";
-import { readWeak } from "./data/weak.ts";
+import type { Category } from "./data/coco.ts";
+import { type Item, Loader, type LoaderState, type Sample } from "./data/loader.ts";
 import { BadInput } from "./errors.ts";
 import { type Evaluation, evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
-import { Diary } from "./metrics.ts";
+import { checkModel, checkResumed, checkValidation, readData, type TrainData } from "./inputs.ts";
+import { Diary, Means } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
 import { makeProxies, type SamProxy } from "./proxies.ts";
 import { writeReport } from "./report.ts";
-import { NotFinite, type StepReport, type Trainer, trainStep } from "./step.ts";
+import { type StepReport, type Trainer, trainStep } from "./step.ts";
 import { loadTeacher, type Teacher } from "./teacher.ts";
+
+export { readData, type TrainData };
 
 /** What shows progress; cli/terminal.ts is one. */
 export interface Display {
@@ -36,6 +47,10 @@ export interface TrainOptions {
   resume?: boolean;
   /** Ends the run early, asked before each step (a budget of time). */
   enough?: (step: number) => boolean;
+  /** The configuration's file, for the errors. */
+  file?: string;
+  /** The run's folder, where the caller holds it already. */
+  claim?: Claim;
 }
 
 export interface TrainResult {
@@ -47,70 +62,159 @@ export interface TrainResult {
   evaluation: Evaluation | undefined;
 }
 
-/** All that a run's data gives. */
-export interface TrainData {
-  items: Item[];
-  categories: Category[];
-  /** Bytes of the labels file: the key of the cache of proxies. */
-  labels: Uint8Array;
-  validation: Instances | undefined;
-}
-
-export function readData(config: Config): TrainData {
-  const { images, labels, supercategories } = config.data;
-  if (!images || !labels)
-    throw new BadInput(
-      `config: data.${images ? "labels" : "images"} is empty; name ${images ? "the labels file" : "the folder of the training images"}`,
-    );
-  for (const side of ["width", "height"] as const)
-    if (config.data[side] % 32 !== 0)
-      throw new BadInput(`config: data.${side} must be a multiple of 32; got ${config.data[side]}`);
-  if (config.data.width % config.data.maskStride !== 0 || config.data.height % config.data.maskStride !== 0)
-    throw new BadInput(`config: data.maskStride must divide the input's size; got ${config.data.maskStride}`);
-  const found =
-    config.mode === "wish" ? fromWeak(labels, images, supercategories) : fromMasks(labels, images, supercategories);
-  const validation = config.val.annotations ? readInstances(config.val.annotations, { supercategories }) : undefined;
-  return { ...found, labels: readFileSync(labels), validation };
-}
-
-function fromWeak(labels: string, images: string, supercategories: boolean): Pick<TrainData, "items" | "categories"> {
-  const weak = readWeak(labels, { supercategories });
-  return { items: weakItems(weak, images), categories: weak.categories };
-}
-
-function fromMasks(labels: string, images: string, supercategories: boolean): Pick<TrainData, "items" | "categories"> {
-  const data = readInstances(labels, { supercategories });
-  return { items: maskItems(data, images), categories: data.categories };
-}
-
 interface SavedState {
   step: number;
   loader: LoaderState;
-  /** Best AP so far, -1 where none. */
-  best: number;
+  /** What steps reported since the last line of metrics.jsonl. */
+  means: Means["state"];
 }
 
 /** Trains a configuration to its end, an interruption, or until `enough`. The model has been evaluated where the config names data for it. */
 export async function train(gpu: Device, config: Config, options: TrainOptions): Promise<TrainResult> {
-  const { display, signal } = options;
-  const data = readData(config);
-  const previous = latestCheckpoint(config.run);
-  if (previous && !options.resume)
-    throw new BadInput(`${config.run}: already holds a run; give --resume to go on, or another folder with run=DIR`);
-  if (options.resume && !previous) display.log(`${config.run}: no checkpoint yet, starting from the beginning`);
+  const data = readData(config, options.file);
+  await checkValidation(data, config);
+  const claim = options.claim ?? claimRun(config.run);
+  try {
+    if (config.sam.cache) makeWritable(config.sam.cache, "sam.cache=DIR");
+    return await trainClaimed(gpu, config, data, options);
+  } finally {
+    if (!options.claim) claim.release();
+  }
+}
 
-  const teacher = config.mode === "wish" ? await openTeacher(gpu, config) : undefined;
+async function trainClaimed(gpu: Device, config: Config, data: TrainData, options: TrainOptions): Promise<TrainResult> {
+  const { display, signal } = options;
+  const { run } = config;
+  const previous = await previousState(config, options);
+  const { trainer, loader, sizes, notes } = await prepare(gpu, config, data, options);
+  const { model, optimizer } = trainer;
+  const saved = previous && (previous.state as unknown as SavedState);
+  let step = saved?.step ?? 0;
+  const means = new Means(saved?.means);
+  if (previous) {
+    previous.restore(gpu, { model, optimizer });
+    loader.restore(saved!.loader);
+    display.log(`${run}: going on at step ${step} of ${config.steps}`);
+  } else for (const note of notes) display.log(note);
+  await writeWhole(join(run, "config.yaml"), configText(config));
+  const kinds = [...new Set(data.items.map((item) => item.kind))].sort();
+  display.log(
+    `${data.items.length} images (${kinds.map((kind) => `${data.items.filter((item) => item.kind === kind).length} with ${kind}`).join(", ")}), ` +
+      `${data.categories.length} classes, ${(model.parameters().reduce((n, x) => n + x.size, 0) / 1e6).toFixed(2)} M parameters`,
+  );
+
+  const diary = await Diary.open(run, step);
+  let best = await bestOf(run, diary);
+  let interrupted = false;
+  let evaluation: Evaluation | undefined;
+  let evaluatedAt = -1;
+  const evaluate = async (): Promise<void> => {
+    const found = await assess(trainer, data, step, diary, display, signal);
+    if (!found) {
+      interrupted = true;
+      return;
+    }
+    evaluation = found;
+    evaluatedAt = step;
+    if (found.metrics.AP <= best) return;
+    best = found.metrics.AP;
+    await markBest(run, step);
+  };
+  const isDue = (): boolean =>
+    data.validation !== undefined && step > 0 && (step % config.val.every === 0 || step === config.steps);
+  let savedAt = previous ? step : -1;
+  const save = async (): Promise<void> => {
+    const state: SavedState = { step, loader: loader.state, means: means.state };
+    const savable = { model, optimizer, state: { ...state, sizes, categories: data.categories, kinds }, config };
+    await keepingGood(run, () => saveCheckpoint(run, step, savable, { keep: config.log.keep }));
+    savedAt = step;
+  };
+
+  const perStep = config.batch * config.accumulate;
+  // Steps and their seconds since the last line: evaluations and checkpoints are no part of the speed.
+  let pace = { steps: 0, seconds: 0 };
+  let lr = 0;
+  const writeLine = (): void => {
+    const { liveBytes, liveBuffers } = gpu.memory;
+    const imagesPerSecond = (pace.steps * perStep) / pace.seconds;
+    diary.step({ step, ...means.values, lr, imagesPerSecond, liveBytes, liveBuffers });
+    pace = { steps: 0, seconds: 0 };
+    means.clear();
+  };
+
+  // The checkpoint was saved, and then the evaluation was cut short.
+  if (previous && isDue() && !diary.evaluations.some((entry) => entry.step === step)) await evaluate();
+  let bar = display.progress(config.steps, "img");
+  model.train();
+  while (!interrupted && step < config.steps && !options.enough?.(step)) {
+    if (signal?.aborted) {
+      interrupted = true;
+      break;
+    }
+    const began = performance.now();
+    const batches: Sample[][] = [];
+    for (let i = 0; i < config.accumulate; i++) batches.push(await loader.next());
+    const report = await keepingGood(run, () => trainStep(trainer, batches, step));
+    step++;
+    lr = report.lr!;
+    means.add(report);
+    pace = { steps: pace.steps + 1, seconds: pace.seconds + (performance.now() - began) / 1000 };
+    bar.update(step, shownTerms(means.values), perStep);
+    const last = step === config.steps;
+    if (step % config.log.every === 0 || last) writeLine();
+    if (step % config.log.checkpoint === 0 || last || isDue()) await save();
+    if (!isDue()) continue;
+    await evaluate();
+    // The evaluation had a bar of its own, and there is one at a time.
+    bar = display.progress(config.steps, "img");
+  }
+  bar.end();
+  if (savedAt !== step) {
+    // An interrupted run goes on with these means, so that its lines are those of a run in one piece.
+    if (!interrupted && pace.steps > 0) writeLine();
+    await save();
+  }
+  if (!interrupted && data.validation && evaluatedAt !== step) await evaluate();
+  loader.close();
+  await writeReport(run, { config, categories: data.categories, evaluation });
+  return { model, categories: data.categories, step, interrupted, evaluation };
+}
+
+/** The checkpoint to go on from, where the user asks for that; else the folder must hold none. Throws BadInput. */
+async function previousState(config: Config, { display, resume, file }: TrainOptions): Promise<Checkpoint | undefined> {
+  const { run } = config;
+  if (!resume) {
+    if (latestCheckpoint(run))
+      throw new BadInput(`${run}: already holds a run; give --resume to go on, or another folder with run=DIR`);
+    return undefined;
+  }
+  const previous = await newestCheckpoint(run, (line) => display.warn(line));
+  if (previous) checkResumed(previous.config, Number(previous.state.step), config, file ?? "config");
+  else display.log(`${run}: no checkpoint yet, starting from the beginning`);
+  return previous;
+}
+
+interface Prepared {
+  trainer: Trainer;
+  loader: Loader;
+  sizes: WishConfig;
+  /** What the model started from. */
+  notes: string[];
+}
+
+async function prepare(
+  gpu: Device,
+  config: Config,
+  data: TrainData,
+  { display, signal, file = "config" }: TrainOptions,
+): Promise<Prepared> {
+  const teacher = config.mode === "wish" ? await openTeacher(gpu, config, data.items) : undefined;
   const sizes = modelConfig(config, data.categories.length, teacher?.promptDim ?? 1);
+  checkModel(sizes, file);
   const { model, notes } = await newModel(gpu, config, sizes);
-  const groups = parameterGroups(model, {
-    lr: config.optim.lr,
-    weightDecay: config.optim.weightDecay,
-    backboneMultiplier: config.optim.backbone,
-  });
+  const groups = optimizerGroups(model, config.optim);
   const optimizer = new optim.AdamW(groups, { betas: config.optim.betas });
   const proxies = teacher ? await proxiesOf(teacher, data, config, display, signal) : [];
-  const loader = newLoader(config, data.items, proxies);
-  const kinds = [...new Set(data.items.map((item) => item.kind))].sort();
   const trainer: Trainer = {
     gpu,
     config,
@@ -120,94 +224,37 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
     teacher,
     items: data.items,
     proxies,
-    hasTags: kinds.includes("tags"),
+    hasTags: data.items.some((item) => item.kind === "tags"),
   };
-
-  let state: SavedState = { step: 0, loader: loader.state, best: -1 };
-  if (previous) {
-    const loaded = await loadCheckpoint(gpu, previous, { model, optimizer });
-    state = loaded.state as unknown as SavedState;
-    loader.restore(state.loader);
-    display.log(`${config.run}: going on at step ${state.step} of ${config.steps}`);
-  } else {
-    for (const note of notes) display.log(note);
-    await writeWhole(join(config.run, "config.yaml"), configText(config));
-  }
-  display.log(
-    `${data.items.length} images (${kinds.map((kind) => `${data.items.filter((item) => item.kind === kind).length} with ${kind}`).join(", ")}), ` +
-      `${data.categories.length} classes, ${(model.parameters().reduce((n, x) => n + x.size, 0) / 1e6).toFixed(2)} M parameters`,
-  );
-
-  const diary = new Diary(config.run, state.step);
-  const save = async (best = false): Promise<void> => {
-    const saved = { ...state, loader: loader.state, sizes, categories: data.categories, kinds };
-    await saveCheckpoint(
-      config.run,
-      state.step,
-      { model, optimizer, state: saved, config },
-      { keep: config.log.keep, best },
-    );
-  };
-  let bar = display.progress(config.steps, "img");
-  const average = new Average();
-  let evaluation: Evaluation | undefined;
-  let interrupted = false;
-  const perStep = config.batch * config.accumulate;
-  let since = performance.now();
-  let logged = state.step;
-  model.train();
-  while (state.step < config.steps && !options.enough?.(state.step)) {
-    if (signal?.aborted) {
-      interrupted = true;
-      break;
-    }
-    const batches: Sample[][] = [];
-    for (let i = 0; i < config.accumulate; i++) batches.push(await loader.next());
-    const report = await orExplain(config.run, () => trainStep(trainer, batches, state.step));
-    state.step++;
-    average.add(report);
-    const means = average.means;
-    bar.update(state.step, shownTerms(means), perStep);
-    if (state.step % config.log.every === 0) {
-      const seconds = (performance.now() - since) / 1000;
-      diary.step({
-        step: state.step,
-        ...means,
-        imagesPerSecond: ((state.step - logged) * perStep) / seconds,
-        liveBytes: gpu.memory.liveBytes,
-        liveBuffers: gpu.memory.liveBuffers,
-      });
-      since = performance.now();
-      logged = state.step;
-      average.clear();
-    }
-    const last = state.step === config.steps;
-    const evaluate = data.validation !== undefined && (state.step % config.val.every === 0 || last);
-    if (state.step % config.log.checkpoint === 0 || last || evaluate) await save();
-    if (evaluate) {
-      evaluation = await assess(trainer, data, state, diary, display, signal);
-      if (evaluation.metrics.AP > state.best) {
-        state.best = evaluation.metrics.AP;
-        await markBest(config.run, state.step);
-      }
-      since = performance.now();
-      logged = state.step;
-      // The evaluation had a bar of its own, and there is one at a time.
-      bar = display.progress(config.steps, "img");
-    }
-  }
-  bar.end();
-  if (state.step < config.steps) await save();
-  if (!interrupted && !evaluation && data.validation)
-    evaluation = await assess(trainer, data, state, diary, display, signal);
-  loader.close();
-  await writeReport(config.run, { config, categories: data.categories, evaluation });
-  return { model, categories: data.categories, step: state.step, interrupted, evaluation };
+  return { trainer, loader: newLoader(config, data.items, proxies), sizes, notes };
 }
 
-export async function openTeacher(gpu: Device, config: Config): Promise<Teacher> {
+/**
+ * Groups by what a parameter is, whatever the rates are: groups of equal rates would be other ones when a resumed run changes
+ * optim.backbone or optim.weightDecay, and the saved moments would belong to other parameters.
+ */
+function optimizerGroups(model: nn.Module, { lr, weightDecay, backbone }: Config["optim"]): ParameterGroup[] {
+  return parameterGroups(model, { lr: 1, weightDecay: 1, backboneMultiplier: 0.5 }).map((group) => ({
+    ...group,
+    lr: group.lr === 1 ? lr : lr * backbone,
+    weightDecay: group.weightDecay * weightDecay,
+  }));
+}
+
+/** Best AP among the evaluations whose checkpoint is still there, -1 where there is none; `best` then names that checkpoint. */
+async function bestOf(run: string, diary: Diary): Promise<number> {
+  const kept = diary.evaluations.filter(({ step }) => existsSync(checkpointPath(run, step)));
+  const best = kept.reduce((a, b) => (a && a.evaluation.AP >= b.evaluation.AP ? a : b), kept[0]);
+  if (!best) return -1;
+  await markBest(run, best.step);
+  return best.evaluation.AP;
+}
+
+/** @param items the images whose embeddings may be asked for */
+export async function openTeacher(gpu: Device, config: Config, items: readonly Item[] = []): Promise<Teacher> {
   const { checkpoint, memory } = config.sam;
-  return loadTeacher(gpu, checkpoint, { cache: cacheFolder(config), memory: memory * 2 ** 20 });
+  const images = new Map(items.map(({ imageId, path }) => [imageId, path]));
+  return loadTeacher(gpu, checkpoint, { cache: cacheFolder(config), memory: memory * 2 ** 20, images });
 }
 
 export function cacheFolder(config: Config): string {
@@ -226,9 +273,9 @@ export async function proxiesOf(
     teacher,
     data.items,
     { cache: cacheFolder(config), labels: data.labels, ...config.proxy },
-    (done, total, fresh) => {
-      if (fresh && !bar) display.log(`SAM's masks of points and boxes: computed once, kept in ${cacheFolder(config)}`);
-      if (fresh) (bar ??= display.progress(total, "img")).update(done);
+    (done, total) => {
+      if (!bar) display.log(`SAM's masks of points and boxes: computed once, kept in ${cacheFolder(config)}`);
+      (bar ??= display.progress(total, "img")).update(done);
     },
     signal,
   );
@@ -247,15 +294,15 @@ function newLoader(
   return new Loader({ items, batch: config.batch, seed: config.seed, augment, maskStride, ...options });
 }
 
+/** Evaluates the model and writes down what comes out; undefined where it was cut short, which leaves no trace. */
 async function assess(
-  trainer: Trainer,
+  { gpu, config, model }: Trainer,
   data: TrainData,
-  state: SavedState,
+  step: number,
   diary: Diary,
   display: Display,
   signal?: AbortSignal,
-): Promise<Evaluation> {
-  const { gpu, config, model } = trainer;
+): Promise<Evaluation | undefined> {
   const bar = display.progress(config.val.limit || data.validation!.images.length, "img");
   const evaluation = await evaluateModel(gpu, model, data.categories, data.validation!, config.val.images, {
     ...config.val,
@@ -264,47 +311,16 @@ async function assess(
     ...(signal ? { signal } : {}),
   });
   bar.end();
-  if (!signal?.aborted) diary.evaluation(state.step, evaluation.metrics);
+  if (!evaluation.complete) return undefined;
+  diary.evaluation(step, evaluation.metrics);
   const { AP, AP50, AP75 } = evaluation.metrics;
-  display.log(`step ${state.step}: AP ${AP.toFixed(3)}, AP50 ${AP50.toFixed(3)}, AP75 ${AP75.toFixed(3)}`);
+  display.log(`step ${step}: AP ${AP.toFixed(3)}, AP50 ${AP50.toFixed(3)}, AP75 ${AP75.toFixed(3)}`);
   await writeReport(config.run, { config, categories: data.categories, evaluation });
   return evaluation;
-}
-
-async function orExplain<T>(run: string, work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (cause) {
-    if (!(cause instanceof NotFinite)) throw cause;
-    const kept = latestCheckpoint(run);
-    throw new Error(
-      `${run}: ${cause.message}; the last good state ${kept ? `is ${kept}` : "was not saved yet"}; try a lower optim.lr or a tighter optim.clip`,
-    );
-  }
 }
 
 function shownTerms(means: StepReport): Record<string, number> {
   const { loss, class: classes, prompt, bce, dice, cam, self } = means as Record<string, number | undefined>;
   const all = { loss, class: classes, prompt, bce, dice, cam, self };
   return Object.fromEntries(Object.entries(all).filter((entry): entry is [string, number] => entry[1] !== undefined));
-}
-
-/** Means of the reports since the last line; a term counts where it occurs. */
-class Average {
-  #sums = new Map<string, { sum: number; count: number }>();
-
-  add(report: StepReport): void {
-    for (const [name, value] of Object.entries(report)) {
-      const entry = this.#sums.get(name) ?? { sum: 0, count: 0 };
-      this.#sums.set(name, { sum: entry.sum + value, count: entry.count + 1 });
-    }
-  }
-
-  get means(): StepReport {
-    return Object.fromEntries([...this.#sums].map(([name, { sum, count }]) => [name, sum / count]));
-  }
-
-  clear(): void {
-    this.#sums.clear();
-  }
 }

@@ -65,12 +65,16 @@ test("an unknown setting is refused with the nearest name", () => {
   refused(() => resolveConfig({ promt: { mode: "typed" } }), /did you mean "prompt"/);
   refused(() => resolveConfig({ lr: 1 }), /no setting "lr"/);
   refused(() => resolveConfig({}, ["__proto__.x=1"]), /no such setting/);
+  refused(() => resolveConfig({}, ["optim.__proto__=5"]), /optim\.__proto__=5: there is no such setting/);
+  refused(() => resolveConfig(parse("optim: { __proto__: 5 }")), /no setting "optim\.__proto__"/);
 });
 
 test("a wrong value is refused with its place", () => {
   refused(() => resolveConfig({ steps: "many" }), /steps: .*got "many"/);
   refused(() => resolveConfig({ data: { scale: [2, 1] } }), /data\.scale/);
   refused(() => resolveConfig({ prompt: { mode: "other" } }), /prompt\.mode/);
+  refused(() => resolveConfig({}, ["optim.lr=.nan"]), /optim\.lr: .*; got NaN/);
+  refused(() => resolveConfig({}, ["optim.betas=[0.9, 1]"]), /optim\.betas\.1: .*<1; got 1/);
   refused(() => resolveConfig({}, ["steps"]), /key=value/);
   refused(() => resolveConfig([]), /got a list/);
 });

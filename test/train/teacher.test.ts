@@ -9,8 +9,9 @@ import { longestSide, Sam, SamPredictor, samMini } from "../../model/index.ts";
 import { writePng } from "../../train/data/image.ts";
 import type { Item } from "../../train/data/loader.ts";
 import { makeScene } from "../../train/data/scenes.ts";
+import { BadInput } from "../../train/errors.ts";
 import { makeProxies } from "../../train/proxies.ts";
-import { loadTeacher, maskOfLogits, type Teacher } from "../../train/teacher.ts";
+import { loadTeacher, maskOfLogits, type Prompted, type Teacher } from "../../train/teacher.ts";
 import { testDevice } from "../device.ts";
 
 const test = suite("teacher");
@@ -20,8 +21,14 @@ const file = join(folder, "sam.safetensors");
 gpu.manualSeed(11);
 const sizes = { ...samMini(), imageSize: 64 };
 writeFileSync(file, await encode(new Sam(gpu, sizes).stateDict(), { config: JSON.stringify(sizes) }));
-const open = (memory = 1e6): Promise<Teacher> => loadTeacher(gpu, file, { cache: folder, memory });
 const scene = (i: number) => makeScene(1, i, 48).image;
+const images = new Map<number, string>();
+for (const id of [2, 7, 100, 101]) {
+  images.set(id, join(folder, `image-${id}.png`));
+  await writePng(images.get(id)!, scene(id));
+}
+const open = (memory = 1e6, options: object = { images }): Promise<Teacher> =>
+  loadTeacher(gpu, file, { cache: join(folder, "embeddings"), memory, ...options });
 
 test("masks of logits are those of SAM's postprocessing", async () => {
   const { sam } = await open();
@@ -77,7 +84,7 @@ test("points on a kept embedding answer alike from the encoder, memory and disk"
   let reads = 0;
   const read = async () => {
     reads++;
-    return scene(2);
+    return scene(7);
   };
   const points = [
     [20, 20],
@@ -106,6 +113,39 @@ test("memory holds no more embeddings than it may", async () => {
   assert.is(reads, 2, "the third comes from disk");
 });
 
+test("an embedding belongs to an image, whatever its id: two data sets may share a cache", async () => {
+  const ask = async (id: number, image: number, options: object) =>
+    (await open(1e6, options)).promptPoints(id, [48, 48], async () => scene(image), [[20, 20]]);
+  const as = (image: number) => ({ images: new Map([[1, images.get(image)!]]) });
+  const [one, other] = [await ask(1, 100, as(100)), await ask(1, 101, as(101))];
+  assert.not.equal(other, one);
+  assert.equal(other, await ask(101, 101, { images }));
+  // Without files the pixels stand for the image.
+  assert.equal(await ask(1, 101, {}), other);
+  assert.equal(await ask(1, 100, {}), one);
+});
+
+test("more prompts than fit one pass are answered as fewer are", async () => {
+  const teacher = await open();
+  const decode = teacher.sam.decode.bind(teacher.sam);
+  const passes: number[] = [];
+  teacher.sam.decode = (embedding, sparse, dense, options) => {
+    passes.push(sparse.shape[0]!);
+    return decode(embedding, sparse, dense, options);
+  };
+  const boxes = Array.from({ length: 70 }, (_, i) => [i % 20, i % 11, 24 + (i % 20), 30 + (i % 13)]);
+  const [many] = await teacher.prompt([scene(2)], "box", [boxes]);
+  const points = boxes.map(([x, y]): [number, number] => [x!, y!]);
+  const kept = await teacher.promptPoints(2, [48, 48], async () => scene(2), points);
+  assert.equal(passes, [32, 32, 6, 32, 32, 6]);
+  const [[last]] = (await teacher.prompt([scene(2)], "box", [[boxes[69]!]])) as [[Prompted]];
+  assert.is(many!.length, 70);
+  for (const [c, rating] of last.iou.entries()) assert.ok(Math.abs(rating - many![69]!.iou[c]!) < 1e-4);
+  const alone = await teacher.promptPoints(2, [48, 48], async () => scene(2), [points[69]!]);
+  for (const [c, rating] of alone.iou[0]!.entries()) assert.ok(Math.abs(rating - kept.iou[69]![c]!) < 1e-4);
+  assert.is(kept.logits.length, 70);
+});
+
 test("proxies are computed once, clipped to their boxes, and made again where a file is damaged", async () => {
   const path = join(folder, "scene.png");
   await writePng(path, scene(3));
@@ -124,8 +164,7 @@ test("proxies are computed once, clipped to their boxes, and made again where a 
   const items = [item("tags"), item("boxes"), item("points")];
   const options = { cache: join(folder, "proxies"), labels: new Uint8Array([1]), soft: true, clipToBox: true };
   let asked = 0;
-  const make = (change: object = {}) =>
-    makeProxies(teacher, items, { ...options, ...change }, (_, __, fresh) => (asked += fresh ? 1 : 0));
+  const make = (change: object = {}) => makeProxies(teacher, items, { ...options, ...change }, () => asked++);
   const teacher = await open();
   const [none, boxes, points] = await make();
   assert.is(none, undefined);
@@ -145,6 +184,55 @@ test("proxies are computed once, clipped to their boxes, and made again where a 
   assert.ok(asked > before);
   await make({ labels: new Uint8Array([2]) });
   assert.is(readdirSync(options.cache).length, 2, "other labels have a cache of their own");
+
+  await writePng(path, scene(4));
+  const [, others] = await make();
+  assert.not.equal(others, boxes, "another image under the same name has masks of its own");
+  assert.equal((await make())[1], others);
+});
+
+test("progress counts the images that have to be computed, from before the first", async () => {
+  const calls: [number, number][] = [];
+  const items: Item[] = [2, 7, 100].map((imageId) => ({
+    imageId,
+    path: images.get(imageId)!,
+    width: 48,
+    height: 48,
+    kind: "points",
+    classes: [0],
+    points: [[20, 22]],
+    boxes: [],
+    runs: [],
+    tags: [0],
+  }));
+  const options = { cache: join(folder, "counted"), labels: new Uint8Array([1]), soft: false, clipToBox: true };
+  const teacher = await open();
+  await makeProxies(teacher, items, options, (done, total) => calls.push([done, total]));
+  assert.equal(calls, [
+    [0, 3],
+    [3, 3],
+  ]);
+  await makeProxies(teacher, items, options, () => assert.unreachable("all are there"));
+});
+
+test("an image of another size than its labels say is refused by name before SAM sees it", async () => {
+  const path = images.get(2)!;
+  const item: Item = {
+    imageId: 2,
+    path,
+    width: 96,
+    height: 48,
+    kind: "boxes",
+    classes: [0],
+    points: [],
+    boxes: [[10, 12, 20, 16]],
+    runs: [],
+    tags: [0],
+  };
+  const options = { cache: join(folder, "sizes"), labels: new Uint8Array([1]), soft: false, clipToBox: true };
+  const error = await makeProxies(await open(), [item], options).catch((cause: Error) => cause);
+  assert.instance(error, BadInput);
+  assert.match((error as Error).message, /image-2\.png: is 48x48, but the labels are for 96x48.*; give the image/);
 });
 
 test.after(() => rmSync(folder, { recursive: true, force: true }));

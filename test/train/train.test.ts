@@ -1,76 +1,18 @@
 // Training end to end on a handful of small scenes with mixed labels and a teacher of random weights: resuming, interruption, faults.
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { encode, nn, optim, parseSafetensors, type Tensor } from "../../engine/index.ts";
-import { Sam, samMini } from "../../model/index.ts";
+import { nn, optim, parseSafetensors, type Tensor } from "../../engine/index.ts";
 import { bestCheckpoint, latestCheckpoint, loadCheckpoint, saveCheckpoint } from "../../train/checkpoint.ts";
-import { type Config, resolveConfig } from "../../train/config.ts";
-import { readInstances } from "../../train/data/coco.ts";
-import { writeScenes } from "../../train/data/scenes.ts";
-import { weaken, writeWeak } from "../../train/data/weak.ts";
-import { BadInput } from "../../train/errors.ts";
 import { isEvaluation, readDiary } from "../../train/metrics.ts";
 import { exportWeights, loadRun, loadTrained } from "../../train/models.ts";
 import { predictImages } from "../../train/predict.ts";
 import { evaluateRun, showRun } from "../../train/run-tools.ts";
-import { type Display, train } from "../../train/train.ts";
-import { testDevice } from "../device.ts";
+import { train } from "../../train/train.ts";
+import { config, folder, gpu, refused, removeFolder, sam, scenes, silent } from "./tiny-run.ts";
 
 const test = suite("train");
-const gpu = await testDevice();
-const folder = mkdtempSync(join(tmpdir(), "wish-train-"));
-const silent: Display = { log: () => {}, warn: () => {}, progress: () => ({ update: () => {}, end: () => {} }) };
-
-const scenes = await writeScenes(join(folder, "data"), { images: 6, size: 64, seed: 3 });
-const labels = join(folder, "weak.json");
-const third = 1 / 3;
-await writeWeak(
-  labels,
-  weaken(readInstances(scenes.annotations), { tags: third, points: third, boxes: third }, { seed: 1 }),
-);
-const sam = join(folder, "sam.safetensors");
-gpu.manualSeed(5);
-const sizes = { ...samMini(), imageSize: 64 };
-writeFileSync(sam, await encode(new Sam(gpu, sizes).stateDict(), { config: JSON.stringify(sizes) }));
-
-function config(run: string, settings: string[] = []): Config {
-  return resolveConfig(
-    {
-      run: join(folder, run),
-      steps: 4,
-      batch: 3,
-      data: { images: scenes.imagesDir, labels, width: 64, height: 64, scale: [0.8, 1.25], tagScale: [0.8, 1] },
-      val: {
-        images: scenes.imagesDir,
-        annotations: scenes.annotations,
-        every: 100,
-        limit: 2,
-        short: 64,
-        long: 64,
-        pictures: 1,
-      },
-      model: {
-        preset: "mini",
-        backbone: { kind: "mini", widths: [8, 16, 16, 16], blocks: [1, 1, 1, 1], outputStride: 16 },
-        hiddenDim: 32,
-        groups: 4,
-        encoder: { layers: 0 },
-        decoder: { layers: 1, heads: 2, ffn: 32 },
-        queries: 5,
-      },
-      sam: { checkpoint: sam, cache: join(folder, "cache") },
-      match: { points: 32 },
-      loss: { points: 32 },
-      cam: { warmup: 1 },
-      optim: { lr: 1e-3, schedule: "cosine", clip: 1 },
-      log: { every: 1, checkpoint: 2, keep: 2 },
-    },
-    settings,
-  );
-}
 
 async function values(tensors: Iterable<[string, Tensor]>): Promise<Map<string, Float32Array>> {
   const out = new Map<string, Float32Array>();
@@ -131,11 +73,16 @@ test("an interrupted run saves its state and says where it is", async () => {
 
 test("a run is not overwritten, and not resumed on other data", async () => {
   await refused(() => train(gpu, config("whole"), { display: silent }), /already holds a run.*--resume/);
-  await refused(() => train(gpu, config("whole", ["seed=9"]), { display: silent, resume: true }), /seed/);
+  const resumed = (...settings: string[]) =>
+    train(gpu, config("whole", settings), { display: silent, resume: true, file: "my.yaml" });
   await refused(
-    () => train(gpu, config("whole", ["model.queries=6"]), { display: silent, resume: true }),
-    /does not fit.*query_feat/,
+    () => resumed("seed=9"),
+    /my\.yaml: seed cannot change when a run goes on: it was started with 0, now it is 9/,
   );
+  await refused(() => resumed("model.queries=6"), /model\.queries cannot change.* with 5, now it is 6/);
+  await refused(() => resumed("batch=2"), /batch cannot change.* with 3, now it is 2/);
+  await refused(() => resumed("data.labels=other.json"), /other\.json/);
+  await refused(() => resumed("steps=3"), /my\.yaml: steps is 3, but .*whole has done 4/);
 });
 
 test("a loss that is not finite stops the run, names the term and keeps the last good checkpoint", async () => {
@@ -257,14 +204,5 @@ test("old checkpoints go, the best and the newest stay", async () => {
   assert.is(state.step, 4);
 });
 
-async function refused(work: () => Promise<unknown>, pattern: RegExp): Promise<void> {
-  let error: Error | undefined;
-  await work().catch((e: Error) => {
-    error = e;
-  });
-  assert.ok(error instanceof BadInput, String(error));
-  assert.match(error.message, pattern);
-}
-
-test.after(() => rmSync(folder, { recursive: true, force: true }));
+test.after(removeFolder);
 test.run();

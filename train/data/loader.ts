@@ -137,14 +137,22 @@ export interface SampleOptions {
   proxies?: (item: Item, index: number) => readonly Proxy[] | undefined | Promise<readonly Proxy[] | undefined>;
 }
 
+/** Throws BadInput where an image is not as large as what was said about it. */
+export function checkSize(
+  path: string,
+  image: { width: number; height: number },
+  said: { width: number; height: number },
+): void {
+  if (image.width !== said.width || image.height !== said.height)
+    throw new BadInput(
+      `${path}: is ${image.width}x${image.height}, but the labels are for ${said.width}x${said.height} (width x height); give the image that was labelled, or mend its size in the labels file`,
+    );
+}
+
 /** Reads and augments one item. Throws BadInput naming the image when it cannot be read or is not as large as the labels say. */
 export async function loadSample(item: Item, index: number, options: SampleOptions, random: Random): Promise<Sample> {
   const [image, proxies] = await Promise.all([readImage(item.path), options.proxies?.(item, index)]);
-  if (image.width !== item.width || image.height !== item.height) {
-    throw new BadInput(
-      `${item.path}: is ${image.width}x${image.height}, but the labels are for ${item.width}x${item.height} (width x height)`,
-    );
-  }
+  checkSize(item.path, image, item);
   const { augment: jitter, maskStride = 1 } = options;
   const { width, height } = jitter;
   const augment = drawAugment(item, jitter, item.kind, random);

@@ -1,12 +1,22 @@
 /** Trains the SAM architecture on instance masks: the loop, its log and its checkpoints. */
-import { appendFile, mkdir, readFile } from "node:fs/promises";
+import { appendFile } from "node:fs/promises";
 import { join } from "node:path";
-import { backward, type Device, F, optim, scope, type Tensor } from "../../engine/index.ts";
+import { backward, type Device, detach, F, optim, scope, type Tensor } from "../../engine/index.ts";
 import { gridSize, loadSam, Sam, type SamConfig } from "../../model/sam/index.ts";
-import { latestCheckpoint, loadCheckpoint, saveCheckpoint, saveWeights } from "../checkpoint.ts";
+import {
+  keepingGood,
+  latestCheckpoint,
+  loadCheckpoint,
+  newestCheckpoint,
+  saveCheckpoint,
+  saveWeights,
+} from "../checkpoint.ts";
+import { claimRun } from "../claim.ts";
 import { BadInput } from "../errors.ts";
 import { readNamed, writeWhole } from "../files.ts";
-import { configText } from "../settings.ts";
+import { NotFinite } from "../finite.ts";
+import { forgetAfter } from "../metrics.ts";
+import { configText, refuseChanges } from "../settings.ts";
 import { modelOf, type SamTrainConfig } from "./config.ts";
 import { drawBatch, Photographs, type SamBatch, type SamDataOptions, scene } from "./data.ts";
 import { evaluateSam, type SamScores } from "./evaluate.ts";
@@ -14,12 +24,16 @@ import { samLoss, TERMS } from "./loss.ts";
 
 /** Scenes of an evaluation between steps. */
 const GLANCE = 16;
+/** What a run's weights, its optimizer's moments or its batches depend on. */
+const FIXED = ["seed", "batch", "prompts", "boxSteps", "weights", "model", "init", "data"];
 
 export interface SamTrainOptions {
   readonly resume?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onStep?: (step: number, terms: Record<string, number>, imagesPerSecond: number) => void;
   readonly onMessage?: (text: string) => void;
+  /** What must not be overlooked; default: onMessage. */
+  readonly onWarning?: (text: string) => void;
 }
 
 export interface SamTrainResult {
@@ -35,28 +49,40 @@ export async function trainSam(
   config: SamTrainConfig,
   options: SamTrainOptions = {},
 ): Promise<SamTrainResult> {
+  const claim = claimRun(config.run);
+  try {
+    return await trainClaimed(gpu, config, options);
+  } finally {
+    claim.release();
+  }
+}
+
+async function trainClaimed(gpu: Device, config: SamTrainConfig, options: SamTrainOptions): Promise<SamTrainResult> {
   const { run, steps, batch } = config;
-  const last = latestCheckpoint(run);
-  if (last && !options.resume)
+  if (latestCheckpoint(run) && !options.resume)
     throw new BadInput(`${run}: holds a run already; continue it with --resume or choose another folder with run=DIR`);
+  const warn = options.onWarning ?? options.onMessage ?? (() => {});
+  const last = options.resume ? await newestCheckpoint(run, warn) : undefined;
   gpu.manualSeed(config.seed);
   const sam = await startingModel(gpu, config);
   sam.train();
+  const sizes = modelSizes(sam);
+  const resolved = { ...config, model: sizes };
   const groups = decayGroups(sam, config.optim.weightDecay);
   const optimizer = new optim.AdamW(groups.map((group) => ({ ...group, lr: config.optim.lr })));
   let step = 0;
   // Sums of the terms since the last line of the log.
   let sums: Record<string, number> = {};
   if (last) {
-    const { state } = await loadCheckpoint(gpu, last, { model: sam, optimizer });
-    step = Number(state.step);
-    sums = { ...(state.sums as Record<string, number> | undefined) };
+    step = Number(last.state.step);
+    refuseChanges(last.config, resolved, FIXED, run);
+    if (step > steps) throw new BadInput(`${run}: steps is ${steps}, but ${step} are done; ask for at least as many`);
+    last.restore(gpu, { model: sam, optimizer });
+    sums = { ...(last.state.sums as Record<string, number> | undefined) };
     options.onMessage?.(`continuing from step ${step}`);
   }
-  await mkdir(run, { recursive: true });
-  const sizes = modelSizes(sam);
-  await writeWhole(join(run, "config.yaml"), configText({ ...config, model: sizes }));
-  await dropLogAfter(join(run, "metrics.jsonl"), step);
+  await writeWhole(join(run, "config.yaml"), configText(resolved));
+  await forgetAfter(run, step);
 
   const photographs = config.data.annotations
     ? await Photographs.read(config.data.annotations, config.data.images)
@@ -73,36 +99,34 @@ export async function trainSam(
     smallestCrop: config.data.smallestCrop,
   };
   const draw = (at: number) => drawBatch(data, photographs, at, at < config.boxSteps);
-  const checkpoint = () =>
-    saveCheckpoint(
-      run,
-      step,
-      { model: sam, optimizer, state: { step, sums }, config: { ...config, model: sizes } },
-      { keep: 2 },
-    );
+  const checkpoint = () => {
+    const savable = { model: sam, optimizer, state: { step, sums }, config: resolved };
+    return keepingGood(run, () => saveCheckpoint(run, step, savable, { keep: 2 }));
+  };
 
   let next = draw(step);
   let since = performance.now();
   while (step < steps && !options.signal?.aborted) {
     const lr = learningRate(config, step);
     for (const group of optimizer.groups) group.lr = lr;
-    const terms = await scope(async () => {
-      const { vector, norm } = trainStep(gpu, sam, optimizer, next, config);
-      // The host draws the next batch while the device works on this one.
-      if (step + 1 < steps) next = draw(step + 1);
-      const values = await vector.toArray();
-      return {
-        ...Object.fromEntries(TERMS.map((name, i) => [name, values[i]!])),
-        norm: norm ? await norm.item() : 0,
-      } as Record<string, number>;
-    });
-    for (const name of ["best", "single", "iou", "norm"]) {
-      if (!Number.isFinite(terms[name])) {
-        throw new Error(
-          `sam-train: the ${name} ${name === "norm" ? "of the gradients" : "loss"} is ${terms[name]} at step ${step}; the last checkpoint is kept; lower optim.lr`,
+    const terms = await keepingGood(run, () =>
+      scope(async () => {
+        const reading = trainStep(gpu, sam, optimizer, next, config).toArray();
+        // The host draws the next batch while the device works on this one.
+        if (step + 1 < steps) next = draw(step + 1);
+        const values = await reading;
+        const named: Record<string, number> = Object.fromEntries(
+          [...TERMS, "norm"].map((name, i) => [name, values[i]!]),
         );
-      }
-    }
+        for (const name of ["best", "single", "iou", "norm"])
+          if (!Number.isFinite(named[name]))
+            throw new NotFinite(
+              `the ${name} ${name === "norm" ? "of the gradients" : "loss"} is ${named[name]} at step ${step}`,
+            );
+        optimizer.step();
+        return named;
+      }),
+    );
     step++;
     for (const [name, value] of Object.entries(terms)) sums[name] = (sums[name] ?? 0) + value;
     const span = step % config.log === 0 ? config.log : 0;
@@ -116,13 +140,14 @@ export async function trainSam(
       await appendFile(join(run, "metrics.jsonl"), `${JSON.stringify(line)}\n`);
       options.onStep?.(step, means, rate);
     }
-    if (step % config.save === 0 && step < steps) await checkpoint();
+    // Before the checkpoint, so that a run which goes on from there has it in its log.
     if (config.eval.every > 0 && step % config.eval.every === 0 && step < steps) {
       // A glance: the whole evaluation comes at the end.
       const glance = { ...config, eval: { ...config.eval, annotations: "" } };
       await logScores(run, step, await evaluateOn(sam, glance, Math.min(GLANCE, config.eval.scenes)), options);
       since = performance.now();
     }
+    if (step % config.save === 0 && step < steps) await checkpoint();
   }
   await checkpoint();
   if (step < steps) return { steps: step, interrupted: true };
@@ -133,14 +158,8 @@ export async function trainSam(
   return { steps: step, interrupted: false, weights, scores };
 }
 
-/** One optimizer step; the vector holds the loss's TERMS. */
-function trainStep(
-  gpu: Device,
-  sam: Sam,
-  optimizer: optim.AdamW,
-  batch: SamBatch,
-  config: SamTrainConfig,
-): { vector: Tensor; norm: Tensor | undefined } {
+/** Loss and gradients of a batch: the loss's TERMS and the gradients' norm, (terms + 1). The weights are as they were. */
+function trainStep(gpu: Device, sam: Sam, optimizer: optim.AdamW, batch: SamBatch, config: SamTrainConfig): Tensor {
   const side = sam.config.imageSize;
   const P = batch.labels.length / 2;
   const images = gpu.tensor(batch.images, [batch.images.length / (3 * side * side), 3, side, side]);
@@ -155,9 +174,9 @@ function trainStep(
   optimizer.zeroGrad();
   backward(loss);
   const parameters = optimizer.groups.flatMap((group) => group.params);
-  const norm = config.optim.clip > 0 ? optim.clipGradNorm(parameters, config.optim.clip) : undefined;
-  optimizer.step();
-  return { vector: terms, norm };
+  // Without a limit the norm is still worth knowing.
+  const norm = optim.clipGradNorm(parameters, config.optim.clip > 0 ? config.optim.clip : 1e30);
+  return F.cat([detach(terms), norm], 0);
 }
 
 function flatten(gpu: Device, masks: Tensor, batch: SamBatch): { flat: Tensor; targets: Tensor } {
@@ -255,18 +274,6 @@ function learningRate({ optim: { lr, warmup, floor }, steps }: SamTrainConfig, s
 function modelSizes(sam: Sam): SamConfig {
   const { grid: _, ...sizes } = sam.config;
   return sizes;
-}
-
-/** A resumed run writes again what came after its checkpoint. */
-async function dropLogAfter(path: string, step: number): Promise<void> {
-  let text: string;
-  try {
-    text = await readFile(path, "utf8");
-  } catch {
-    return;
-  }
-  const kept = text.split("\n").filter((line) => line !== "" && (JSON.parse(line) as { step: number }).step <= step);
-  await writeWhole(path, kept.map((line) => `${line}\n`).join(""));
 }
 
 async function logScores(
