@@ -3,14 +3,14 @@ import { linearGroups, run } from "./kernel.ts";
 import { stridedRead } from "./ops/strided.ts";
 import { PACK_BLOCK, Pack } from "./pack.ts";
 import { free, keep, scope } from "./scope.ts";
-import { type Shape, sameShape, show, stridesOf } from "./shape.ts";
+import { sameShape, show, stridesOf } from "./shape.ts";
 import { empty, fill, type Tensor } from "./tensor.ts";
 
 export interface ParamGroup {
   params: Iterable<Tensor>;
   /** Step size; may be set anew before each step. Default 1e-3. */
   lr?: number;
-  /** Decoupled weight decay. Default 0.01. */
+  /** AdamW: decoupled weight decay, default 0.01. SGD: weight of the L2 penalty's gradient, default 0. */
   weightDecay?: number;
   /** Any name, for schedules that treat groups apart. */
   name?: string;
@@ -23,103 +23,77 @@ interface Group {
   name: string;
 }
 
-export interface AdamWOptions {
-  betas?: readonly [number, number];
-  eps?: number;
-}
-
-interface Moments {
-  m: Tensor;
-  v: Tensor;
-}
-
-const FLAT = {
-  n: 0,
-  offset: 0,
-  lr: 0,
-  beta1: 0,
-  beta2: 0,
-  eps: 0,
-  decay: 0,
-  correction1: 0,
-  correction2: 0,
-  max_norm: 0,
-};
+/** A kernel's uniforms but for `n`, which is the number of elements. */
+type Uniforms = Record<string, number>;
 
 /**
- * torch.optim.AdamW (Loshchilov and Hutter 2019). Parameters without a gradient are left as they are, decay included. Small parameters
- * are gathered and stepped together.
+ * What optimizers share: groups of parameters, running means beside each of them, and that small parameters are gathered and stepped
+ * together. Parameters without a gradient are left as they are.
  */
-export class AdamW {
+abstract class Optimizer {
   readonly groups: Group[];
   /** Steps taken. */
   steps = 0;
-  readonly #beta1: number;
-  readonly #beta2: number;
-  readonly #eps: number;
+  readonly #name: string;
+  /** Names of the running means. */
+  readonly #kept: readonly string[];
   readonly #large: readonly Tensor[];
-  readonly #moments = new Map<Tensor, Moments>();
   readonly #pack: Pack | undefined;
-  #packMoments: Moments | undefined;
+  readonly #means = new Map<Tensor | Pack, Record<string, Tensor>>();
 
-  constructor(groups: Iterable<ParamGroup>, options: AdamWOptions = {}) {
+  constructor(name: string, kept: readonly string[], groups: Iterable<ParamGroup>, weightDecay: number) {
+    this.#name = name;
+    this.#kept = kept;
     this.groups = [...groups].map((g, i) => ({
       params: [...g.params],
       lr: g.lr ?? 1e-3,
-      weightDecay: g.weightDecay ?? 0.01,
+      weightDecay: g.weightDecay ?? weightDecay,
       name: g.name ?? String(i),
     }));
     const all = this.groups.flatMap((g) => g.params);
     if (new Set(all).size !== all.length)
-      throw new Error("AdamW: a parameter stands in two groups; each may stand in one");
-    [this.#beta1, this.#beta2] = options.betas ?? [0.9, 0.999];
-    this.#eps = options.eps ?? 1e-8;
+      throw new Error(`${name}: a parameter stands in two groups; each may stand in one`);
     const { small, large } = Pack.split(all);
     this.#large = large;
     if (small.length > 0) this.#pack = new Pack(small);
   }
 
+  /** Shader and uniforms of step `this.steps`; each of its entries `step` and `step_pack` binds x, g and the running means. */
+  protected abstract kernel(): { shader: string; uniforms: Uniforms };
+  /** Two numbers a group, for the kernel. */
+  protected abstract rates(group: Group): [number, number];
+
   step(): void {
     this.steps++;
-    const common = {
-      ...FLAT,
-      beta1: this.#beta1,
-      beta2: this.#beta2,
-      eps: this.#eps,
-      correction1: 1 / (1 - this.#beta1 ** this.steps),
-      correction2: 1 / (1 - this.#beta2 ** this.steps),
-    };
-    const groupOf = new Map(this.groups.flatMap((group) => group.params.map((x) => [x, group] as const)));
+    const { shader, uniforms } = this.kernel();
+    const ratesOf = new Map(this.groups.flatMap((group) => group.params.map((x) => [x, this.rates(group)] as const)));
     for (const x of this.#large) {
       if (!x.grad) continue;
-      const { lr, weightDecay } = groupOf.get(x)!;
-      const { m, v } = this.#momentsOf(x);
-      run(x.device, "adamw", "step", {
-        bind: { x, g: x.grad, m, v },
-        params: { ...common, n: x.size, lr, decay: 1 - lr * weightDecay },
+      const [rate, decay] = ratesOf.get(x)!;
+      run(x.device, shader, "step", {
+        bind: { x, g: x.grad, ...this.#meansOf(x) },
+        params: { ...uniforms, n: x.size, rate, decay },
         groups: linearGroups(Math.ceil(x.size / 64)),
       });
     }
     const pack = this.#pack;
     if (!pack?.places.some(({ x }) => x.grad)) return;
-    const device = pack.places[0]!.x.device;
+    const { device } = pack.places[0]!.x;
     scope(() => {
-      // Two numbers a block: the rate and the decay, negative where nothing is to be done.
-      const rates = new Float32Array((pack.size / PACK_BLOCK) * 2);
+      // The rates of each block; a second number below 0 says that nothing is to be done.
+      const table = new Float32Array((pack.size / PACK_BLOCK) * 2);
       for (const { x, at } of pack.places) {
-        const { lr, weightDecay } = groupOf.get(x)!;
-        for (let i = at; i < at + x.size; i += PACK_BLOCK)
-          rates.set(x.grad ? [lr, 1 - lr * weightDecay] : [0, -1], (i / PACK_BLOCK) * 2);
+        const rates = x.grad ? ratesOf.get(x)! : [0, -1];
+        for (let i = at; i < at + x.size; i += PACK_BLOCK) table.set(rates, (i / PACK_BLOCK) * 2);
       }
       const g = pack.gather((x) => x.grad);
-      const xs = pack.gather((x) => x);
-      const { m, v } = this.#packed();
-      run(device, "adamw", "step_pack", {
-        bind: { x: xs, g, m, v, rates: device.tensor(rates) },
-        params: { ...common, n: pack.size },
+      const x = pack.gather((parameter) => parameter);
+      run(device, shader, "step_pack", {
+        bind: { x, g, ...this.#meansOf(pack), rates: device.tensor(table) },
+        params: { ...uniforms, n: pack.size, rate: 0, decay: 0 },
         groups: linearGroups(pack.size / PACK_BLOCK),
       });
-      pack.scatter(xs, (x) => (x.grad ? x : undefined));
+      pack.scatter(x, (parameter) => (parameter.grad ? parameter : undefined));
     });
   }
 
@@ -131,64 +105,110 @@ export class AdamW {
       }
   }
 
-  #packed(): Moments {
-    this.#packMoments ??= zeroMoments(this.#pack!.places[0]!.x, [this.#pack!.size]);
-    return this.#packMoments;
-  }
-
-  #momentsOf(x: Tensor): Moments {
-    let moments = this.#moments.get(x);
-    if (!moments) {
-      moments = zeroMoments(x, x.shape);
-      this.#moments.set(x, moments);
+  #meansOf(of: Tensor | Pack): Record<string, Tensor> {
+    let means = this.#means.get(of);
+    if (!means) {
+      const { device, shape } = of instanceof Pack ? { device: of.places[0]!.x.device, shape: [of.size] } : of;
+      means = Object.fromEntries(this.#kept.map((k) => [k, keep(fill(empty(device, shape), 0))]));
+      this.#means.set(of, means);
     }
-    return moments;
+    return means;
   }
 
-  /** Moments by the parameter's place: `group.index.m` and `.v`; the number of steps is `steps`. */
+  /** Running means by the parameter's place: `group.index.m` and so on; the number of steps is `steps`. */
   stateDict(): Map<string, Tensor> {
     const out = new Map<string, Tensor>();
-    const places = new Map(this.#pack?.places.map(({ x, at }) => [x, at]));
-    this.groups.forEach((group, g) => {
-      group.params.forEach((x, i) => {
-        const at = places.get(x);
-        for (const k of ["m", "v"] as const) {
-          const moment =
-            at === undefined
-              ? this.#momentsOf(x)[k]
-              : stridedRead(this.#packed()[k], x.shape, { offset: at, strides: stridesOf(x.shape) });
-          out.set(`${g}.${i}.${k}`, moment);
-        }
-      });
-    });
+    for (const { x, name, means, at } of this.#named())
+      for (const k of this.#kept)
+        out.set(
+          `${name}.${k}`,
+          at === undefined ? means[k]! : stridedRead(means[k]!, x.shape, { offset: at, strides: stridesOf(x.shape) }),
+        );
     return out;
   }
 
-  /** Takes over moments saved by `stateDict` of an optimizer with the same groups; `steps` is how many it had taken. */
+  /** Takes over what `stateDict` of an optimizer with the same groups saved; `steps` is how many it had taken. */
   loadStateDict(state: ReadonlyMap<string, Tensor>, steps: number): void {
-    const places = new Map(this.#pack?.places.map(({ x, at }) => [x, at]));
-    const named = this.groups.flatMap((group, g) => group.params.map((x, i) => ({ x, name: `${g}.${i}` })));
+    const named = this.#named();
     for (const { x, name } of named)
-      for (const k of ["m", "v"]) {
+      for (const k of this.#kept) {
         const from = state.get(`${name}.${k}`);
         if (!from || !sameShape(from.shape, x.shape))
           throw new Error(
-            `AdamW: saved moment ${name}.${k} must have shape ${show(x.shape)}; got ${from ? show(from.shape) : "none"}`,
+            `${this.#name}: saved moment ${name}.${k} must have shape ${show(x.shape)}; got ${from ? show(from.shape) : "none"}`,
           );
       }
-    for (const { x, name } of named)
-      for (const k of ["m", "v"] as const) {
-        const at = places.get(x);
-        const target = at === undefined ? this.#momentsOf(x)[k] : this.#packed()[k];
-        x.device.copy(state.get(`${name}.${k}`)!, 0, target, at ?? 0, x.size);
-      }
+    for (const { x, name, means, at } of named)
+      for (const k of this.#kept) x.device.copy(state.get(`${name}.${k}`)!, 0, means[k]!, at ?? 0, x.size);
     this.steps = steps;
+  }
+
+  /** Every parameter with its name, its running means and, where these are packed, its place in them. */
+  #named(): { x: Tensor; name: string; means: Record<string, Tensor>; at: number | undefined }[] {
+    const places = new Map(this.#pack?.places.map(({ x, at }) => [x, at]));
+    return this.groups.flatMap((group, g) =>
+      group.params.map((x, i) => {
+        const at = places.get(x);
+        return { x, name: `${g}.${i}`, means: this.#meansOf(at === undefined ? x : this.#pack!), at };
+      }),
+    );
   }
 }
 
-function zeroMoments(x: Tensor, shape: Shape): Moments {
-  const zeros = (): Tensor => keep(fill(empty(x.device, shape), 0));
-  return { m: zeros(), v: zeros() };
+export interface AdamWOptions {
+  betas?: readonly [number, number];
+  eps?: number;
+}
+
+/** torch.optim.AdamW (Loshchilov and Hutter 2019). */
+export class AdamW extends Optimizer {
+  readonly #betas: readonly [number, number];
+  readonly #eps: number;
+
+  constructor(groups: Iterable<ParamGroup>, options: AdamWOptions = {}) {
+    super("AdamW", ["m", "v"], groups, 0.01);
+    this.#betas = options.betas ?? [0.9, 0.999];
+    this.#eps = options.eps ?? 1e-8;
+  }
+
+  protected kernel(): { shader: string; uniforms: Uniforms } {
+    const [beta1, beta2] = this.#betas;
+    const uniforms = {
+      beta1,
+      beta2,
+      eps: this.#eps,
+      correction1: 1 / (1 - beta1 ** this.steps),
+      correction2: 1 / (1 - beta2 ** this.steps),
+    };
+    return { shader: "adamw", uniforms };
+  }
+
+  protected rates({ lr, weightDecay }: Group): [number, number] {
+    return [lr, 1 - lr * weightDecay];
+  }
+}
+
+export interface SGDOptions {
+  /** Default 0. */
+  momentum?: number;
+}
+
+/** torch.optim.SGD, dampening 0, without Nesterov's variant. */
+export class SGD extends Optimizer {
+  readonly #momentum: number;
+
+  constructor(groups: Iterable<ParamGroup>, { momentum = 0 }: SGDOptions = {}) {
+    super("SGD", momentum > 0 ? ["m"] : [], groups, 0);
+    this.#momentum = momentum;
+  }
+
+  protected kernel(): { shader: string; uniforms: Uniforms } {
+    return { shader: this.#momentum > 0 ? "sgd_momentum" : "sgd", uniforms: { momentum: this.#momentum } };
+  }
+
+  protected rates({ lr, weightDecay }: Group): [number, number] {
+    return [lr, weightDecay];
+  }
 }
 
 /** Scales the gradients so that their common L2 norm is at most `maxNorm` (torch.nn.utils.clip_grad_norm_); returns the norm before, (1). */
@@ -206,23 +226,23 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
     const partial = empty(device, [blocks.reduce((sum, n) => sum + n, 0)]);
     let offset = 0;
     all.forEach((g, i) => {
-      run(device, "adamw", "square", {
+      run(device, "clip_norm", "square", {
         bind: { g, partial },
-        params: { ...FLAT, n: g.size, offset },
+        params: { n: g.size, offset, max_norm: 0 },
         groups: linearGroups(Math.ceil(blocks[i]! / 64)),
       });
       offset += blocks[i]!;
     });
     const norm = empty(device, [2]);
-    run(device, "adamw", "clip_factor", {
+    run(device, "clip_norm", "clip_factor", {
       bind: { partial, norm },
-      params: { ...FLAT, n: partial.size, max_norm: maxNorm },
+      params: { n: partial.size, offset: 0, max_norm: maxNorm },
       groups: [1],
     });
     for (const g of all)
-      run(device, "adamw", "scale", {
+      run(device, "clip_norm", "scale", {
         bind: { clip: norm, g_out: g },
-        params: { ...FLAT, n: g.size },
+        params: { n: g.size, offset: 0, max_norm: 0 },
         groups: linearGroups(Math.ceil(g.size / 64)),
       });
     for (const packed of flat) pack.scatter(packed, (g) => g);

@@ -264,4 +264,28 @@ optimizer(
   },
 );
 
+optimizer("follows torch.optim.SGD with and without momentum", async () => {
+  for (const momentum of [0, 0.9]) {
+    const xs = [3, 20_000].map((n, i) => nn.parameter(gpu.randn([n], { seed: 70 + i })));
+    const sgd = new optim.SGD([{ params: xs, lr: 0.1, weightDecay: 0.05 }], { momentum });
+    const twins = await Promise.all(
+      xs.map(async (x) => ({ x: [...(await x.toArray())], m: new Float64Array(x.size) })),
+    );
+    for (let step = 1; step <= 3; step++) {
+      for (const [i, x] of xs.entries()) x.grad = gpu.randn(x.shape, { seed: 100 * step + i });
+      for (const [i, x] of xs.entries())
+        for (const [k, g] of (await x.grad!.toArray()).entries()) {
+          const twin = twins[i]!;
+          twin.m[k] = momentum * twin.m[k]! + g + 0.05 * twin.x[k]!;
+          twin.x[k] = twin.x[k]! - 0.1 * twin.m[k]!;
+        }
+      sgd.step();
+    }
+    assert.equal([...sgd.stateDict().keys()], momentum > 0 ? ["0.0.m", "0.1.m"] : []);
+    for (const [i, x] of xs.entries())
+      for (const [k, v] of (await x.toArray()).entries())
+        assert.ok(Math.abs(v - twins[i]!.x[k]!) < 1e-5, `momentum ${momentum}, parameter ${i}[${k}]`);
+  }
+});
+
 optimizer.run();
