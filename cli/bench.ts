@@ -1,9 +1,11 @@
 /** `wgpu-wish bench`: kernels and whole steps, the median of repeats, beside what they compute and move. */
 import { backward, type Device, F, nn, optim, scope, type Tensor } from "../index.ts";
 import { BadInput } from "../train/errors.ts";
+import { firstStep, Peer } from "./bench-peers.ts";
 import { wishStep } from "./bench-step.ts";
 import type { Call } from "./command.ts";
 import { table } from "./terminal.ts";
+import type { PeerName } from "./values.ts";
 
 /** Work whose inputs are made once and whose repeats are timed with a wait for the GPU. */
 interface Bench {
@@ -18,10 +20,20 @@ interface Bench {
 export interface BenchResult {
   name: string;
   ms: number;
+  /** The first call, compiling included. */
+  firstMs: number;
   gflops: number | null;
   gbps: number | null;
   note: string;
 }
+
+interface Options {
+  compare?: PeerName[];
+}
+
+const FIRST_STEP = "first-step";
+const ROUNDS = 3;
+const ROUND_MS = 300;
 
 const matmul = (n: number): Bench => ({
   name: `matmul-${n}`,
@@ -162,23 +174,25 @@ const benches: readonly Bench[] = [
   },
   {
     name: "mlp-step",
-    note: "256-1024-256, batch 256, squared error, AdamW",
+    note: "256-1024-256, batch 256, squared error, SGD, loss read",
     flops: 6 * 256 * (256 * 1024 * 2),
     prepare: (gpu) => {
       const [x, target] = [gpu.randn([256, 256], { seed: 1 }), gpu.randn([256, 256], { seed: 2 })];
       gpu.manualSeed(1);
       const [up, down] = [new nn.Linear(gpu, 256, 1024), new nn.Linear(gpu, 1024, 256)];
-      const adam = new optim.AdamW([{ params: [...up.parameters(), ...down.parameters()] }]);
+      const sgd = new optim.SGD([{ params: [...up.parameters(), ...down.parameters()], lr: 0.01 }]);
       return () => {
-        adam.zeroGrad();
-        backward(F.mean(F.pow(F.sub(down.forward(F.relu(up.forward(x))), target), 2)));
-        adam.step();
+        sgd.zeroGrad();
+        const loss = F.mean(F.pow(F.sub(down.forward(F.relu(up.forward(x))), target), 2));
+        backward(loss);
+        sgd.step();
+        return loss.item();
       };
     },
   },
   {
     name: "cnn-step",
-    note: "conv 3-16-32 with pooling + linear, 16 x 32 x 32, cross entropy, AdamW",
+    note: "conv 3-16-32 with pooling + linear, 16 x 32 x 32, cross entropy, SGD, loss read",
     prepare: (gpu) => {
       gpu.manualSeed(1);
       const x = gpu.randn([16, 3, 32, 32], { seed: 1 });
@@ -189,12 +203,14 @@ const benches: readonly Bench[] = [
         new nn.Linear(gpu, 2048, 10),
       ];
       const params = [...a.parameters(), ...b.parameters(), ...c.parameters()];
-      const adam = new optim.AdamW([{ params }]);
+      const sgd = new optim.SGD([{ params, lr: 0.01 }]);
       return () => {
         const h = F.maxPool2d(F.relu(b.forward(F.maxPool2d(F.relu(a.forward(x)), 2))), 2);
-        adam.zeroGrad();
-        backward(F.crossEntropy(c.forward(F.reshape(h, [16, -1])), labels));
-        adam.step();
+        sgd.zeroGrad();
+        const loss = F.crossEntropy(c.forward(F.reshape(h, [16, -1])), labels);
+        backward(loss);
+        sgd.step();
+        return loss.item();
       };
     },
   },
@@ -205,8 +221,15 @@ const benches: readonly Bench[] = [
   },
 ];
 
-/** Repeats for about half a second, at least 5 and at most 50 times, after one that compiles. */
-async function measure(gpu: Device, work: () => unknown): Promise<number> {
+interface Times {
+  /** The first call, which compiles. */
+  first: number;
+  /** Median of the others. */
+  ms: number;
+}
+
+/** Repeats for about as long as asked, at least 5 and at most 50 times, after one that compiles. */
+async function measure(gpu: Device, work: () => unknown, budgetMs = 500): Promise<Times> {
   const once = (): Promise<number> =>
     scope(async () => {
       await gpu.sync();
@@ -215,24 +238,28 @@ async function measure(gpu: Device, work: () => unknown): Promise<number> {
       await gpu.sync();
       return performance.now() - start;
     });
-  await once();
+  const first = await once();
   const times: number[] = [];
-  for (let total = 0; times.length < 5 || (total < 500 && times.length < 50); total += times.at(-1)!)
+  for (let total = 0; times.length < 5 || (total < budgetMs && times.length < 50); total += times.at(-1)!)
     times.push(await once());
-  return times.sort((a, b) => a - b)[Math.floor(times.length / 2)]!;
+  return { first, ms: times.sort((a, b) => a - b)[Math.floor(times.length / 2)]! };
 }
 
-export async function run({ args, terminal, open }: Call): Promise<void> {
+export async function run(call: Call<Options>): Promise<void> {
+  const { args, options, terminal } = call;
+  const names = [...benches.map((b) => b.name), FIRST_STEP];
   for (const name of args)
-    if (!benches.some((b) => b.name.startsWith(name)))
-      throw new BadInput(`bench: there is nothing called ${name}; there are ${benches.map((b) => b.name).join(", ")}`);
-  const chosen = benches.filter((b) => args.length === 0 || args.some((name) => b.name.startsWith(name)));
-  const gpu = await open();
+    if (!names.some((known) => known.startsWith(name)))
+      throw new BadInput(`bench: there is nothing called ${name}; there are ${names.join(", ")}`);
+  const isAsked = (name: string): boolean => args.length === 0 || args.some((word) => name.startsWith(word));
+  const chosen = benches.filter(({ name }) => isAsked(name));
+  const gpu = await call.open();
+  if (options.compare) return compare(call, gpu, chosen, options.compare, isAsked(FIRST_STEP));
   const results: BenchResult[] = [];
   const bar = terminal.progress(chosen.length, "benches");
-  for (const { name, note, flops, bytes, prepare } of chosen) {
-    const ms = await scope(async () => measure(gpu, await prepare(gpu)));
-    results.push({ name, ms, gflops: flops ? flops / ms / 1e6 : null, gbps: bytes ? bytes / ms / 1e6 : null, note });
+  for (const bench of chosen) {
+    const { first, ms } = await scope(async () => measure(gpu, await bench.prepare(gpu)));
+    results.push(resultOf(bench, ms, first));
     bar.update(results.length, { ms });
   }
   bar.end();
@@ -240,8 +267,69 @@ export async function run({ args, terminal, open }: Call): Promise<void> {
   terminal.result(
     results,
     table(
-      ["name", "ms", "GFLOP/s", "GB/s", "what"],
-      results.map((r) => [r.name, r.ms.toFixed(2), figure(r.gflops), figure(r.gbps), r.note]),
+      ["name", "ms", "first ms", "GFLOP/s", "GB/s", "what"],
+      results.map((r) => [r.name, r.ms.toFixed(2), r.firstMs.toFixed(0), figure(r.gflops), figure(r.gbps), r.note]),
+    ),
+  );
+}
+
+function resultOf({ name, note, flops, bytes }: Bench, ms: number, firstMs: number): BenchResult {
+  return { name, ms, firstMs, gflops: flops ? flops / ms / 1e6 : null, gbps: bytes ? bytes / ms / 1e6 : null, note };
+}
+
+/** Everyone in turn, several times over, so that what else the machine does meets all alike; the best of the rounds counts. */
+async function compare(
+  { terminal }: Call<Options>,
+  gpu: Device,
+  chosen: readonly Bench[],
+  names: readonly PeerName[],
+  withFirstStep: boolean,
+): Promise<void> {
+  const peers = await Promise.all(names.map((name) => Peer.start(name)));
+  for (const { name, adapter } of peers)
+    if (adapter !== "" && adapter !== gpu.name)
+      throw new BadInput(
+        `bench --compare: ${name} runs on ${adapter}, this engine on ${gpu.name}; leave --adapter out, or let the system offer ${adapter} alone`,
+      );
+  const rows: (BenchResult & { peers: Record<string, number | null> })[] = [];
+  const bar = terminal.progress(chosen.length + (withFirstStep ? 1 : 0), "benches");
+  for (const bench of chosen) {
+    const best = new Map<string, number>();
+    const note = (name: string, ms: number): void => void best.set(name, Math.min(ms, best.get(name) ?? Infinity));
+    let first = 0;
+    await scope(async () => {
+      const work = await bench.prepare(gpu);
+      for (let round = 0; round < ROUNDS; round++) {
+        const own = await measure(gpu, work, ROUND_MS);
+        if (round === 0) first = own.first;
+        note("", own.ms);
+        for (const peer of peers) {
+          const time = await peer.measure(bench.name, ROUND_MS);
+          if (time) note(peer.name, time.ms);
+        }
+      }
+    });
+    const others = Object.fromEntries(names.map((name) => [name, best.get(name) ?? null]));
+    rows.push({ ...resultOf(bench, best.get("")!, first), peers: others });
+    bar.update(rows.length, { ms: best.get("")! });
+  }
+  for (const peer of peers) peer.stop();
+  if (withFirstStep) {
+    const ms = (await firstStep("ours", gpu.name))!;
+    const others: Record<string, number | null> = {};
+    for (const name of names) others[name] = (await firstStep(name, gpu.name)) ?? null;
+    const bench = { name: FIRST_STEP, note: "cnn-step's first, in a new process with nothing cached" };
+    rows.push({ name: bench.name, ms, firstMs: ms, gflops: null, gbps: null, note: bench.note, peers: others });
+    bar.update(rows.length, { ms });
+  }
+  bar.end();
+  const cell = (ms: number | null | undefined, own: number): string =>
+    ms == null ? "" : `${ms.toFixed(1)} (${(ms / own).toFixed(1)} x)`;
+  terminal.result(
+    rows,
+    table(
+      ["name", "ms", ...names, "what"],
+      rows.map((r) => [r.name, r.ms.toFixed(2), ...names.map((name) => cell(r.peers[name], r.ms)), r.note]),
     ),
   );
 }

@@ -1,6 +1,6 @@
 /** Every command's name, arguments, options and examples. Loading this file loads no GPU, no image library, no model. */
 import type { Command } from "./command.ts";
-import { amount, box, count, mix, point, seed, share } from "./values.ts";
+import { amount, box, count, mix, peers, point, seed, share } from "./values.ts";
 
 const overrides = ["[key=value...]", "settings of the config to change, such as optim.lr=1e-4"] as const;
 
@@ -62,7 +62,10 @@ export const commands: readonly Command[] = [
     summary: "write PNG previews of labels, CAMs, SAM proxies or predictions",
     args: [["<what>", "what to draw", ["gt", "weak", "cam", "proxies", "predictions"]]],
     options: [
-      { flags: "--run <dir>", help: "a run's folder: the labels it learns from (weak), the data it is judged by (gt), or what it answers" },
+      {
+        flags: "--run <dir>",
+        help: "a run's folder: the labels it learns from (weak), the data it is judged by (gt), or what it answers",
+      },
       { flags: "--ann <file>", help: "instances or weak labels JSON (with --images)" },
       { flags: "--images <dir>", help: "folder of the images (with --ann)" },
       { flags: "--out <dir>", help: "folder for the PNGs", required: true },
@@ -190,9 +193,20 @@ export const commands: readonly Command[] = [
     name: "bench",
     summary: "measure kernels and whole steps",
     args: [["[name...]", "what to measure (default: all)"]],
+    options: [
+      {
+        flags: "--compare <engines>",
+        help: "measure tfjs, jax-js, onnxruntime beside it and print ratios (in a checkout)",
+        parse: peers,
+      },
+    ],
     notes:
       "A name stands for all that begin with it. Figures are medians of repeats on the adapter that --adapter names.",
-    examples: ["wgpu-wish bench", "wgpu-wish bench matmul --json"],
+    examples: [
+      "wgpu-wish bench",
+      "wgpu-wish bench matmul --json",
+      "npm ci --prefix bench --ignore-scripts && npx wgpu-wish bench --compare tfjs,jax-js,onnxruntime",
+    ],
     load: () => import("./bench.ts"),
   },
 ];

@@ -75,3 +75,14 @@ export function mix(text: string, flag: string): { tags: number; points: number;
   }
   return shares;
 }
+
+export const PEERS = ["tfjs", "jax-js", "onnxruntime"] as const;
+export type PeerName = (typeof PEERS)[number];
+
+/** Names of other engines, separated by commas. */
+export function peers(text: string, flag: string): PeerName[] {
+  const names = text.split(",");
+  const isPeer = (name: string): name is PeerName => (PEERS as readonly string[]).includes(name);
+  if (!names.every(isPeer)) throw new BadInput(`${flag}: expected some of ${PEERS.join(",")}, got "${text}"`);
+  return names as PeerName[];
+}
