@@ -1,11 +1,12 @@
 // sam-train: the loss against plain arithmetic, batches that depend on the step alone, and a run that resumes bit for bit.
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { parseSafetensors } from "../../engine/safetensors.ts";
 import { loadSam } from "../../model/sam/index.ts";
+import { claimRun } from "../../train/claim.ts";
 import { BadInput } from "../../train/errors.ts";
 import { readSamTrainConfig, type SamTrainConfig } from "../../train/sam/config.ts";
 import { drawBatch, type SamDataOptions } from "../../train/sam/data.ts";
@@ -144,6 +145,56 @@ test("a run that was interrupted ends with the same weights bit for bit, and its
   assert.is(sam.config.imageSize, 32);
   assert.is(sam.config.decoder.heads, 2);
   assert.is(second.scores!.scenes!.images, 2);
+});
+
+test("a run goes on after a torn line, and refuses what it cannot go on with", async () => {
+  const gpu = await testDevice();
+  const at = (...settings: string[]) => configAt("torn", "log=1", "save=1", "eval.scenes=1", ...settings);
+  await trainSam(gpu, at("steps=2"));
+  const run = join(folder, "torn");
+  const log = join(run, "metrics.jsonl");
+  appendFileSync(log, '{"step":3,"bes');
+  const refusal = (...settings: string[]) =>
+    trainSam(gpu, at(...settings), { resume: true }).then(
+      () => "went on",
+      (error: Error) => `${error.name}: ${error.message}`,
+    );
+  assert.match(
+    await refusal("batch=3"),
+    /^BadInput: .*batch cannot change when a run goes on: it was started with 2, now/,
+  );
+  assert.match(await refusal("model.promptDim=32"), /^BadInput: .*model\.promptDim cannot change/);
+  assert.match(await refusal("steps=1"), /^BadInput: .*steps is 1, but 2 are done/);
+  // Weights beyond f32 are not saved: the checkpoint of step 2 is what is left.
+  const wild = await refusal("optim.lr=1e30");
+  assert.match(wild, /^NotFinite: .*holds \S+ after step 3; the last good state is .*step-00000002.*lower optim\.lr/);
+  assert.match(readFileSync(join(run, "last"), "utf8"), /step-00000002/);
+
+  await trainSam(gpu, at("steps=3"), { resume: true });
+  const lines = readFileSync(log, "utf8").trim().split("\n");
+  const steps = lines.map((line) => (JSON.parse(line) as { step: number }).step);
+  assert.equal(steps, [1, 2, 2, 3, 3], "a line a step, one an evaluation");
+  assert.match(readFileSync(join(run, "config.yaml"), "utf8"), /steps: 3/);
+});
+
+test("a gradient that is not finite leaves the weights as they were", async () => {
+  const gpu = await testDevice();
+  const failing = configAt("infinite", "loss.iou=1e38", "loss.bce=1e38", "optim.clip=0", "save=1");
+  const error = await trainSam(gpu, failing).catch((cause: Error) => cause);
+  assert.match(
+    (error as Error).message,
+    /infinite: the \w+ (of the gradients|loss) is \S+ at step 0; the last good state was not saved yet/,
+  );
+  assert.not.ok(existsSync(join(folder, "infinite", "checkpoints")));
+});
+
+test("a folder in which another process works is refused", async () => {
+  const gpu = await testDevice();
+  const claim = claimRun(join(folder, "claimed"));
+  const error = await trainSam(gpu, configAt("claimed")).catch((cause: Error) => cause);
+  claim.release();
+  assert.instance(error, BadInput);
+  assert.match((error as Error).message, /claimed: process \d+ on .* is working in this folder/);
 });
 
 test("settings that do not exist are refused by name", () => {

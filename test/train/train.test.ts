@@ -5,6 +5,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { nn, optim, parseSafetensors, type Tensor } from "../../engine/index.ts";
 import { bestCheckpoint, latestCheckpoint, loadCheckpoint, saveCheckpoint } from "../../train/checkpoint.ts";
+import { claimRun } from "../../train/claim.ts";
 import { isEvaluation, readDiary } from "../../train/metrics.ts";
 import { exportWeights, loadRun, loadTrained } from "../../train/models.ts";
 import { predictImages } from "../../train/predict.ts";
@@ -69,6 +70,12 @@ test("an interrupted run saves its state and says where it is", async () => {
   const result = await train(gpu, config("interrupted"), { display: silent, signal: abort.signal });
   assert.ok(result.interrupted && result.evaluation === undefined);
   assert.ok(latestCheckpoint(join(folder, "interrupted")));
+});
+
+test("two runs do not share a folder at the same time", async () => {
+  const claim = claimRun(join(folder, "shared"));
+  await refused(() => train(gpu, config("shared"), { display: silent }), /shared: process \d+ on .* is working/);
+  claim.release();
 });
 
 test("a run is not overwritten, and not resumed on other data", async () => {
