@@ -89,7 +89,7 @@ const FIXED_DATA = ["data.images", "data.labels", "data.supercategories", "sam.c
 
 /** Refuses to go on from a checkpoint with settings that do not go with it. Throws BadInput naming the setting. */
 export function checkResumed(saved: object, step: number, config: Config, name: string): void {
-  refuseChanges(resolveConfig(saved), config, [...FIXED, ...FIXED_DATA], name);
+  refuseChanges(resolveConfig(saved, [], `${config.run}: the checkpoint`), config, [...FIXED, ...FIXED_DATA], name);
   if (step > config.steps)
     throw new BadInput(
       `${name}: steps is ${config.steps}, but ${config.run} has done ${step}; ask for at least as many, or start another run with run=DIR`,
