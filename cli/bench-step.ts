@@ -26,6 +26,7 @@ export async function wishStep(gpu: Device): Promise<() => Promise<unknown>> {
     lr: config.optim.lr,
     weightDecay: config.optim.weightDecay,
     backboneMultiplier: config.optim.backbone,
+    camMultiplier: config.optim.cam,
   });
   const trainer: Trainer = {
     gpu,

@@ -4,7 +4,11 @@ import type { Backbone } from "./backbone.ts";
 import { resNetNames } from "./mask2former/names.ts";
 import { MobileNetV2 } from "./mobilenet.ts";
 
+/** What learns at a rate of its own. */
+export type ModelPart = "backbone" | "cam" | "decoders";
+
 export interface ParameterGroup {
+  part: ModelPart;
   params: Tensor[];
   /** Their keys, in the same order. */
   names: string[];
@@ -17,6 +21,8 @@ export interface GroupOptions {
   weightDecay: number;
   /** Factor on the learning rate of `backbone.*` (0.1 in the reference, for pre-trained weights; 1 from scratch). */
   backboneMultiplier?: number;
+  /** Factor on the learning rate of the CAM head (1; IRN lets its new classifier learn ten times as fast as the features below it). */
+  camMultiplier?: number;
   /** Weight decay of norm layers (0). */
   normWeightDecay?: number;
   /** Weight decay of nn.Embedding: queries, their positions, the decoder's level embedding (0). */
@@ -24,28 +30,28 @@ export interface GroupOptions {
 }
 
 /**
- * Parameters in groups of equal settings. Biases decay like weights; so does the pixel decoder's level_embed, which in the reference is a
- * plain parameter and no Embedding. Frozen parameters are left out.
+ * Parameters in groups by part of the model and by kind of decay, whatever the rates are: the same groups for every setting, so that an
+ * optimizer's saved state fits after a change of rates. Biases decay like weights; so does the pixel decoder's level_embed, which in the
+ * reference is a plain parameter and no Embedding. Frozen parameters are left out.
  */
 export function parameterGroups(model: nn.Module, options: GroupOptions): ParameterGroup[] {
-  const { lr, weightDecay, backboneMultiplier = 0.1, normWeightDecay = 0, embeddingWeightDecay = 0 } = options;
-  const decay = new Map<Tensor, number>();
+  const { lr, weightDecay, backboneMultiplier = 0.1, camMultiplier = 1 } = options;
+  const { normWeightDecay = 0, embeddingWeightDecay = 0 } = options;
+  const rates: Record<ModelPart, number> = { backbone: lr * backboneMultiplier, cam: lr * camMultiplier, decoders: lr };
+  const decays = { norm: normWeightDecay, embedding: embeddingWeightDecay, other: weightDecay };
+  const kinds = new Map<Tensor, keyof typeof decays>();
   for (const module of model.modules()) {
-    const special = isNorm(module)
-      ? normWeightDecay
-      : module instanceof nn.Embedding
-        ? embeddingWeightDecay
-        : undefined;
+    const kind = isNorm(module) ? "norm" : module instanceof nn.Embedding ? "embedding" : undefined;
     // A norm has no modules below it, so that these are its own parameters.
-    if (special !== undefined) for (const parameter of module.parameters()) decay.set(parameter, special);
+    if (kind) for (const parameter of module.parameters()) kinds.set(parameter, kind);
   }
   const groups = new Map<string, ParameterGroup>();
   for (const [name, parameter] of model.namedParameters()) {
     if (!parameter.requiresGrad) continue;
-    const rate = name.startsWith("backbone.") ? lr * backboneMultiplier : lr;
-    const wd = decay.get(parameter) ?? weightDecay;
-    const key = `${rate} ${wd}`;
-    const group = groups.get(key) ?? { params: [], names: [], lr: rate, weightDecay: wd };
+    const part = name.startsWith("backbone.") ? "backbone" : name.startsWith("cam_head.") ? "cam" : "decoders";
+    const kind = kinds.get(parameter) ?? "other";
+    const key = `${part} ${kind}`;
+    const group = groups.get(key) ?? { part, params: [], names: [], lr: rates[part], weightDecay: decays[kind] };
     groups.set(key, group);
     group.params.push(parameter);
     group.names.push(name);

@@ -215,6 +215,11 @@ export const configSchema = z.strictObject({
     lr: option(z.number().positive().default(1e-4), "paper", "learning rate"),
     weightDecay: option(amount.default(0.05), "reference", "decoupled decay; none on norms and embeddings"),
     backbone: option(amount.default(0.1), "reference", "factor on the backbone's learning rate"),
+    cam: option(
+      amount.default(1),
+      "ours",
+      "factor on the CAM head's learning rate; IRN lets its new classifier learn ten times as fast as the features below",
+    ),
     clip: option(amount.default(0.01), "reference", "limit of the gradient's global norm; 0: none"),
     betas: option(z.tuple([beta, beta]).default([0.9, 0.999]), "reference", "AdamW's decay of its moments"),
     schedule: option(

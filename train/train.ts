@@ -1,8 +1,8 @@
 /** Training as a whole: data, teacher, model, the loop, checkpoints, evaluation. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { type Device, type nn, optim } from "../engine/index.ts";
-import { type ParameterGroup, parameterGroups, type Wish, type WishConfig } from "../model/index.ts";
+import { type Device, optim } from "../engine/index.ts";
+import { parameterGroups, type Wish, type WishConfig } from "../model/index.ts";
 import {
   type Checkpoint,
   checkpointPath,
@@ -212,8 +212,9 @@ async function prepare(
   const sizes = modelConfig(config, data.categories.length, teacher?.promptDim ?? 1);
   checkModel(sizes, file);
   const { model, notes } = await newModel(gpu, config, sizes);
-  const groups = optimizerGroups(model, config.optim);
-  const optimizer = new optim.AdamW(groups, { betas: config.optim.betas });
+  const { lr, weightDecay, backbone, cam, betas } = config.optim;
+  const groups = parameterGroups(model, { lr, weightDecay, backboneMultiplier: backbone, camMultiplier: cam });
+  const optimizer = new optim.AdamW(groups, { betas });
   const proxies = teacher ? await proxiesOf(teacher, data, config, display, signal) : [];
   const trainer: Trainer = {
     gpu,
@@ -227,18 +228,6 @@ async function prepare(
     hasTags: data.items.some((item) => item.kind === "tags"),
   };
   return { trainer, loader: newLoader(config, data.items, proxies), sizes, notes };
-}
-
-/**
- * Groups by what a parameter is, whatever the rates are: groups of equal rates would be other ones when a resumed run changes
- * optim.backbone or optim.weightDecay, and the saved moments would belong to other parameters.
- */
-function optimizerGroups(model: nn.Module, { lr, weightDecay, backbone }: Config["optim"]): ParameterGroup[] {
-  return parameterGroups(model, { lr: 1, weightDecay: 1, backboneMultiplier: 0.5 }).map((group) => ({
-    ...group,
-    lr: group.lr === 1 ? lr : lr * backbone,
-    weightDecay: group.weightDecay * weightDecay,
-  }));
 }
 
 /** Best AP among the evaluations whose checkpoint is still there, -1 where there is none; `best` then names that checkpoint. */

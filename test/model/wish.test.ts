@@ -153,6 +153,16 @@ test("parameter groups slow the backbone down and spare norms and embeddings fro
   assert.equal(of("sem_seg_head.pixel_decoder.input_proj.0.0.bias"), [1e-4, 0.05]);
   assert.equal(of("sem_seg_head.predictor.decoder_norm.bias"), [1e-4, 0]);
   assert.equal(of("cam_head.weight"), [1e-4, 0.05]);
+  const other = parameterGroups(model, { lr: 1, weightDecay: 0, backboneMultiplier: 1, camMultiplier: 10 });
+  assert.equal(
+    other.map(({ names }) => names),
+    groups.map(({ names }) => names),
+    "rates do not move parameters to other groups",
+  );
+  assert.equal(
+    other.filter(({ part }) => part === "cam").map(({ lr }) => lr),
+    [10],
+  );
   assert.is(
     groups.reduce((n, g) => n + g.params.length, 0),
     [...model.parameters()].length,
