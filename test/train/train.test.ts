@@ -145,6 +145,14 @@ test("a trained run is evaluated, shown, and segments images; its exported weigh
   const run = join(folder, "whole");
   const { metrics, results } = await evaluateRun(gpu, { run, iou: "bbox" });
   assert.ok(metrics.AP >= 0 && results.every((r) => r.imageId > 0));
+  const wider = JSON.parse(readFileSync(scenes.annotations, "utf8")) as { images: { width: number }[] };
+  wider.images[0]!.width = 128;
+  const data = join(folder, "wider.json");
+  writeFileSync(data, JSON.stringify({ ...wider, annotations: [] }));
+  await refused(
+    () => evaluateRun(gpu, { run, data, images: scenes.imagesDir }),
+    /\.png: is 64x64, but the labels are for 128x64/,
+  );
   for (const what of ["cam", "proxies", "predictions"] as const) {
     const files = await showRun(gpu, what, { run, out: join(folder, what), limit: 2, display: silent });
     assert.ok(files.length >= 2 && files.every(existsSync), what);
