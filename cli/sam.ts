@@ -1,10 +1,10 @@
 /** `sam`: promptable segmentation of one image. */
-import { mkdir } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { encodeSafetensors, type FileTensor, fileTensor } from "../engine/safetensors.ts";
 import { type ImagePrompts, loadSam, type PromptedMasks, SamPredictor } from "../model/sam/index.ts";
 import { CheckpointError } from "../model/weights/index.ts";
 import { type Image, readImage, writeMaskPng, writePng } from "../train/data/image.ts";
+import { makeFolder } from "../train/data/json.ts";
 import { encodeMask } from "../train/data/mask.ts";
 import { BadInput } from "../train/errors.ts";
 import { readNamed, writeWhole } from "../train/files.ts";
@@ -46,6 +46,8 @@ export async function run(call: Call<Options>): Promise<void> {
   const prompts = promptsOf(options, image);
   const checkpoint = findAsset(options.checkpoint);
   const bytes = await readNamed(checkpoint, "weights of SAM or MobileSAM");
+  await makeFolder(options.out);
+  if (options.dump) await makeFolder(dirname(options.dump));
   const gpu = await call.open();
   let sam: Awaited<ReturnType<typeof loadSam>>;
   try {
@@ -65,7 +67,6 @@ export async function run(call: Call<Options>): Promise<void> {
       return { prompt, candidate, iou: iou[0]![candidate]!, area, rle: encodeMask(mask, image.width, image.height) };
     }),
   );
-  await mkdir(options.out, { recursive: true });
   const files = await writePictures(options.out, image, prompts, results);
   if (options.dump) {
     const values = (await embedding.toArray()) as Float32Array;

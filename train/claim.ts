@@ -2,10 +2,11 @@
  * A run's folder while something writes to it: it is there, it may be written to, and no other process uses it. The lock names its owner;
  * that of a process that is gone is taken over, so that a killed run can go on.
  */
-import { existsSync, linkSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, linkSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
-import { dirname, join, resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { BadInput } from "./errors.ts";
+import { makeFolders } from "./folders.ts";
 
 export const LOCK = "lock";
 
@@ -41,10 +42,7 @@ export function claimRun(run: string, option = "run=DIR"): Claim {
 /** Makes a folder and looks whether files can be made in it. Throws BadInput. @param option what names the folder */
 export function makeWritable(path: string, option: string): void {
   try {
-    // One by one: Node's recursive mkdir never returns where a file system answers as if the parent were missing (/proc).
-    const missing: string[] = [];
-    for (let at = resolve(path); !existsSync(at); at = dirname(at)) missing.unshift(at);
-    for (const folder of missing) mkdirSync(folder);
+    makeFolders(path);
     const probe = join(path, `.probe.${process.pid}.tmp`);
     writeFileSync(probe, "");
     rmSync(probe);

@@ -1,5 +1,4 @@
 /** A model's results on a data set with masks: predictions image by image, COCO's metrics over them, pictures of the first ones. */
-import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type Device, noGrad, scope } from "../engine/index.ts";
 import { instancesOf, type Instance as Predicted, predictWithSam, type Wish } from "../model/index.ts";
@@ -14,6 +13,7 @@ import {
   instancesByImage,
 } from "./data/coco.ts";
 import { type Image, readImage, writePng } from "./data/image.ts";
+import { makeFolder } from "./data/json.ts";
 import { checkSize, evalSample } from "./data/loader.ts";
 import { encodeMask, maskOfRuns } from "./data/mask.ts";
 import { BadInput } from "./errors.ts";
@@ -129,7 +129,7 @@ async function writePictures(
   folder: string,
   pictures: readonly { path: string; panels: readonly Image[] }[],
 ): Promise<void> {
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   for (const { path, panels } of pictures) await writePng(path, contactSheet(panels, { columns: 2 }));
   const all = pictures.flatMap(({ panels }) => panels);
   if (all.length > 0) await writePng(join(folder, "sheet.png"), contactSheet(all, { columns: 4 }));

@@ -1,11 +1,12 @@
 /** Files that survive a crash: each is written beside its place, flushed and renamed, so that a reader sees the old or the new one, whole. */
-import { mkdir, readFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { dirname } from "node:path";
 import { platform } from "../engine/index.ts";
 import { BadInput } from "./errors.ts";
+import { makeFolders } from "./folders.ts";
 
 export async function writeWhole(path: string, content: string | Uint8Array): Promise<void> {
-  await mkdir(dirname(path), { recursive: true });
+  makeFolders(dirname(path));
   await platform().writeFile(path, typeof content === "string" ? new TextEncoder().encode(content) : content);
 }
 

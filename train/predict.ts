@@ -1,9 +1,9 @@
 /** A trained model on the user's images: overlays, masks of each instance, COCO results, and the raw outputs for comparisons. */
-import { mkdir } from "node:fs/promises";
-import { basename, extname, join } from "node:path";
+import { basename, dirname, extname, join } from "node:path";
 import { type Device, encode, F, noGrad, scope, type Tensor } from "../engine/index.ts";
 import type { Wish } from "../model/index.ts";
 import { readImage, writeMaskPng, writePng } from "./data/image.ts";
+import { makeFolder } from "./data/json.ts";
 import { evalSample } from "./data/loader.ts";
 import { resultsDocument } from "./eval/coco-ap.ts";
 import { type InferenceOptions, predictionOverlay, resultsOf, segment } from "./evaluate.ts";
@@ -36,7 +36,8 @@ export async function predictImages(
   options: PredictImagesOptions,
 ): Promise<PredictedImage[]> {
   const { out, onImage, signal } = options;
-  await mkdir(out, { recursive: true });
+  await makeFolder(out);
+  if (options.dump) await makeFolder(dirname(options.dump));
   const names = distinctNames(paths);
   const predicted: PredictedImage[] = [];
   const results: ReturnType<typeof resultsOf> = [];

@@ -1,6 +1,5 @@
 /** What can be asked of a finished or running run: its metrics on any data, its CAMs, SAM proxies and predictions as pictures. */
 import { existsSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
 import { basename, dirname, extname, join } from "node:path";
 import { type Device, noGrad, scope } from "../engine/index.ts";
 import type { Wish } from "../model/index.ts";
@@ -8,6 +7,7 @@ import { findPeaks } from "./cam.ts";
 import type { Config } from "./config.ts";
 import { type Instances, imagePath, readInstances } from "./data/coco.ts";
 import { type Image, readImage, writePng } from "./data/image.ts";
+import { makeFolder } from "./data/json.ts";
 import { evalSample } from "./data/loader.ts";
 import { maskOfRuns } from "./data/mask.ts";
 import { BadInput } from "./errors.ts";
@@ -81,7 +81,7 @@ export async function showRun(
 ): Promise<string[]> {
   const trained = await loadRun(gpu, options.run);
   const config = configOf(trained, options.run);
-  await mkdir(options.out, { recursive: true });
+  await makeFolder(options.out);
   const pictures = { cam: camPictures, proxies: proxyPictures, predictions: predictionPictures }[what];
   const files: string[] = [];
   const panels: Image[] = [];

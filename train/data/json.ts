@@ -1,8 +1,8 @@
 /** JSON documents and folders that the user names: what is wrong with them is said in one line. Nothing here needs the engine. */
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { BadInput } from "../errors.ts";
+import { makeFolders } from "../folders.ts";
 import { reasonOf } from "./image.ts";
 
 /** Reads and parses a file; `what` names it in errors, as in "the weak labels". Throws BadInput. */
@@ -25,7 +25,7 @@ export function readJson(path: string, what: string): unknown {
 export function writeJson(path: string, document: unknown): void {
   const beside = `${path}.${process.pid}.tmp`;
   try {
-    mkdirSync(dirname(path), { recursive: true });
+    makeFolders(dirname(path));
     writeFileSync(beside, `${JSON.stringify(document)}\n`);
     renameSync(beside, path);
   } catch (error) {
@@ -36,7 +36,7 @@ export function writeJson(path: string, document: unknown): void {
 /** Makes a folder and those above it. Throws BadInput where a file is in the way or the place may not be written to. */
 export async function makeFolder(path: string): Promise<void> {
   try {
-    await mkdir(path, { recursive: true });
+    makeFolders(path);
   } catch (error) {
     throw new BadInput(`${path}: the folder cannot be made (${(error as Error).message})`);
   }

@@ -6,6 +6,7 @@ import { Random } from "../../engine/index.ts";
 import { prepareImage, type RgbImage } from "../../model/sam/index.ts";
 import { imagePath, instanceRuns, instancesByImage, readInstances } from "../data/coco.ts";
 import { readImage } from "../data/image.ts";
+import { checkSize } from "../data/loader.ts";
 import { maskOfRuns, type Runs } from "../data/mask.ts";
 import { makeScene } from "../data/scenes.ts";
 import { BadInput } from "../errors.ts";
@@ -60,8 +61,11 @@ export class Photographs {
         (instance) => !instance.crowd && instance.segmentation !== undefined,
       );
       if (instances.length === 0) continue;
+      const path = imagePath(imagesDir, entry);
+      const image = await readImage(path);
+      checkSize(path, image, entry);
       items.push({
-        image: await readImage(imagePath(imagesDir, entry)),
+        image,
         runs: instances.map((instance) => instanceRuns(instance, entry)),
       });
     }

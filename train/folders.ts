@@ -1,0 +1,21 @@
+/** Folders that files are to be written to. */
+import { existsSync, mkdirSync, statSync } from "node:fs";
+import { dirname, resolve } from "node:path";
+
+/**
+ * Makes a folder and those above it. One by one: Node's recursive mkdir never returns where a file system answers as if the parent were
+ * missing (/proc). Throws the system's error where a file is in the way or the place may not be written to.
+ */
+export function makeFolders(path: string): void {
+  const missing: string[] = [];
+  for (let at = resolve(path); !existsSync(at); at = dirname(at)) missing.unshift(at);
+  for (const folder of missing) {
+    try {
+      mkdirSync(folder);
+    } catch (error) {
+      // Another process was faster.
+      if (!existsSync(folder)) throw error;
+    }
+  }
+  if (!statSync(path).isDirectory()) throw Object.assign(new Error("a file is in the way"), { code: "EEXIST", path });
+}
