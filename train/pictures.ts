@@ -58,7 +58,7 @@ export function drawOverlay(
   const put = (text: string, x: number, y: number, classIndex: number): void =>
     write(picture, text, x, y, classColour(classIndex), plates);
   for (const { mask, classIndex, label, score } of masks) {
-    const corner = firstPixel(mask, image.width);
+    const corner = anchor(mask, image.width);
     if (corner) put(textOf(label, score), corner[0] * scale, corner[1] * scale, classIndex);
   }
   for (const { box, classIndex, label, score } of boxes)
@@ -174,10 +174,14 @@ function freePlace(
   return at(y - height);
 }
 
-/** The mask's topmost pixel. */
-function firstPixel(mask: Uint8Array, width: number): [x: number, y: number] | undefined {
-  const at = mask.findIndex((value) => value !== 0);
-  return at < 0 ? undefined : [at % width, Math.floor(at / width)];
+/** The mask's upper rim above its middle pixel: a stray pixel elsewhere does not draw the text away from the object. */
+function anchor(mask: Uint8Array, width: number): [x: number, y: number] | undefined {
+  const pixels: number[] = [];
+  for (let at = mask.indexOf(1); at !== -1; at = mask.indexOf(1, at + 1)) pixels.push(at);
+  let at = pixels[pixels.length >> 1];
+  if (at === undefined) return undefined;
+  while (at >= width && mask[at - width] !== 0) at -= width;
+  return [at % width, Math.floor(at / width)];
 }
 
 function withCaption(picture: Image, caption: string): Image {
