@@ -2,6 +2,7 @@
  * A Device owns one adapter's GPU device: the queue, the memory pool, the pipelines and the pending commands. It knows buffers and
  * kernels, not what they compute. Commands gather in one encoder and are submitted in batches; only reading back waits for them.
  */
+import { checkNumbers, checkOptions, describe as inWords } from "./check.ts";
 import { debugLevel, describe, log, timeTable } from "./debug.ts";
 import { linearGroups, run } from "./kernel.ts";
 import { platform } from "./platform.ts";
@@ -11,12 +12,25 @@ import { Random } from "./random.ts";
 import { own } from "./scope.ts";
 import type { Shape } from "./shape.ts";
 import { show, sizeOf } from "./shape.ts";
-import { BYTES, type DType, empty, fill, fromHost, type HostData, type Tensor, type TensorOptions } from "./tensor.ts";
+import {
+  BYTES,
+  create,
+  type DType,
+  empty,
+  fill,
+  fromHost,
+  type HostData,
+  TENSOR_OPTIONS,
+  type Tensor,
+  type TensorOptions,
+} from "./tensor.ts";
 
 export interface DeviceOptions {
   /** "gpu", "software", "lavapipe", "swiftshader" or a part of the adapter's name; default: $WGPU_WISH_ADAPTER, else the best there is. */
   adapter?: string | undefined;
 }
+
+export type RandomOptions = TensorOptions & { seed?: number };
 
 /** Dispatches that may gather before they are submitted: enough to hide the cost of a submit, few enough that the GPU starts early. */
 const BATCH = 96;
@@ -139,47 +153,47 @@ export class Device {
    * A tensor from host data. `data` holds as many numbers as `shape` has elements; numbers are converted to `dtype` (default "f32",
    * or that of an Int32Array or Uint32Array).
    */
-  tensor(data: HostData, shape: Shape = [data.length], options: TensorOptions = {}): Tensor {
+  tensor(data: HostData, shape?: Shape, options: TensorOptions = {}): Tensor {
     return fromHost(this, data, shape, options);
   }
 
   /** A tensor whose values are not set. */
   empty(shape: Shape, options: TensorOptions = {}): Tensor {
-    return empty(this, shape, options.dtype ?? "f32");
+    return create(this, "empty", shape, options);
   }
 
   full(shape: Shape, value: number, options: TensorOptions = {}): Tensor {
-    const dtype = options.dtype ?? "f32";
-    const y = fill(empty(this, shape, dtype), value);
-    y.requiresGrad = options.requiresGrad ?? false;
-    return y;
+    if (typeof value !== "number") throw new Error(`full: value must be a number; got ${inWords(value)}`);
+    return fill(create(this, "full", shape, options), value);
   }
 
   zeros(shape: Shape, options: TensorOptions = {}): Tensor {
-    return this.full(shape, 0, options);
+    return fill(create(this, "zeros", shape, options), 0);
   }
 
   ones(shape: Shape, options: TensorOptions = {}): Tensor {
-    return this.full(shape, 1, options);
+    return fill(create(this, "ones", shape, options), 1);
   }
 
   /** Standard normal numbers; the same seed gives the same numbers on every adapter. */
-  randn(shape: Shape, options: TensorOptions & { seed?: number } = {}): Tensor {
-    const random = options.seed === undefined ? this.random : new Random(options.seed);
-    return this.tensor(
-      Float32Array.from({ length: sizeOf(shape) }, () => random.normal()),
-      shape,
-      options,
-    );
+  randn(shape: Shape, options: RandomOptions = {}): Tensor {
+    return this.#draw("randn", shape, options, (random) => random.normal());
   }
 
   /** Uniform numbers in [0, 1). */
-  rand(shape: Shape, options: TensorOptions & { seed?: number } = {}): Tensor {
-    const random = options.seed === undefined ? this.random : new Random(options.seed);
+  rand(shape: Shape, options: RandomOptions = {}): Tensor {
+    return this.#draw("rand", shape, options, (random) => random.uniform());
+  }
+
+  #draw(op: string, shape: Shape, options: RandomOptions, next: (random: Random) => number): Tensor {
+    checkNumbers(op, "shape", shape, 0);
+    checkOptions(op, options, { ...TENSOR_OPTIONS, seed: "number" });
+    const { seed, ...rest } = options;
+    const random = seed === undefined ? this.random : new Random(seed);
     return this.tensor(
-      Float32Array.from({ length: sizeOf(shape) }, () => random.uniform()),
+      Float32Array.from({ length: sizeOf(shape) }, () => next(random)),
       shape,
-      options,
+      rest,
     );
   }
 

@@ -30,8 +30,8 @@ export function own(x: Tensor, owner: Scope | undefined): Tensor {
   return x;
 }
 
-function isTensor(value: object): value is Tensor {
-  return "storage" in value && "dtype" in value;
+export function isTensor(value: unknown): value is Tensor {
+  return typeof value === "object" && value !== null && "storage" in value && "dtype" in value;
 }
 
 /** Runs `fn`; then frees every tensor made inside but those reachable from its result (through arrays, maps and plain objects). */

@@ -56,7 +56,9 @@ export function broadcastStrides(shape: Shape, out: Shape): number[] {
 export function axis(op: string, dim: number, rank: number): number {
   const d = dim < 0 ? dim + rank : dim;
   if (!Number.isInteger(d) || d < 0 || d >= Math.max(rank, 1))
-    throw new Error(`${op}: dim must lie in ${-rank}..${rank - 1} for a tensor of ${rank} dimensions; got ${dim}`);
+    throw new Error(
+      `${op}: dim must lie in ${-rank}..${rank - 1} for a tensor of ${rank} dimensions; got ${typeof dim === "number" ? dim : typeof dim}`,
+    );
   return d;
 }
 

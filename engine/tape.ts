@@ -2,6 +2,7 @@
  * Reverse-mode differentiation. Every recorded operation hangs a node on its output; `backward` walks the nodes from the newest to the
  * oldest and adds up what arrives at each tensor.
  */
+import { checkTensors } from "./check.ts";
 import { linearGroups, run } from "./kernel.ts";
 import { free, keep, scope } from "./scope.ts";
 import { sameShape, show } from "./shape.ts";
@@ -62,14 +63,16 @@ function withRecording<T>(on: boolean, fn: () => T): T {
 
 /** The same values, cut off from the tape. */
 export function detach(x: Tensor): Tensor {
+  checkTensors("detach", { x }, true);
   return alias(x);
 }
 
 /**
  * Adds d loss / d x to `x.grad` of every leaf that requires it. `gy` is the gradient of a `loss` that is not a single number. The tape is
- * used up: a second call needs a second forward pass.
+ * used up: a second call needs a second forward pass, and throws without it.
  */
 export function backward(loss: Tensor, gy?: Tensor): void {
+  checkTensors("backward", gy === undefined ? { loss } : { loss, gy });
   if (!loss.requiresGrad) throw new Error("backward: the loss does not depend on any tensor that requires a gradient");
   if (!gy && loss.size !== 1)
     throw new Error(`backward: a loss of shape ${show(loss.shape)} is not one number; pass its gradient`);
@@ -99,6 +102,10 @@ function walk(loss: Tensor, first: Tensor): void {
   const stack = [loss];
   while (stack.length > 0) {
     const y = stack.pop()!;
+    if (y.spent)
+      throw new Error(
+        `backward: an earlier backward went through the tensor of shape ${show(y.shape)} and used up what it came from; run the forward pass again, or add the losses up and call backward once`,
+      );
     if (!y.node || nodes.has(y.node)) continue;
     nodes.set(y.node, y);
     for (const x of y.node.inputs) if (x.requiresGrad) stack.push(x);
@@ -113,6 +120,7 @@ function walk(loss: Tensor, first: Tensor): void {
     if (!gy) continue;
     arrived.delete(y);
     y.node = undefined;
+    y.spent = true;
     // An inner scope frees the closure's temporaries at once; what it passes on is made its own buffer's owner.
     const gradients = scope(() => {
       const seen = new Set<Tensor>([gy]);

@@ -2,6 +2,7 @@
  * A tensor is data: a contiguous array of one type in a GPU buffer, with a place for its gradient. What is done with tensors stands in
  * `ops/`. Memory belongs to scopes: see `scope`.
  */
+import { checkNumbers, checkOptions, DTYPES, describe, isPlain } from "./check.ts";
 import type { Device } from "./device.ts";
 import { halfBits, halfValue } from "./half.ts";
 import { linearGroups, run } from "./kernel.ts";
@@ -19,6 +20,7 @@ export interface TensorOptions {
   dtype?: DType | undefined;
   requiresGrad?: boolean | undefined;
 }
+export const TENSOR_OPTIONS = { dtype: DTYPES, requiresGrad: "boolean" } as const;
 
 export const BYTES: Record<DType, number> = { f32: 4, f16: 2, i32: 4, u32: 4, bool: 4 };
 
@@ -32,11 +34,13 @@ export class Tensor {
   readonly dtype: DType;
   /** Number of elements. */
   readonly size: number;
-  requiresGrad = false;
+  #requiresGrad = false;
   /** Gradient of the last `backward`s, summed, for leaves that require one. */
   grad: Tensor | undefined;
   /** How it came about, while the tape records. */
   node: Node | undefined;
+  /** A backward pass went through it: what it came from is no longer known. */
+  spent = false;
   /** The scope that frees it; undefined: freed when collected. */
   scope: Scope | undefined;
   /** Its buffer went back to the pool: any further use is an error. */
@@ -49,6 +53,17 @@ export class Tensor {
     this.dtype = dtype;
     this.size = sizeOf(shape);
     own(this, currentScope());
+  }
+
+  /** Whether `backward` goes on to it. Whole numbers and truth values have no gradient. */
+  get requiresGrad(): boolean {
+    return this.#requiresGrad;
+  }
+
+  set requiresGrad(on: boolean) {
+    if (on && this.dtype !== "f32" && this.dtype !== "f16")
+      throw new Error(`requiresGrad: only f32 and f16 tensors can have a gradient; this one is ${this.dtype}`);
+    this.#requiresGrad = on;
   }
 
   /** Reads the elements back: Float32Array for f32 and f16, Int32Array, Uint32Array, Uint8Array for bool. */
@@ -81,16 +96,23 @@ function freedMessage(op: string, x: Tensor): string {
 }
 
 export function empty(device: Device, shape: Shape, dtype: DType = "f32"): Tensor {
-  if (shape.some((d) => !Number.isInteger(d) || d < 0))
-    throw new Error(`empty: a shape holds whole numbers from 0 up; got ${show(shape)}`);
   return new Tensor(device, device.pool.allocate(Math.max(sizeOf(shape) * BYTES[dtype], 4)), [...shape], dtype);
 }
 
-/** Another tensor on the same buffer. */
-export function alias(x: Tensor, shape: Shape = x.shape): Tensor {
+/** Another tensor on the same buffer, whose bits may be taken for another type of the same size. */
+export function alias(x: Tensor, shape: Shape = x.shape, dtype: DType = x.dtype): Tensor {
   if (x.freed) throw new Error(freedMessage("reshape", x));
   x.storage.owners++;
-  return new Tensor(x.device, x.storage, [...shape], x.dtype);
+  return new Tensor(x.device, x.storage, [...shape], dtype);
+}
+
+/** A tensor whose values are not set, as a user asks for it; `op` names the function that was called. */
+export function create(device: Device, op: string, shape: Shape, options: TensorOptions): Tensor {
+  checkNumbers(op, "shape", shape, 0);
+  checkOptions(op, options, TENSOR_OPTIONS);
+  const y = empty(device, shape, options.dtype);
+  y.requiresGrad = options.requiresGrad ?? false;
+  return y;
 }
 
 export function fill(y: Tensor, value: number): Tensor {
@@ -112,25 +134,48 @@ export function fill(y: Tensor, value: number): Tensor {
   return y;
 }
 
-export function fromHost(device: Device, data: HostData, shape: Shape, options: TensorOptions): Tensor {
-  const n = sizeOf(shape);
-  if (data.length !== n) throw new Error(`tensor: shape ${show(shape)} takes ${n} numbers; got ${data.length}`);
-  const dtype = options.dtype ?? (data instanceof Int32Array ? "i32" : data instanceof Uint32Array ? "u32" : "f32");
-  const y = empty(device, shape, dtype);
-  if (n > 0) {
-    const numbers = data as ArrayLike<number>;
-    let bytes: ArrayBufferView;
-    if (dtype === "f16") {
-      const packed = new Uint16Array(Math.ceil(n / 2) * 2);
-      for (let i = 0; i < n; i++) packed[i] = halfBits(numbers[i]!);
-      bytes = packed;
-    } else if (dtype === "bool") bytes = Uint32Array.from(numbers, (v) => (v ? 1 : 0));
-    else if (dtype === "f32") bytes = hostCopy(numbers, Float32Array);
-    else bytes = dtype === "i32" ? hostCopy(numbers, Int32Array) : hostCopy(numbers, Uint32Array);
-    device.upload(y, bytes);
-  }
-  y.requiresGrad = options.requiresGrad ?? false;
+export function fromHost(device: Device, data: HostData, shape: Shape | undefined, options: TensorOptions): Tensor {
+  checkData(data);
+  const given =
+    data instanceof Int32Array
+      ? { dtype: "i32" as const }
+      : data instanceof Uint32Array
+        ? { dtype: "u32" as const }
+        : {};
+  const y = create(device, "tensor", shape ?? [data.length], isPlain(options) ? { ...given, ...options } : options);
+  const { dtype, size } = y;
+  if (data.length !== size) throw new Error(`tensor: shape ${show(y.shape)} takes ${size} numbers; got ${data.length}`);
+  if (size === 0) return y;
+  const numbers = data as ArrayLike<number>;
+  let bytes: ArrayBufferView;
+  if (dtype === "f16") {
+    const packed = new Uint16Array(Math.ceil(size / 2) * 2);
+    for (let i = 0; i < size; i++) packed[i] = halfBits(numbers[i]!);
+    bytes = packed;
+  } else if (dtype === "bool") bytes = Uint32Array.from(numbers, (v) => (v ? 1 : 0));
+  else if (dtype === "f32") bytes = hostCopy(numbers, Float32Array);
+  else bytes = dtype === "i32" ? hostCopy(numbers, Int32Array) : hostCopy(numbers, Uint32Array);
+  device.upload(y, bytes);
   return y;
+}
+
+/** Numbers or truth values, one after the other. */
+function checkData(data: HostData): void {
+  if (typeof data === "number")
+    throw new Error(`tensor: data must be an array of numbers; got one, ${data}: gpu.full([], ${data}) holds it`);
+  if (typeof data !== "object" || data === null || !Number.isInteger(data.length))
+    throw new Error(`tensor: data must be an array of numbers; got ${describe(data)}`);
+  if (ArrayBuffer.isView(data) && typeof data[0] !== "bigint") return;
+  for (let i = 0; i < data.length; i++) {
+    const kind = typeof data[i];
+    if (kind === "number" || kind === "boolean") continue;
+    const nested = Array.isArray(data[i]) || ArrayBuffer.isView(data[i]);
+    throw new Error(
+      nested
+        ? "tensor: nested arrays are not taken; pass a flat array and a shape: gpu.tensor([1, 2, 3, 4], [2, 2])"
+        : `tensor: data must hold numbers; got ${describe(data[i])} at ${i}`,
+    );
+  }
 }
 
 /** The data itself where it already is an array of that kind; Dawn segfaults on shared memory, which is therefore copied. */

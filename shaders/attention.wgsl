@@ -6,7 +6,7 @@
 //   grad_mask: adds to each element of the mask's gradient the ds that it was broadcast to
 //   row_forward, row_grad: the same with a workgroup for each row: right on GPUs, and for few long rows everywhere
 // rel_h: (batch, N, kH) and rel_w: (batch, N, kW) stand for keys at (k / kW, k % kW). The mask's strides are in elements, its last one is 1.
-// Scores from -2.9e38 down (masked by -infinity too) count as masked out.
+// Scores from -2.9e38 down (masked by -infinity too) count as masked out. A NaN or +infinity among the others makes the row NaN.
 struct Params {
   rows: u32,
   m: u32,          // keys
@@ -56,6 +56,17 @@ fn exp_(x0: vec4f) -> vec4f {
   return select(e, vec4f(0.0), x0 < vec4f(-87.0));
 }
 
+// What exp(s - top) is multiplied by: NaN where a score is NaN (`size` holds the largest bits without the sign; compilers may assume
+// that there is none) or top +infinity, 0 where all is masked out.
+fn scale_of(top: f32, sum: f32, size: u32) -> f32 {
+  let scale = select(0.0, 1.0 / sum, top > -2.9e38);
+  return bitcast<f32>(select(bitcast<u32>(scale), 0x7fc00000u, size > 0x7f800000u || top > 0x1.fffffep+127));
+}
+
+fn size_bits(v: f32) -> u32 {
+  return bitcast<u32>(v) & 0x7fffffffu;
+}
+
 fn exp1(v: f32) -> f32 {
   return exp_(vec4f(v)).x;
 }
@@ -77,6 +88,7 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   let query = b * params.n + n;
   var top = MASKED;
   var sum = 0.0;
+  var size = 0u;
   var row = 0u;
   var column = 0u;
   for (var k = 0u; k < params.m; k++) {
@@ -92,8 +104,10 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
     if (params.mask_kind == 1u) {
       v = select(v, MASKED, mask[masked + k] == 0u);
     } else if (params.mask_kind == 2u) {
-      v = max(v + bitcast<f32>(mask[masked + k]), MASKED);
+      v += bitcast<f32>(mask[masked + k]);
     }
+    size = max(size, size_bits(v));
+    v = max(v, MASKED);
     s[base + k] = v;
     if (v > top) {
       sum *= exp1(top - v);
@@ -101,7 +115,7 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
     }
     sum += exp1(v - top);
   }
-  let scale = select(0.0, 1.0 / sum, top > -2.9e38);
+  let scale = scale_of(top, sum, size);
   for (var k = base; k < base + params.m; k++) {
     s[k] = exp1(s[k] - top) * scale;
   }
@@ -119,15 +133,18 @@ fn forward4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) g
   let masked = mask_base(params.b0 + r / params.n_chunk, params.n0 + r % params.n_chunk) / 4u;
   var top = MASKED;
   var sums = vec4f();
+  var sizes = vec4u();
   for (var k = 0u; k < columns; k++) {
     var v = s4[base + k];
     if (params.mask_kind == 1u) {
       v = select(v, vec4f(MASKED), mask4[masked + k] == vec4u(0u));
       s4[base + k] = v;
     } else if (params.mask_kind == 2u) {
-      v = max(v + bitcast<vec4f>(mask4[masked + k]), vec4f(MASKED));
-      s4[base + k] = v;
+      v += bitcast<vec4f>(mask4[masked + k]);
+      s4[base + k] = max(v, vec4f(MASKED));
     }
+    sizes = max(sizes, bitcast<vec4u>(v) & vec4u(0x7fffffffu));
+    v = max(v, vec4f(MASKED));
     let high = max(max(v.x, v.y), max(v.z, v.w));
     if (high > top) {
       sums *= exp1(top - high);
@@ -135,7 +152,8 @@ fn forward4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) g
     }
     sums += exp_(v - top);
   }
-  let scale = select(0.0, 1.0 / ((sums.x + sums.y) + (sums.z + sums.w)), top > -2.9e38);
+  let size = max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
+  let scale = scale_of(top, (sums.x + sums.y) + (sums.z + sums.w), size);
   for (var k = base; k < base + columns; k++) {
     s4[k] = exp_(s4[k] - top) * scale;
   }
@@ -214,6 +232,7 @@ fn row_forward(
   let query = b * params.n + n;
   var top = MASKED;
   var sum = 0.0;
+  var size = 0u;
   for (var k = lane; k < params.m; k += LANES) {
     var v = s[base + k];
     if (params.k_h > 0u) {
@@ -222,8 +241,10 @@ fn row_forward(
     if (params.mask_kind == 1u) {
       v = select(v, MASKED, mask[masked + k] == 0u);
     } else if (params.mask_kind == 2u) {
-      v = max(v + bitcast<f32>(mask[masked + k]), MASKED);
+      v += bitcast<f32>(mask[masked + k]);
     }
+    size = max(size, size_bits(v));
+    v = max(v, MASKED);
     s[base + k] = v;
     if (v > top) {
       sum *= exp1(top - v);
@@ -231,8 +252,8 @@ fn row_forward(
     }
     sum += exp1(v - top);
   }
-  let all = together(lane, top, sum);
-  let scale = select(0.0, 1.0 / all.y, all.x > -2.9e38);
+  let all = together(lane, top, bitcast<f32>(select(bitcast<u32>(sum), 0x7fc00000u, size > 0x7f800000u)));
+  let scale = scale_of(all.x, all.y, size_bits(all.y));
   for (var k = base + lane; k < base + params.m; k += LANES) {
     s[k] = exp1(s[k] - all.x) * scale;
   }

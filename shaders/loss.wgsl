@@ -42,7 +42,12 @@ override BY_TARGET: bool = false;
 const LN2_HIGH = 0.693359375;
 const LN2_LOW = -2.12194440e-4;
 
-// exp and log are written out: adapters' builtins may be off by more than 1e-6.
+// By the bits: compilers may assume that there is no NaN.
+fn is_nan(v: vec4f) -> vec4<bool> {
+  return (bitcast<vec4u>(v) & vec4u(0x7fffffffu)) > vec4u(0x7f800000u);
+}
+
+// exp and log are written out: adapters' builtins may be off by more than 1e-6. NaN stays NaN.
 fn exp_(x0: vec4f) -> vec4f {
   let v = clamp(x0, vec4f(-87.0), vec4f(88.0));
   let k = round(v * 1.44269504088896341);
@@ -54,10 +59,10 @@ fn exp_(x0: vec4f) -> vec4f {
   p = p * r + 1.6666665459e-1;
   p = p * r + 5.0000001201e-1;
   let e = (p * r * r + r + 1.0) * bitcast<vec4f>((vec4i(k) + 127) << vec4u(23u));
-  return select(e, vec4f(0.0), x0 < vec4f(-87.0));
+  return select(select(e, vec4f(0.0), x0 < vec4f(-87.0)), x0, is_nan(x0));
 }
 
-// For normal numbers above 0.
+// For normal numbers above 0, and NaN.
 fn log_(v: vec4f) -> vec4f {
   let bits = bitcast<vec4u>(v);
   var e = vec4f(vec4i(bits >> vec4u(23u)) - 126);
@@ -75,7 +80,7 @@ fn log_(v: vec4f) -> vec4f {
   p = p * m + 2.0000714765e-1;
   p = p * m - 2.4999993993e-1;
   p = p * m + 3.3333331174e-1;
-  return m + (p * m * z + e * LN2_LOW - 0.5 * z) + e * LN2_HIGH;
+  return select(m + (p * m * z + e * LN2_LOW - 0.5 * z) + e * LN2_HIGH, v, is_nan(v));
 }
 
 fn sigmoid1(v: f32) -> f32 {
@@ -89,7 +94,7 @@ fn value(a: vec4f, b: vec4f) -> vec4f {
       return max(a, vec4f(0.0)) - a * b + select(log_(1.0 + e), e - 0.5 * e * e, e < vec4f(1e-3));
     }
     case 1u: {
-      return select(vec4f(0.0), b * (log_(max(b, vec4f(1.2e-38))) - a), b > vec4f(0.0));
+      return select(b * (log_(max(b, vec4f(1.2e-38))) - a), vec4f(0.0), b <= vec4f(0.0));
     }
     case 2u: {
       return exp_(b) * (b - a);
@@ -110,7 +115,7 @@ fn slope(a: vec4f, b: vec4f) -> vec4f {
       return select(1.0 / (1.0 + exp_(-a)) - b, -a, vec4<bool>(BY_TARGET));
     }
     case 1u: {
-      let by_target = select(vec4f(0.0), log_(max(b, vec4f(1.2e-38))) - a + 1.0, b > vec4f(0.0));
+      let by_target = select(log_(max(b, vec4f(1.2e-38))) - a + 1.0, vec4f(0.0), b <= vec4f(0.0));
       return select(-b, by_target, vec4<bool>(BY_TARGET));
     }
     case 2u: {
@@ -151,7 +156,7 @@ fn cross_entropy(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgrou
     return;
   }
   let base = (row / params.inner) * params.c * params.inner + row % params.inner;
-  var top = x[base];
+  var top = -0x1.fffffep+127;
   var sum = 0.0;
   for (var k = 0u; k < params.c; k++) {
     let v = x[base + k * params.inner];
@@ -161,7 +166,8 @@ fn cross_entropy(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgrou
     }
     sum += exp_(vec4f(v - top)).x;
   }
-  let log_sum = top + log_(vec4f(sum)).x;
+  // Nothing above -infinity: not a number, as torch has it.
+  let log_sum = bitcast<f32>(select(bitcast<u32>(top + log_(vec4f(sum)).x), 0x7fc00000u, sum == 0.0));
   log_sums_out[row] = log_sum;
   let k = classes[row];
   if (k == params.ignore) {

@@ -1,13 +1,14 @@
 // One elementwise function of up to four operands with NumPy broadcasting; four results an invocation. The row of the table in
-// engine/ops/pointwise.ts replaces the body of `apply`; as it stands here the file is valid and copies `a`.
+// engine/ops/pointwise.ts replaces the body of `apply`; as it stands here the file is valid and copies `a`. Operands and results are
+// 32 bits each: the row says what they are taken for, f32 or whole numbers.
 // exp, log, sin, cos, tanh and erf are written out: adapters' builtins may be off by more than 1e-6.
 struct Params {
   n: u32,        // elements of y
   rank: u32,     // dimensions of the strided walk
   modes: u32,    // two bits an operand: 0 same layout as y, 1 strided, 2 a number
-  types: u32,    // two bits an operand, then y at bit 8: 0 f32, 1 i32, 2 u32, 3 bool
+  types: u32,    // two bits an operand: 0 f32, 1 i32, 2 u32 or bool
   vectors: u32,  // 1: four neighbours of y are four neighbours, or one element, of every strided operand
-  numbers: vec4f,
+  numbers: vec4u,  // bits of the operands that are numbers
   shape: array<vec4u, 2>,
   strides: array<vec4u, 8>,  // of a, b, c and g along each dimension of the walk
 }
@@ -21,6 +22,30 @@ struct Params {
 
 const LN2_HIGH = 0.693359375;
 const LN2_LOW = -2.12194440e-4;
+
+// By the bits: compilers may assume that there is no NaN and drop `x != x`; max, min and clamp return whichever operand is a number.
+fn is_nan(x: vec4f) -> vec4<bool> {
+  return (bitcast<vec4u>(x) & vec4u(0x7fffffffu)) > vec4u(0x7f800000u);
+}
+
+// Not 0; NaN counts as true.
+fn truth(x: vec4f) -> vec4<bool> {
+  return !(x == vec4f(0.0));
+}
+
+// The larger, the smaller value; NaN where either is.
+fn max_(x: vec4f, z: vec4f) -> vec4f {
+  return select(max(x, z), x + z, is_nan(x) | is_nan(z));
+}
+
+fn min_(x: vec4f, z: vec4f) -> vec4f {
+  return select(min(x, z), x + z, is_nan(x) | is_nan(z));
+}
+
+// 0 for the bits of -0 to -infinity: NaN stays.
+fn relu_(x: vec4f) -> vec4f {
+  return select(x, vec4f(0.0), bitcast<vec4u>(x) - 0x80000000u <= vec4u(0x7f800000u));
+}
 
 fn scale2(x: vec4f, k: vec4i) -> vec4f {
   // In two steps, so that results below 2^-126 and above 2^127 come out right.
@@ -39,7 +64,7 @@ fn exp_(x0: vec4f) -> vec4f {
   p = p * r + 1.6666665459e-1;
   p = p * r + 5.0000001201e-1;
   let e = scale2(p * r * r + r + 1.0, vec4i(k));
-  return select(e, x0, x0 != x0);
+  return select(e, x0, is_nan(x0));
 }
 
 fn log_(x: vec4f) -> vec4f {
@@ -67,7 +92,7 @@ fn log_(x: vec4f) -> vec4f {
   let infinity = bitcast<vec4f>((bits & vec4u(0u)) | vec4u(0x7f800000u));
   r = select(r, -infinity, x == vec4f(0.0));
   r = select(r, infinity, x == infinity);
-  return select(r, bitcast<vec4f>((bits & vec4u(0u)) | vec4u(0x7fc00000u)), (x < vec4f(0.0)) | (x != x));
+  return select(r, bitcast<vec4f>((bits & vec4u(0u)) | vec4u(0x7fc00000u)), (x < vec4f(0.0)) | is_nan(x));
 }
 
 // sin (quadrant 0) and cos (quadrant 1) on |x| up to some 1e4.
@@ -132,20 +157,29 @@ fn erf_(x: vec4f) -> vec4f {
   return select(sign(x) * far, near, z < vec4f(0.5));
 }
 
-// x to a constant power: whole powers up to 8 by multiplying, the others through exp and log.
+// x to the power p: whole powers up to 15 by multiplying, the others through exp and log. By IEEE's rules for 0, 1 and infinity.
 fn pow_(x: vec4f, p: vec4f) -> vec4f {
-  let e = p.x;
-  if (e == round(e) && abs(e) <= 8.0) {
-    var r = vec4f(1.0);
-    for (var i = 0.0; i < abs(e); i += 1.0) {
-      r *= x;
-    }
-    return select(r, 1.0 / r, e < 0.0);
+  let n = vec4u(min(abs(p), vec4f(15.0)));
+  let x2 = x * x;
+  let x4 = x2 * x2;
+  var r = select(vec4f(1.0), x, (n & vec4u(1u)) == vec4u(1u));
+  r *= select(vec4f(1.0), x2, (n & vec4u(2u)) == vec4u(2u));
+  r *= select(vec4f(1.0), x4, (n & vec4u(4u)) == vec4u(4u));
+  r *= select(vec4f(1.0), x4 * x4, n >= vec4u(8u));
+  r = select(r, 1.0 / r, p < vec4f(0.0));
+  let whole = p == round(p);
+  let small = whole & (abs(p) <= vec4f(15.0));
+  if (all(small)) {
+    return r;
   }
-  if (e == 0.5) {
-    return sqrt(x);
-  }
-  return select(exp_(p * log_(x)), vec4f(0.0), x == vec4f(0.0));
+  let odd = whole & (abs(p) < vec4f(16777216.0)) & ((vec4i(p) & vec4i(1)) == vec4i(1));
+  // A finite negative x has no power that is not whole: its logarithm is NaN.
+  let none = !whole & (x >= vec4f(-0x1.fffffep+127));
+  var size = exp_(p * log_(select(abs(x), x, none)));
+  size = select(size, vec4f(1.0), (abs(x) == vec4f(1.0)) & !(none & (x < vec4f(0.0))));
+  size = select(size, sqrt(x), p == vec4f(0.5));
+  size = select(size, -size, odd & ((bitcast<vec4u>(x) >> vec4u(31u)) == vec4u(1u)));
+  return select(size, r, small);
 }
 
 // Where element i of y finds its operands in a, b, c and g.
@@ -160,6 +194,7 @@ fn places(i: u32) -> vec4u {
   return at;
 }
 
+// What the bits of an operand of any type come to in f32.
 fn decode(bits: vec4u, slot: u32) -> vec4f {
   switch ((params.types >> (slot * 2u)) & 3u) {
     case 0u: {
@@ -179,13 +214,13 @@ fn mode(slot: u32) -> u32 {
 }
 
 // An operand whose four values lie in a row (or repeat one element), or whose values are fetched one by one.
-fn load_a(i: u32) -> vec4f {
+fn load_a(i: u32) -> vec4u {
   switch (mode(0u)) {
     case 0u: {
-      return decode(a[i], 0u);
+      return a[i];
     }
     case 2u: {
-      return vec4f(params.numbers.x);
+      return vec4u(params.numbers.x);
     }
     default: {
     }
@@ -193,23 +228,23 @@ fn load_a(i: u32) -> vec4f {
   if (params.vectors == 1u) {
     let at = places(i * 4u).x;
     let v = a[at / 4u];
-    return decode(select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].x == 0u), 0u);
+    return select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].x == 0u);
   }
   var v = vec4u();
   for (var j = 0u; j < 4u; j++) {
     let at = places(min(i * 4u + j, params.n - 1u)).x;
     v = select(v, vec4u(a[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
   }
-  return decode(v, 0u);
+  return v;
 }
 
-fn load_b(i: u32) -> vec4f {
+fn load_b(i: u32) -> vec4u {
   switch (mode(1u)) {
     case 0u: {
-      return decode(b[i], 1u);
+      return b[i];
     }
     case 2u: {
-      return vec4f(params.numbers.y);
+      return vec4u(params.numbers.y);
     }
     default: {
     }
@@ -217,23 +252,23 @@ fn load_b(i: u32) -> vec4f {
   if (params.vectors == 1u) {
     let at = places(i * 4u).y;
     let v = b[at / 4u];
-    return decode(select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].y == 0u), 1u);
+    return select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].y == 0u);
   }
   var v = vec4u();
   for (var j = 0u; j < 4u; j++) {
     let at = places(min(i * 4u + j, params.n - 1u)).y;
     v = select(v, vec4u(b[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
   }
-  return decode(v, 1u);
+  return v;
 }
 
-fn load_c(i: u32) -> vec4f {
+fn load_c(i: u32) -> vec4u {
   switch (mode(2u)) {
     case 0u: {
-      return decode(c[i], 2u);
+      return c[i];
     }
     case 2u: {
-      return vec4f(params.numbers.z);
+      return vec4u(params.numbers.z);
     }
     default: {
     }
@@ -241,23 +276,23 @@ fn load_c(i: u32) -> vec4f {
   if (params.vectors == 1u) {
     let at = places(i * 4u).z;
     let v = c[at / 4u];
-    return decode(select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].z == 0u), 2u);
+    return select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].z == 0u);
   }
   var v = vec4u();
   for (var j = 0u; j < 4u; j++) {
     let at = places(min(i * 4u + j, params.n - 1u)).z;
     v = select(v, vec4u(c[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
   }
-  return decode(v, 2u);
+  return v;
 }
 
-fn load_g(i: u32) -> vec4f {
+fn load_g(i: u32) -> vec4u {
   switch (mode(3u)) {
     case 0u: {
-      return decode(g[i], 3u);
+      return g[i];
     }
     case 2u: {
-      return vec4f(params.numbers.w);
+      return vec4u(params.numbers.w);
     }
     default: {
     }
@@ -265,35 +300,35 @@ fn load_g(i: u32) -> vec4f {
   if (params.vectors == 1u) {
     let at = places(i * 4u).w;
     let v = g[at / 4u];
-    return decode(select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].w == 0u), 3u);
+    return select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].w == 0u);
   }
   var v = vec4u();
   for (var j = 0u; j < 4u; j++) {
     let at = places(min(i * 4u + j, params.n - 1u)).w;
     v = select(v, vec4u(g[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
   }
-  return decode(v, 3u);
+  return v;
 }
 
 // The same where every operand is f32 in the layout of y, or a number: most calls. A row of these compiles in a fraction of the
 // time, and adapters that run both sides of a branch (SwiftShader) are spared the rest.
-fn plain_a(i: u32) -> vec4f {
-  return select(bitcast<vec4f>(a[i]), vec4f(params.numbers.x), mode(0u) == 2u);
+fn plain_a(i: u32) -> vec4u {
+  return select(a[i], vec4u(params.numbers.x), mode(0u) == 2u);
 }
 
-fn plain_b(i: u32) -> vec4f {
-  return select(bitcast<vec4f>(b[i]), vec4f(params.numbers.y), mode(1u) == 2u);
+fn plain_b(i: u32) -> vec4u {
+  return select(b[i], vec4u(params.numbers.y), mode(1u) == 2u);
 }
 
-fn plain_c(i: u32) -> vec4f {
-  return select(bitcast<vec4f>(c[i]), vec4f(params.numbers.z), mode(2u) == 2u);
+fn plain_c(i: u32) -> vec4u {
+  return select(c[i], vec4u(params.numbers.z), mode(2u) == 2u);
 }
 
-fn plain_g(i: u32) -> vec4f {
-  return select(bitcast<vec4f>(g[i]), vec4f(params.numbers.w), mode(3u) == 2u);
+fn plain_g(i: u32) -> vec4u {
+  return select(g[i], vec4u(params.numbers.w), mode(3u) == 2u);
 }
 
-fn apply(i: u32) -> vec4f {
+fn apply(i: u32) -> vec4u {
   // <row>
   return load_a(i);
   // </row>
@@ -302,31 +337,7 @@ fn apply(i: u32) -> vec4f {
 @compute @workgroup_size(64)
 fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
-  if (i * 4u >= params.n) {
-    return;
-  }
-  let r = apply(i);
-  switch ((params.types >> 8u) & 3u) {
-    case 0u: {
-      y[i] = bitcast<vec4u>(r);
-    }
-    case 1u: {
-      y[i] = bitcast<vec4u>(vec4i(r));
-    }
-    case 2u: {
-      y[i] = vec4u(r);
-    }
-    default: {
-      y[i] = select(vec4u(0u), vec4u(1u), r != vec4f(0.0));
-    }
-  }
-}
-
-// For rows of plain operands and an f32 result.
-@compute @workgroup_size(64)
-fn forward_plain(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  let i = id.x + id.y * groups.x * 64u;
   if (i * 4u < params.n) {
-    y[i] = bitcast<vec4u>(apply(i));
+    y[i] = apply(i);
   }
 }

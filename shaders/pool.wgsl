@@ -1,6 +1,7 @@
 // Pooling of the windows kh x kw of planes (in_h, in_w) to planes (out_h, out_w). Outside the image counts as 0 for the mean, as nothing
-// for the maximum, whose place in its plane is kept: the gradient goes to the first of equal maxima. Gradients gather: an invocation owns
-// one input pixel and visits the windows that hold it. Workgroups: x over the pixels of a plane, y and z over planes.
+// for the maximum, whose place in its plane is kept: the gradient goes to the first of equal maxima, and to the last NaN, which is larger
+// than all numbers. Gradients gather: an invocation owns one input pixel and visits the windows that hold it. Workgroups: x over the
+// pixels of a plane, y and z over planes.
 struct Params {
   planes: u32,
   in_h: u32,
@@ -30,6 +31,11 @@ fn quotient(n: u32, d: u32) -> u32 {
   return u32((f32(n) + 0.5) / f32(d));
 }
 
+/// By the bits: compilers may assume that there is no NaN.
+fn is_nan(v: f32) -> bool {
+  return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
+}
+
 @compute @workgroup_size(64)
 fn max_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let plane = id.y + id.z * groups.y;
@@ -50,7 +56,7 @@ fn max_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
       if (iy < params.in_h && ix < params.in_w) {
         let at = iy * params.in_w + ix;
         let v = x[base + at];
-        if (found == 0xffffffffu || v > best) {
+        if (found == 0xffffffffu || v > best || is_nan(v)) {
           best = v;
           found = at;
         }

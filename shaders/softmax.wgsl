@@ -5,7 +5,7 @@
 //   grad_log_sum:  gx = g exp(x - y)
 // m and s are found in one pass: s is brought to the new maximum whenever one turns up. The entries ending in 4 take rows whose values lie
 // side by side, four at a time; those beginning with row_ give a row of such values a workgroup of its own: right on GPUs, and for few
-// long rows everywhere. exp and log are written out: adapters' builtins may be off by more than 1e-6.
+// long rows everywhere. A NaN in x makes its row NaN, and so does an infinite m, as torch has it; log_sum then gives m. exp and log are written out: adapters' builtins may be off by more than 1e-6.
 struct Params {
   rows: u32,   // outer * inner
   r: u32,
@@ -25,6 +25,8 @@ struct Params {
 @group(0) @binding(10) var<storage, read_write> gx4: array<vec4f>;
 
 override KIND: u32 = 0u;
+
+const LOWEST = -0x1.fffffep+127;
 
 const LN2_HIGH = 0.693359375;
 const LN2_LOW = -2.12194440e-4;
@@ -69,18 +71,40 @@ fn log1(v: f32) -> f32 {
   return m + (p * m * z + e * LN2_LOW - 0.5 * z) + e * LN2_HIGH;
 }
 
+// NaN is found by the bits, since compilers may assume that there is none: without the sign they are above those of infinity.
+fn is_nan(v: f32) -> bool {
+  return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
+}
+
+fn nan_if(bad: bool, v: f32) -> f32 {
+  return bitcast<f32>(select(bitcast<u32>(v), 0x7fc00000u, bad));
+}
+
+// (m, s) of what was found of a row, whose largest bits without a sign are `size`: m is NaN where a value is, and -infinity where all are.
+fn settle(m: f32, s: f32, size: u32) -> vec2f {
+  let bits = select(bitcast<u32>(m), 0xff800000u, s == 0.0);
+  return vec2f(nan_if(size > 0x7f800000u, bitcast<f32>(bits)), s);
+}
+
+// v, or NaN where m is not finite.
+fn if_finite(v: f32, m: f32) -> f32 {
+  return nan_if((bitcast<u32>(m) & 0x7f800000u) == 0x7f800000u, v);
+}
+
 fn base_of(row: u32) -> u32 {
   return (row / params.inner) * params.r * params.inner + row % params.inner;
 }
 
 // (m, s) of a row; sums of 64 are added up on their own, so that long rows lose no digits.
 fn stats(base: u32) -> vec2f {
-  var m = x[base];
+  var m = LOWEST;
   var s = 0.0;
   var part = 0.0;
+  var size = 0u;
   var at = base;
   for (var k = 0u; k < params.r; k++) {
     let v = x[at];
+    size = max(size, bitcast<u32>(v) & 0x7fffffffu);
     at += params.inner;
     if (v > m) {
       let f = exp1(m - v);
@@ -94,7 +118,7 @@ fn stats(base: u32) -> vec2f {
       part = 0.0;
     }
   }
-  return vec2f(m, s + part);
+  return settle(m, s + part, size);
 }
 
 @compute @workgroup_size(64)
@@ -107,13 +131,13 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   let ms = stats(base);
   let last = base + params.r * params.inner;
   if (KIND == 0u) {
-    let scale = 1.0 / ms.y;
+    let scale = if_finite(1.0 / ms.y, ms.x);
     for (var at = base; at < last; at += params.inner) {
       y[at] = exp1(x[at] - ms.x) * scale;
     }
     return;
   }
-  let shift = log1(ms.y);
+  let shift = if_finite(log1(ms.y), ms.x);
   for (var at = base; at < last; at += params.inner) {
     y[at] = x[at] - ms.x - shift;
   }
@@ -124,7 +148,7 @@ fn log_sum(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   let row = id.x + id.y * groups.x * 64u;
   if (row < params.rows) {
     let ms = stats(base_of(row));
-    y[row] = ms.x + log1(ms.y);
+    y[row] = select(ms.x + log1(ms.y), ms.x, is_nan(if_finite(0.0, ms.x)));
   }
 }
 
@@ -135,7 +159,8 @@ fn grad_log_sum(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroup
     return;
   }
   let row = (i / (params.r * params.inner)) * params.inner + i % params.inner;
-  gx[i] = g[row] * exp1(x[i] - y_in[row]);
+  let v = x[i] - y_in[row];
+  gx[i] = g[row] * nan_if(is_nan(v), exp1(v));
 }
 
 @compute @workgroup_size(64)
@@ -156,7 +181,8 @@ fn grad(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
       part = 0.0;
     }
   }
-  s += part;
+  // A row is NaN altogether.
+  s = nan_if(is_nan(y_in[base]), s + part);
   let last = base + params.r * params.inner;
   for (var i = base; i < last; i += params.inner) {
     if (KIND == 0u) {
@@ -175,10 +201,12 @@ fn forward4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) g
   }
   let n = params.r / 4u;
   let base = row * n;
-  var m = x4[base].x;
+  var m = LOWEST;
   var s = vec4f();
+  var sizes = vec4u();
   for (var k = 0u; k < n; k++) {
     let v = x4[base + k];
+    sizes = max(sizes, bitcast<vec4u>(v) & vec4u(0x7fffffffu));
     let top = max(max(v.x, v.y), max(v.z, v.w));
     if (top > m) {
       s *= exp1(m - top);
@@ -186,15 +214,16 @@ fn forward4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) g
     }
     s += exp_(v - m);
   }
-  let total = (s.x + s.y) + (s.z + s.w);
+  let size = max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
+  let ms = settle(m, (s.x + s.y) + (s.z + s.w), size);
   if (KIND == 0u) {
-    let scale = 1.0 / total;
+    let scale = if_finite(1.0 / ms.y, ms.x);
     for (var k = 0u; k < n; k++) {
       y4[base + k] = exp_(x4[base + k] - m) * scale;
     }
     return;
   }
-  let shift = log1(total);
+  let shift = if_finite(log1(ms.y), ms.x);
   for (var k = 0u; k < n; k++) {
     y4[base + k] = x4[base + k] - m - shift;
   }
@@ -212,7 +241,7 @@ fn grad4(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) grou
   for (var k = 0u; k < n; k++) {
     sums += g4[base + k] * select(vec4f(1.0), y_in4[base + k], KIND == 0u);
   }
-  let s = (sums.x + sums.y) + (sums.z + sums.w);
+  let s = nan_if(is_nan(y_in4[base].x), (sums.x + sums.y) + (sums.z + sums.w));
   for (var k = 0u; k < n; k++) {
     let at = base + k;
     if (KIND == 0u) {
@@ -227,7 +256,7 @@ const LANES = 64u;
 var<workgroup> tops: array<f32, 64>;
 var<workgroup> sums: array<f32, 64>;
 
-// (m, s) of a workgroup's lanes put together.
+// (m, s) of a workgroup's lanes put together; a lane's s is NaN where its values are.
 fn together(lane: u32, m: f32, s: f32) -> vec2f {
   tops[lane] = m;
   sums[lane] = s;
@@ -256,19 +285,22 @@ fn row_forward(
     return;
   }
   let base = row * params.r;
-  var m = -3.4e38;
+  var m = LOWEST;
   var s = 0.0;
+  var size = 0u;
   for (var k = lane; k < params.r; k += LANES) {
     let v = x[base + k];
+    size = max(size, bitcast<u32>(v) & 0x7fffffffu);
     if (v > m) {
       s *= exp1(m - v);
       m = v;
     }
     s += exp1(v - m);
   }
-  let ms = together(lane, m, s);
-  let scale = 1.0 / ms.y;
-  let shift = log1(ms.y);
+  let all = together(lane, m, nan_if(size > 0x7f800000u, s));
+  let ms = settle(all.x, all.y, bitcast<u32>(all.y) & 0x7fffffffu);
+  let scale = if_finite(1.0 / ms.y, ms.x);
+  let shift = if_finite(log1(ms.y), ms.x);
   for (var k = base + lane; k < base + params.r; k += LANES) {
     if (KIND == 0u) {
       y[k] = exp1(x[k] - ms.x) * scale;
@@ -294,7 +326,7 @@ fn row_grad(
     part += g[k] * select(1.0, y_in[k], KIND == 0u);
   }
   // Equal maxima: what is put together is the plain sum.
-  let s = together(lane, 0.0, part).y;
+  let s = nan_if(is_nan(y_in[base]), together(lane, 0.0, part).y);
   for (var k = base + lane; k < base + params.r; k += LANES) {
     if (KIND == 0u) {
       gx[k] = y_in[k] * (g[k] - s);

@@ -28,6 +28,9 @@ fn keys(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
   if (bits == 0x80000000u) {
     bits = 0u;
   }
+  if ((bits & 0x7fffffffu) > 0x7f800000u) {
+    bits = 0x7fc00000u;
+  }
   keys_out[i] = select(~(bits | 0x80000000u), bits, (bits >> 31u) == 1u);
 }
 

@@ -89,6 +89,28 @@ function binary(
   }));
 }
 
+/** Numbers that f32 cannot hold, of both integer types and signs; what comes out of range wraps around. */
+function integers(
+  shapes: readonly Shape[],
+  op: (x: Tensor, y: Tensor) => Tensor,
+  fn: (a: number, b: number) => number,
+): Case[] {
+  return (["i32", "u32"] as const).map((dtype) => ({
+    name: `exact ${dtype}`,
+    inputs: shapes.map((shape) => ({
+      shape,
+      dtype,
+      values: (r) => (dtype === "u32" ? 2 ** 31 + r.int(2 ** 24) : r.int(2) ? r.int(2 ** 31) : -r.int(2 ** 31)),
+    })),
+    run: ([x, y]) => op(x!, y!),
+    reference: elementwise(shapes, (a, b) => (dtype === "i32" ? fn(a!, b!) | 0 : fn(a!, b!) >>> 0)),
+  }));
+}
+const INTEGERS: readonly Shape[] = [
+  [3, 1, 5],
+  [4, 1],
+];
+
 /** A second operand that stays clear of the first's values, where max and min have their kink. */
 const halves: Values = (random) => Math.round(random.normal() * 4) / 4;
 const offHalves: Values = (random) => Math.round(random.normal() * 4) / 4 + 0.125;
@@ -138,21 +160,22 @@ const wide = (random: { uniform(a: number, b: number): number }): number => rand
 export const pointwiseCases: Cases = {
   add: [
     ...binary(F.add, (a, b) => a + b),
+    ...integers(INTEGERS, F.add, (a, b) => a + b),
     { name: "x + x", inputs: [[5]], run: ([x]) => F.add(x!, x!), reference: (x) => x.map((v) => v + v) },
   ],
-  sub: [...binary(F.sub, (a, b) => a - b), ...numbers],
-  mul: [...binary(F.mul, (a, b) => a * b), ...twice],
+  sub: [...binary(F.sub, (a, b) => a - b), ...integers(INTEGERS, F.sub, (a, b) => a - b), ...numbers],
+  mul: [...binary(F.mul, (a, b) => a * b), ...integers(INTEGERS, F.mul, Math.imul), ...twice],
   div: binary(F.div, (a, b) => a / b, undefined, positive),
-  maximum: binary(F.maximum, Math.max, halves, offHalves),
-  minimum: binary(F.minimum, Math.min, halves, offHalves),
-  neg: unary(F.neg, (v) => -v),
+  maximum: [...binary(F.maximum, Math.max, halves, offHalves), ...integers(INTEGERS, F.maximum, Math.max)],
+  minimum: [...binary(F.minimum, Math.min, halves, offHalves), ...integers(INTEGERS, F.minimum, Math.min)],
+  neg: [...unary(F.neg, (v) => -v), ...integers([[9]], F.neg, (v) => -v)],
   exp: [...unary(F.exp, Math.exp), ...unary(F.exp, Math.exp, between(-20, 3))],
   log: unary(F.log, Math.log, between(0.05, 30)),
   sqrt: unary(F.sqrt, Math.sqrt, positive),
-  abs: unary(F.abs, Math.abs, away(0.01, 0)),
+  abs: [...unary(F.abs, Math.abs, away(0.01, 0)), ...integers([[9]], F.abs, Math.abs)],
   sigmoid: [...unary(F.sigmoid, sigmoid), ...unary(F.sigmoid, sigmoid, wide)],
   tanh: [...unary(F.tanh, Math.tanh), ...unary(F.tanh, Math.tanh, wide)],
-  relu: unary(F.relu, (v) => Math.max(v, 0), away(0.01, 0)),
+  relu: [...unary(F.relu, (v) => Math.max(v, 0), away(0.01, 0)), ...integers([[9]], F.relu, (v) => Math.max(v, 0))],
   silu: unary(F.silu, (v) => v * sigmoid(v), wide),
   sin: [...unary(F.sin, Math.sin), ...unary(F.sin, Math.sin, between(-60, 60))],
   cos: [...unary(F.cos, Math.cos), ...unary(F.cos, Math.cos, between(-60, 60))],
@@ -172,19 +195,40 @@ export const pointwiseCases: Cases = {
       (v) => Math.min(Math.max(v, -0.5), 1),
       away(0.01, -0.5, 1),
     ),
+    ...integers(
+      [[9]],
+      (x) => F.clamp(x, { min: 3, max: 16777217 }),
+      (v) => Math.min(Math.max(v, 3), 16777217),
+    ),
     ...unary(
       (x) => F.clamp(x, { min: 0.25 }),
       (v) => Math.max(v, 0.25),
       away(0.01, 0.25),
     ),
   ],
-  pow: [2, 3, -1, 0.5, 1.7, -2.3, 0].flatMap((p) =>
-    unary(
-      (x) => F.pow(x, p),
-      (v) => v ** p,
-      between(0.2, 3),
+  pow: [
+    ...[2, 3, -1, 0.5, 1.7, -2.3, 0, 17].flatMap((p) =>
+      unary(
+        (x) => F.pow(x, p),
+        (v) => v ** p,
+        between(0.2, p > 3 ? 1.2 : 3),
+      ),
     ),
-  ),
+    ...unary(
+      (x) => F.pow(2, x),
+      (v) => 2 ** v,
+    ),
+    ...binary(F.pow, (a, b) => a ** b, between(0.2, 3), between(-3, 3)),
+    {
+      name: "negative base, whole exponent",
+      inputs: [
+        { shape: [4, 5], values: between(-1.5, -0.5) },
+        { shape: [5], values: (_, i) => [-3, 2, 0, 1, 21][i]!, differentiable: false },
+      ],
+      run: ([a, b]) => F.pow(a!, b!),
+      reference: elementwise([[4, 5], [5]], (a, b) => a ** b),
+    },
+  ],
   where: [
     {
       name: "broadcast",
@@ -199,6 +243,11 @@ export const pointwiseCases: Cases = {
         (c, a, b) => (c ? a : b),
       ),
     },
+    ...integers(
+      INTEGERS,
+      (x, y) => F.where(F.lt(x, y), x, 7),
+      (a, b) => (a < b ? a : 7),
+    ),
     {
       name: "number",
       inputs: [{ shape: [7], dtype: "bool", values: (r) => r.int(2) }, [7]],
@@ -240,16 +289,13 @@ export const pointwiseCases: Cases = {
     ).map(([name, op, fn]) => [
       name,
       [
-        [[5], [5]],
-        [
-          [3, 1, 5],
-          [4, 1],
-        ],
-      ].map(([a, b]) => ({
-        inputs: [a!, b!].map((shape) => ({ shape, values: halves, differentiable: false })),
-        run: ([x, y]: Tensor[]) => op(x!, y!),
-        reference: elementwise([a!, b!], (p, q) => Number(fn(p, q))),
-      })),
+        ...[[[5], [5]], INTEGERS].map(([a, b]) => ({
+          inputs: [a!, b!].map((shape) => ({ shape, values: halves, differentiable: false })),
+          run: ([x, y]: Tensor[]) => op(x!, y!),
+          reference: elementwise([a!, b!], (p, q) => Number(fn(p, q))),
+        })),
+        ...integers(INTEGERS, op, (p, q) => Number(fn(p, q))),
+      ],
     ]),
   ),
   logicalNot: [

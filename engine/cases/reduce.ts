@@ -52,6 +52,8 @@ function reduction(op: Reduction, fn: (v: number[]) => number, values?: Case["in
   }));
 }
 
+const largest = (v: number[]): number => v.reduce((a, b) => Math.max(a, b));
+const smallest = (v: number[]): number => v.reduce((a, b) => Math.min(a, b));
 const total = (v: number[]): number => v.reduce((s, x) => s + x, 0);
 /** Distinct values a tenth apart, in an order that depends on the place: no ties, and steps of the differences never swap two. */
 const distinct = (shape: Shape) => ({
@@ -67,11 +69,38 @@ function extremum(op: Reduction, fn: (v: number[]) => number): Case[] {
   }));
 }
 
+/** Whole numbers that f32 cannot hold, and truth values. */
+function whole(op: Reduction, fn: (v: number[]) => number): Case[] {
+  return (["i32", "u32", "bool"] as const).flatMap((dtype) =>
+    (
+      [
+        [
+          [3, 5, 4],
+          [0, 2],
+        ],
+        [[5000], undefined],
+      ] as const
+    ).map(([shape, dims]) => ({
+      name: `exact ${dtype}`,
+      inputs: [
+        {
+          shape,
+          dtype,
+          values: (r) =>
+            dtype === "bool" ? r.int(2) : dtype === "u32" ? 2 ** 31 + r.int(2 ** 24) : r.int(2 ** 25) - 2 ** 24,
+        },
+      ],
+      run: ([x]) => op(x!, dims),
+      reference: fold(shape, dims ?? [0], (v) => (dtype === "u32" ? fn(v) >>> 0 : fn(v) | 0)),
+    })),
+  );
+}
+
 export const reduceCases: Cases = {
-  sum: reduction(F.sum, total),
+  sum: [...reduction(F.sum, total), ...whole(F.sum, total)],
   mean: reduction(F.mean, (v) => total(v) / v.length),
-  max: extremum(F.max, (v) => v.reduce((a, b) => Math.max(a, b))),
-  min: extremum(F.min, (v) => v.reduce((a, b) => Math.min(a, b))),
+  max: [...extremum(F.max, largest), ...whole(F.max, largest)],
+  min: [...extremum(F.min, smallest), ...whole(F.min, smallest)],
   argmax: SHAPES.slice(1, 4).map(([shape, dims]) => ({
     inputs: [{ shape, differentiable: false }],
     run: ([x]) => F.argmax(x!, dims![0]!),

@@ -3,7 +3,7 @@ import * as F from "../functional.ts";
 import type { Random } from "../random.ts";
 import type { Case, Cases } from "./case.ts";
 
-type Options = Parameters<typeof F.interpolate>[1];
+type Options = F.InterpolateOptions;
 
 /** Resizing in float64, position by position as PyTorch defines it. */
 function resize64(x: Float64Array, shape: readonly number[], options: Options): Float64Array {

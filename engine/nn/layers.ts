@@ -1,12 +1,27 @@
 /** The layers that models are made of, with PyTorch's parameter names and initial values. */
+import { checkOptions, describe, type Kinds } from "../check.ts";
 import type { Device } from "../device.ts";
 import * as F from "../functional.ts";
+import { type Pair, pair } from "../ops/window.ts";
 import type { Tensor } from "../tensor.ts";
 import * as init from "./init.ts";
 import { Module, parameter } from "./module.ts";
 
-type Pair = number | readonly [number, number];
-const pair = (v: Pair): [number, number] => (typeof v === "number" ? [v, v] : [v[0], v[1]]);
+/** Refuses a layer made without its device, sizes that are none, and options that it does not have. */
+function checkLayer<T extends object>(
+  name: string,
+  gpu: Device,
+  sizes: Record<string, number>,
+  options: T,
+  kinds: Kinds<T>,
+): void {
+  if (typeof gpu?.empty !== "function")
+    throw new Error(`nn.${name}: the device comes first, new nn.${name}(gpu, …); got ${describe(gpu)}`);
+  for (const [key, n] of Object.entries(sizes))
+    if (!Number.isInteger(n) || n < 1)
+      throw new Error(`nn.${name}: ${key} must be a whole number from 1 up; got ${describe(n)}`);
+  checkOptions(`nn.${name}`, options, kinds);
+}
 
 export interface LinearOptions {
   bias?: boolean;
@@ -19,6 +34,7 @@ export class Linear extends Module {
 
   constructor(gpu: Device, inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
     super();
+    checkLayer("Linear", gpu, { inFeatures, outFeatures }, options, { bias: "boolean" });
     this.weight = parameter(init.fanInUniform_(gpu.empty([outFeatures, inFeatures])));
     if (options.bias !== false) this.bias = parameter(init.fanInUniform_(gpu.empty([outFeatures]), inFeatures));
   }
@@ -36,6 +52,8 @@ export interface ConvOptions {
   bias?: boolean;
 }
 
+const CONV_OPTIONS = { stride: "any", padding: "any", dilation: "any", groups: "number", bias: "boolean" } as const;
+
 /** (B, in, H, W) -> (B, out, H', W'). */
 export class Conv2d extends Module {
   weight: Tensor; // (out, in / groups, kh, kw)
@@ -44,7 +62,8 @@ export class Conv2d extends Module {
 
   constructor(gpu: Device, inChannels: number, outChannels: number, kernel: Pair, options: ConvOptions = {}) {
     super();
-    const [kh, kw] = pair(kernel);
+    checkLayer("Conv2d", gpu, { inChannels, outChannels }, options, CONV_OPTIONS);
+    const [kh, kw] = pair("nn.Conv2d", "kernel", kernel, 1);
     this.#options = options;
     this.weight = parameter(init.fanInUniform_(gpu.empty([outChannels, inChannels / (options.groups ?? 1), kh, kw])));
     if (options.bias !== false)
@@ -71,7 +90,9 @@ export class ConvTranspose2d extends Module {
     options: Pick<ConvOptions, "stride" | "padding" | "bias"> = {},
   ) {
     super();
-    const [kh, kw] = pair(kernel);
+    const { stride, padding, bias } = CONV_OPTIONS;
+    checkLayer("ConvTranspose2d", gpu, { inChannels, outChannels }, options, { stride, padding, bias });
+    const [kh, kw] = pair("nn.ConvTranspose2d", "kernel", kernel, 1);
     this.#options = options;
     this.weight = parameter(init.fanInUniform_(gpu.empty([inChannels, outChannels, kh, kw])));
     if (options.bias !== false)
@@ -96,6 +117,7 @@ export class LayerNorm extends Module {
 
   constructor(gpu: Device, channels: number, options: { eps?: number } = {}) {
     super();
+    checkLayer("LayerNorm", gpu, { channels }, options, { eps: "number" });
     this.#eps = options.eps ?? 1e-5;
     this.weight = parameter(gpu.ones([channels]));
     this.bias = parameter(gpu.zeros([channels]));
@@ -114,6 +136,7 @@ export class LayerNorm2d extends Module {
 
   constructor(gpu: Device, channels: number, options: { eps?: number } = {}) {
     super();
+    checkLayer("LayerNorm2d", gpu, { channels }, options, { eps: "number" });
     this.#eps = options.eps ?? 1e-6;
     this.weight = parameter(gpu.ones([channels]));
     this.bias = parameter(gpu.zeros([channels]));
@@ -133,6 +156,7 @@ export class GroupNorm extends Module {
 
   constructor(gpu: Device, groups: number, channels: number, options: { eps?: number } = {}) {
     super();
+    checkLayer("GroupNorm", gpu, { groups, channels }, options, { eps: "number" });
     this.#groups = groups;
     this.#eps = options.eps ?? 1e-5;
     this.weight = parameter(gpu.ones([channels]));
@@ -155,6 +179,7 @@ export class BatchNorm2d extends Module {
 
   constructor(gpu: Device, channels: number, options: { eps?: number; momentum?: number } = {}) {
     super();
+    checkLayer("BatchNorm2d", gpu, { channels }, options, { eps: "number", momentum: "number" });
     this.#eps = options.eps ?? 1e-5;
     this.#momentum = options.momentum ?? 0.1;
     this.weight = parameter(gpu.ones([channels]));
@@ -182,6 +207,7 @@ export class Embedding extends Module {
 
   constructor(gpu: Device, count: number, width: number) {
     super();
+    checkLayer("Embedding", gpu, { count, width }, {}, {});
     this.weight = parameter(init.normal_(gpu.empty([count, width])));
   }
 

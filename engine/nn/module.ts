@@ -2,8 +2,9 @@
  * Parameter trees. A module's tensors, modules, arrays and plain objects of them are registered by their property names, and those names
  * are the reference checkpoint's keys: `blocks.0.attn.qkv.weight` is `this.blocks[0].attn.qkv.weight`.
  */
-
+import { isPlain } from "../check.ts";
 import { stridedWrite } from "../ops/strided.ts";
+import { isTensor } from "../scope.ts";
 import { sameShape, show, stridesOf } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
 
@@ -18,10 +19,6 @@ export function parameter(x: Tensor): Tensor {
 
 export function isParameter(x: Tensor): boolean {
   return parameters.has(x);
-}
-
-function isTensor(value: unknown): value is Tensor {
-  return typeof value === "object" && value !== null && "storage" in value && "dtype" in value;
 }
 
 export interface LoadReport {
@@ -114,8 +111,4 @@ function* modulesIn(value: unknown): Generator<Module> {
   if (value instanceof Module) yield* value.modules();
   else if (Array.isArray(value)) for (const item of value) yield* modulesIn(item);
   else if (isPlain(value)) for (const item of Object.values(value)) yield* modulesIn(item);
-}
-
-function isPlain(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype;
 }

@@ -1,4 +1,5 @@
 /** Scaled dot-product attention with masks and SAM's decomposed relative position. */
+import { checkFloats, checkOptions } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { scope } from "../scope.ts";
 import { broadcastShapes, type Shape, sameShape, show, sizeOf, stridesOf } from "../shape.ts";
@@ -251,11 +252,11 @@ function arrangeMask(mask: Tensor, batchShape: Shape, n: number, m: number): Mas
  * Queries whose keys are all masked out give 0 and pass no gradient (torch gives NaN).
  */
 export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
+  const op = "scaledDotProductAttention";
+  checkFloats(op, { q, k, v });
+  checkOptions(op, options, { mask: "tensor", scale: "number", relH: "tensor", relW: "tensor", scoreBytes: "number" });
   for (const [name, x] of Object.entries({ q, k, v }))
-    if (x.dtype !== "f32" || x.shape.length < 2)
-      throw new Error(
-        `scaledDotProductAttention: ${name} must be f32 with at least two dimensions; got ${x.dtype} ${show(x.shape)}`,
-      );
+    if (x.shape.length < 2) throw new Error(`${op}: ${name} must have at least two dimensions; got ${show(x.shape)}`);
   const [n, d] = [q.shape.at(-2)!, q.shape.at(-1)!];
   const [m, dv] = [k.shape.at(-2)!, v.shape.at(-1)!];
   if (k.shape.at(-1) !== d || v.shape.at(-2) !== m || m === 0)

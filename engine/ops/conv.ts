@@ -1,4 +1,5 @@
 /** Convolution and its transpose, which is the same three products in other roles; see correlate.ts. */
+import { checkFloats, checkOptions } from "../check.ts";
 import { sameShape, show } from "../shape.ts";
 import { record } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
@@ -17,19 +18,20 @@ export interface Conv2dOptions {
 }
 
 function checkImages(op: string, x: Tensor, weight: Tensor): void {
+  checkFloats(op, { x, weight });
   if (x.shape.length !== 4) throw new Error(`${op}: x must be (B, C, H, W); got ${show(x.shape)}`);
   if (weight.shape.length !== 4) throw new Error(`${op}: weight must have four dimensions; got ${show(weight.shape)}`);
-  for (const [name, t] of Object.entries({ x, weight }))
-    if (t.dtype !== "f32") throw new Error(`${op}: ${name} must be f32; got ${t.dtype}`);
 }
 
 function checkBias(op: string, bias: Tensor | undefined, channels: number): void {
-  if (bias && !sameShape(bias.shape, [channels]))
-    throw new Error(`${op}: bias must be (${channels}); got ${show(bias.shape)}`);
+  if (!bias) return;
+  checkFloats(op, { bias });
+  if (!sameShape(bias.shape, [channels])) throw new Error(`${op}: bias must be (${channels}); got ${show(bias.shape)}`);
 }
 
 /** (B, in, H, W), (out, in / groups, kh, kw), (out) -> (B, out, H', W'): torch.nn.functional.conv2d. */
 export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): Tensor {
+  checkOptions("conv2d", options, { bias: "tensor", stride: "any", padding: "any", dilation: "any", groups: "number" });
   checkImages("conv2d", x, weight);
   const { bias, padding = 0, groups = 1 } = options;
   const stride = pair("conv2d", "stride", options.stride ?? 1, 1);
@@ -42,7 +44,7 @@ export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): 
     );
   checkBias("conv2d", bias, out);
   let [left, right, top, bottom] = [0, 0, 0, 0];
-  if (typeof padding !== "number" && padding.length === 4) {
+  if (Array.isArray(padding) && padding.length === 4) {
     [left, right] = pair("conv2d", "padding", [padding[0], padding[1]], 0);
     [top, bottom] = pair("conv2d", "padding", [padding[2], padding[3]], 0);
   } else {
@@ -80,6 +82,7 @@ export interface ConvTranspose2dOptions {
 
 /** (B, in, H, W), (in, out, kh, kw), (out) -> (B, out, (H - 1) * stride - 2 * padding + kh, …): torch.nn.functional.conv_transpose2d. */
 export function convTranspose2d(x: Tensor, weight: Tensor, options: ConvTranspose2dOptions = {}): Tensor {
+  checkOptions("convTranspose2d", options, { bias: "tensor", stride: "any", padding: "any" });
   checkImages("convTranspose2d", x, weight);
   const { bias } = options;
   const stride = pair("convTranspose2d", "stride", options.stride ?? 1, 1);

@@ -4,6 +4,7 @@
  */
 import type { Device } from "../device.ts";
 import { linearGroups, run } from "../kernel.ts";
+import { keep } from "../scope.ts";
 import { empty, fill, type Tensor } from "../tensor.ts";
 import { depthwiseForward, depthwiseSpread, depthwiseWeigh, isDepthwise } from "./depthwise.ts";
 import { area, type ConvSizes, planeGroups } from "./window.ts";
@@ -106,6 +107,24 @@ interface Layout {
   params: Record<string, number>;
 }
 
+/** Tables by what they depend on: a model asks for the same few at every step. */
+const tables = new WeakMap<Device, Map<string, Tensor>>();
+const MOST_TABLES = 2048;
+
+function tableOf(device: Device, params: Record<string, number>): Tensor {
+  const { rows, ci, taps_y, taps_x, ty0, ty_step, tx0, tx_step, frame_h, frame_w } = params;
+  const key = [rows, ci, taps_y, taps_x, ty0, ty_step, tx0, tx_step, frame_h, frame_w].join();
+  let known = tables.get(device);
+  if (!known || known.size >= MOST_TABLES) tables.set(device, (known = new Map()));
+  let table = known.get(key);
+  if (!table) {
+    table = keep(empty(device, [rows!], "i32"));
+    run(device, "conv_pack", "offsets", { bind: { table }, params, groups: linearGroups(Math.ceil(rows! / 64)) });
+    known.set(key, table);
+  }
+  return table;
+}
+
 /** `transposed` sums over output channels and gives input channels. */
 function layoutOf(device: Device, s: ConvSizes, [ky, kx]: [Taps, Taps], frame: Frame, transposed: boolean): Layout {
   const [ci, co] = transposed ? [s.co, s.ci] : [s.ci, s.co];
@@ -113,7 +132,6 @@ function layoutOf(device: Device, s: ConvSizes, [ky, kx]: [Taps, Taps], frame: F
   const lanes = lanesOf(device, co);
   const rows = Math.max(8, Math.ceil((ci * ky.count * kx.count) / 8) * 8);
   const panels = Math.ceil(co / (4 * lanes));
-  const table = empty(device, [rows], "i32");
   const params = {
     groups: s.groups,
     ci,
@@ -142,8 +160,7 @@ function layoutOf(device: Device, s: ConvSizes, [ky, kx]: [Taps, Taps], frame: F
     filled: 0,
     splits: 0,
   };
-  run(device, "conv_pack", "offsets", { bind: { table }, params, groups: linearGroups(Math.ceil(rows / 64)) });
-  return { table, rows, panels, lanes, params };
+  return { table: tableOf(device, params), rows, panels, lanes, params };
 }
 
 /** Parameters of the kernels of conv2d*.wgsl. */

@@ -1,4 +1,5 @@
 /** Multi-scale deformable attention. */
+import { checkFloats, describe } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { sameShape, show } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -19,13 +20,16 @@ export function msDeformAttn(
   locations: Tensor,
   weights: Tensor,
 ): Tensor {
+  checkFloats("msDeformAttn", { value, locations, weights });
   for (const [name, x, rank] of [
     ["value", value, 4],
     ["locations", locations, 6],
     ["weights", weights, 5],
   ] as const)
-    if (x.dtype !== "f32" || x.shape.length !== rank)
-      throw new Error(`msDeformAttn: ${name} must be f32 with ${rank} dimensions; got ${x.dtype} ${show(x.shape)}`);
+    if (x.shape.length !== rank)
+      throw new Error(`msDeformAttn: ${name} must have ${rank} dimensions; got ${show(x.shape)}`);
+  if (!Array.isArray(shapes as unknown))
+    throw new Error(`msDeformAttn: shapes must be an array of pairs [H, W]; got ${describe(shapes)}`);
   const [b, s, m, width] = value.shape as [number, number, number, number];
   const [, q, , l, p] = weights.shape as [number, number, number, number, number];
   const total = shapes.reduce((sum, [h, w]) => sum + h! * w!, 0);

@@ -1,4 +1,5 @@
 /** Random omission of elements. */
+import { checkFloats, checkOptions, describe } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { record } from "../tape.ts";
 import { empty, type Tensor } from "../tensor.ts";
@@ -15,8 +16,10 @@ export interface DropoutOptions {
 
 /** Sets each element to 0 with probability p and divides the others by 1 - p. */
 export function dropout(x: Tensor, p = 0.5, options: DropoutOptions = {}): Tensor {
-  if (x.dtype !== "f32") throw new Error(`dropout: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
-  if (!(p >= 0 && p <= 1)) throw new Error(`dropout: p must lie in 0..1; got ${p}`);
+  checkFloats("dropout", { x });
+  checkOptions("dropout", options, { seed: "number", training: "boolean" });
+  if (!(typeof p === "number" && p >= 0 && p <= 1))
+    throw new Error(`dropout: p must lie in 0..1; got ${typeof p === "number" ? p : describe(p)}`);
   const { training = true } = options;
   if (!training || p === 0) return x;
   const seed = options.seed ?? x.device.random.bits();

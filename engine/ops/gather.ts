@@ -1,4 +1,5 @@
 /** Reading and adding up elements by index. Sums run in the order of their sources, so that they come out the same every time. */
+import { checkFloats, checkTensors } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { axis, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -16,7 +17,8 @@ interface Layout {
   shared: boolean;
 }
 
-function checkIndex(op: string, index: Tensor): void {
+function checkIndex(op: string, x: Record<string, Tensor>, index: Tensor): void {
+  checkTensors(op, { ...x, index });
   if (index.dtype !== "i32" && index.dtype !== "u32")
     throw new Error(`${op}: index must be i32 or u32; got ${index.dtype}: F.cast(index, "i32") first`);
 }
@@ -65,7 +67,6 @@ function collect(g: Tensor, index: Tensor, shape: readonly number[], l: Layout, 
 }
 
 function readRecorded(op: string, x: Tensor, index: Tensor, shape: readonly number[], l: Layout): Tensor {
-  if (x.dtype === "f16") throw new Error(`${op}: x is f16, which is storage only; F.cast(x, "f32") first`);
   return record(op, [x], read(x, index, shape, l), (gy) => [x.dtype === "f32" ? collect(gy, index, x.shape, l) : null]);
 }
 
@@ -84,7 +85,7 @@ function layout(x: Tensor, d: number, i: number): Layout {
 
 /** torch.gather: y[…, k, …] = x[…, index[…, k, …], …] along `dim`. An index outside the dimension reads 0 and passes no gradient. */
 export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
-  checkIndex("gather", index);
+  checkIndex("gather", { x }, index);
   const d = axis("gather", dim, x.shape.length);
   const from = corner("gather", x, index.shape, d);
   return readRecorded("gather", from, index, index.shape, layout(from, d, index.shape[d]!));
@@ -95,9 +96,8 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
  * outside the dimension adds nothing.
  */
 export function scatterAdd(x: Tensor, dim: number, index: Tensor, source: Tensor): Tensor {
-  checkIndex("scatterAdd", index);
-  if (x.dtype !== "f32" || source.dtype !== "f32")
-    throw new Error(`scatterAdd: x and source must be f32; got ${x.dtype} and ${source.dtype}`);
+  checkIndex("scatterAdd", { x }, index);
+  checkFloats("scatterAdd", { x, source });
   const d = axis("scatterAdd", dim, x.shape.length);
   const i = index.shape[d]!;
   if (source.shape.length !== index.shape.length || index.shape.some((n, k) => n > source.shape[k]!))
@@ -124,7 +124,7 @@ export function scatterAdd(x: Tensor, dim: number, index: Tensor, source: Tensor
 
 /** torch.index_select: the slices of x at `index` (I) along `dim`. An index outside the dimension reads 0 and passes no gradient. */
 export function indexSelect(x: Tensor, dim: number, index: Tensor): Tensor {
-  checkIndex("indexSelect", index);
+  checkIndex("indexSelect", { x }, index);
   if (index.shape.length !== 1) throw new Error(`indexSelect: index must have one dimension; got ${show(index.shape)}`);
   const d = axis("indexSelect", dim, x.shape.length);
   const shape = x.shape.map((n, k) => (k === d ? index.size : n));
@@ -133,7 +133,7 @@ export function indexSelect(x: Tensor, dim: number, index: Tensor): Tensor {
 
 /** Rows of weight (V, D) by index (…): (…, D). An index outside 0..V-1 gives 0 and passes no gradient. */
 export function embedding(index: Tensor, weight: Tensor): Tensor {
-  checkIndex("embedding", index);
+  checkIndex("embedding", { weight }, index);
   if (weight.shape.length !== 2) throw new Error(`embedding: weight must be (V, D); got ${show(weight.shape)}`);
   const [j, inner] = weight.shape as [number, number];
   return readRecorded("embedding", weight, index, [...index.shape, inner], {

@@ -1,12 +1,13 @@
 /** Resizing of images by bilinear or nearest sampling. */
+import { checkFloats, checkOptions } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { show } from "../shape.ts";
 import { record } from "../tape.ts";
 import { empty, type Tensor } from "../tensor.ts";
 
 export interface InterpolateOptions {
-  /** Height and width of the result. */
-  size?: readonly number[];
+  /** Height and width of the result; a number is both. */
+  size?: number | readonly number[];
   /** Or the factor by which both sides, or each of them, grow. */
   scaleFactor?: number | readonly number[];
   mode?: "bilinear" | "nearest";
@@ -68,19 +69,24 @@ function gradAlong(
 }
 
 /** torch.nn.functional.interpolate of images (N, C, H, W); mode "nearest" unless told otherwise, corners not aligned. */
-export function interpolate(x: Tensor, options: InterpolateOptions): Tensor {
+export function interpolate(x: Tensor, options: InterpolateOptions = {}): Tensor {
+  checkFloats("interpolate", { x });
+  checkOptions("interpolate", options, {
+    size: "any",
+    scaleFactor: "any",
+    mode: ["bilinear", "nearest"],
+    alignCorners: "boolean",
+  });
   const { mode = "nearest", alignCorners = false, size, scaleFactor } = options;
-  if (x.dtype !== "f32" || x.shape.length !== 4)
-    throw new Error(`interpolate: x must be f32 (N, C, H, W); got ${x.dtype} ${show(x.shape)}`);
-  if (mode !== "bilinear" && mode !== "nearest")
-    throw new Error(`interpolate: mode must be "bilinear" or "nearest"; got "${mode}"`);
+  if (x.shape.length !== 4) throw new Error(`interpolate: x must be (N, C, H, W); got ${show(x.shape)}`);
   if ((size === undefined) === (scaleFactor === undefined))
     throw new Error("interpolate: give either size or scaleFactor");
   if (alignCorners && mode === "nearest") throw new Error("interpolate: alignCorners goes with mode bilinear only");
   const [n, c, h, w] = x.shape as [number, number, number, number];
-  const factors =
-    scaleFactor === undefined ? undefined : typeof scaleFactor === "number" ? [scaleFactor, scaleFactor] : scaleFactor;
-  const [outH, outW] = size ?? [Math.floor(h * factors![0]! + 1e-9), Math.floor(w * factors![1]! + 1e-9)];
+  const both = (v: number | readonly number[]): readonly number[] => (typeof v === "number" ? [v, v] : v);
+  const factors = scaleFactor === undefined ? undefined : both(scaleFactor);
+  const [outH, outW] =
+    size !== undefined ? both(size) : [Math.floor(h * factors![0]! + 1e-9), Math.floor(w * factors![1]! + 1e-9)];
   if (![outH, outW].every((v) => Number.isInteger(v) && v! > 0) || h === 0 || w === 0)
     throw new Error(
       `interpolate: x is ${show(x.shape)}; the result must have a whole height and width from 1 up; got ${outH} x ${outW}`,

@@ -1,4 +1,5 @@
 /** Losses: PyTorch's, and Mask2Former's dice. */
+import { checkFloats, checkOptions, checkTensors } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { broadcastShapes, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -8,6 +9,7 @@ import { add, div, mul, sub } from "./pointwise.ts";
 import { mean, sum } from "./reduce.ts";
 
 export type Reduction = "none" | "mean" | "sum";
+const REDUCTIONS: readonly Reduction[] = ["none", "mean", "sum"];
 
 const BCE = 0;
 const KL = 1;
@@ -18,16 +20,12 @@ const SMOOTH_L1 = 4;
 const NOTHING = { n: 0, rows: 0, c: 0, inner: 0, piece: 0, pieces: 0, ignore: 0, has_weight: 0, beta: 1 };
 const groupsFor = (n: number): [number, number] => linearGroups(Math.ceil(n / 64));
 
-function reduce(op: string, y: Tensor, reduction: string): Tensor {
-  if (reduction === "mean") return mean(y);
-  if (reduction === "sum") return sum(y);
-  if (reduction === "none") return y;
-  throw new Error(`${op}: reduction must be "none", "mean" or "sum"; got "${reduction}"`);
+function reduce(y: Tensor, reduction: Reduction): Tensor {
+  return reduction === "mean" ? mean(y) : reduction === "sum" ? sum(y) : y;
 }
 
 function checkPair(op: string, x: Tensor, target: Tensor): void {
-  if (x.dtype !== "f32" || target.dtype !== "f32")
-    throw new Error(`${op}: both tensors must be f32; got ${x.dtype} and ${target.dtype}: F.cast(…, "f32") first`);
+  checkFloats(op, { x, target });
   if (!sameShape(x.shape, target.shape))
     throw new Error(`${op}: both tensors must have one shape; got ${show(x.shape)} and ${show(target.shape)}`);
 }
@@ -74,6 +72,7 @@ export function binaryCrossEntropyWithLogits(
   options: BinaryCrossEntropyOptions = {},
 ): Tensor {
   const op = "binaryCrossEntropyWithLogits";
+  checkOptions(op, options, { reduction: REDUCTIONS, weight: "tensor", posWeight: "any" });
   const { weight, posWeight, reduction = "mean" } = options;
   let y = pairwise(op, BCE, x, target);
   if (posWeight !== undefined) {
@@ -84,7 +83,7 @@ export function binaryCrossEntropyWithLogits(
     if (!sameShape(y.shape, x.shape))
       throw new Error(`${op}: posWeight must broadcast to x ${show(x.shape)}; the result would be ${show(y.shape)}`);
   }
-  return reduce(op, weight ? mul(y, weight) : y, reduction);
+  return reduce(weight ? mul(y, weight) : y, reduction);
 }
 
 export interface KlDivOptions {
@@ -96,24 +95,28 @@ export interface KlDivOptions {
 
 /** q (log q - logP) elementwise, as torch.nn.functional.kl_div: the mean over all elements by default. Where q is 0 value and slope are 0. */
 export function klDiv(logP: Tensor, q: Tensor, options: KlDivOptions = {}): Tensor {
+  checkTensors("klDiv", { logP, q });
+  checkOptions("klDiv", options, { logTarget: "boolean", reduction: [...REDUCTIONS, "batchmean"] });
   const { logTarget = false, reduction = "mean" } = options;
   const shape = broadcastShapes("klDiv", logP.shape, q.shape);
   const full = (x: Tensor): Tensor => (sameShape(x.shape, shape) ? x : expand(x, shape));
   const y = pairwise("klDiv", logTarget ? KL_LOG : KL, full(logP), full(q));
   if (reduction === "batchmean") return div(sum(y), Math.max(1, logP.shape[0] ?? 1));
-  return reduce("klDiv", y, reduction);
+  return reduce(y, reduction);
 }
 
 /** (x - target)^2; mean by default. */
 export function mseLoss(x: Tensor, target: Tensor, options: { reduction?: Reduction } = {}): Tensor {
-  return reduce("mseLoss", pairwise("mseLoss", SQUARE, x, target), options.reduction ?? "mean");
+  checkOptions("mseLoss", options, { reduction: REDUCTIONS });
+  return reduce(pairwise("mseLoss", SQUARE, x, target), options.reduction ?? "mean");
 }
 
 /** |x - target|, rounded off to a parabola where it is below `beta` (torch's smooth_l1_loss; beta 0: plain L1); mean by default. */
 export function smoothL1(x: Tensor, target: Tensor, options: { beta?: number; reduction?: Reduction } = {}): Tensor {
+  checkOptions("smoothL1", options, { beta: "number", reduction: REDUCTIONS });
   const { beta = 1, reduction = "mean" } = options;
   if (!(beta >= 0)) throw new Error(`smoothL1: beta must be 0 or larger; got ${beta}`);
-  return reduce("smoothL1", pairwise("smoothL1", SMOOTH_L1, x, target, beta), reduction);
+  return reduce(pairwise("smoothL1", SMOOTH_L1, x, target, beta), reduction);
 }
 
 export interface CrossEntropyOptions {
@@ -130,11 +133,13 @@ export interface CrossEntropyOptions {
  */
 export function crossEntropy(x: Tensor, target: Tensor, options: CrossEntropyOptions = {}): Tensor {
   const op = "crossEntropy";
+  checkFloats(op, { x });
+  checkTensors(op, { x, target });
+  checkOptions(op, options, { weight: "tensor", ignoreIndex: "number", reduction: REDUCTIONS });
   const { weight, ignoreIndex = -100, reduction = "mean" } = options;
   const d = x.shape.length > 1 ? 1 : 0;
   const shape = x.shape.filter((_, k) => k !== d);
-  if (x.dtype !== "f32" || x.shape.length === 0)
-    throw new Error(`${op}: x must be f32 (N, C, …); got ${x.dtype} ${show(x.shape)}`);
+  if (x.shape.length === 0) throw new Error(`${op}: x must be (N, C, …); got a single number`);
   if ((target.dtype !== "i32" && target.dtype !== "u32") || !sameShape(target.shape, shape))
     throw new Error(
       `${op}: x is ${show(x.shape)}, so target must be i32 ${show(shape)}; got ${target.dtype} ${show(target.shape)}`,
@@ -170,7 +175,7 @@ export function crossEntropy(x: Tensor, target: Tensor, options: CrossEntropyOpt
     });
     return [gx];
   });
-  return reduction === "mean" ? div(sum(y), sum(weights)) : reduce(op, y, reduction);
+  return reduction === "mean" ? div(sum(y), sum(weights)) : reduce(y, reduction);
 }
 
 /** Elements that an invocation of the dice sums takes. */
@@ -181,6 +186,7 @@ const DICE_PIECE = 128;
  * target (…, P) -> (…) with reduction "none", the mean of the rows by default.
  */
 export function dice(logits: Tensor, target: Tensor, options: { reduction?: Reduction } = {}): Tensor {
+  checkOptions("dice", options, { reduction: REDUCTIONS });
   checkPair("dice", logits, target);
   if (logits.shape.length === 0) throw new Error("dice: logits must have at least one dimension");
   const { device } = logits;
@@ -211,5 +217,5 @@ export function dice(logits: Tensor, target: Tensor, options: { reduction?: Redu
       return gradient;
     }),
   );
-  return reduce("dice", y, options.reduction ?? "mean");
+  return reduce(y, options.reduction ?? "mean");
 }

@@ -1,4 +1,5 @@
 /** Matrix products: batched, broadcasting over batches, with an optional bias. */
+import { checkFloats, checkNoMore } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { broadcastShapes, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -51,9 +52,9 @@ export function gemm(a: Matrix, b: Matrix, batch: number, m: number, k: number, 
 }
 
 /** torch.matmul: (…, M, K) x (…, K, N) -> (…, M, N); the leading dimensions broadcast. A vector on either side is taken as one row or column. */
-export function matmul(a: Tensor, b: Tensor): Tensor {
-  if (a.dtype !== "f32" || b.dtype !== "f32")
-    throw new Error(`matmul: both tensors must be f32; got ${a.dtype} and ${b.dtype}`);
+export function matmul(a: Tensor, b: Tensor, ...more: never[]): Tensor {
+  checkFloats("matmul", { a, b });
+  checkNoMore("matmul", more);
   if (a.shape.length === 0 || b.shape.length === 0)
     throw new Error("matmul: a single number has no rows or columns; use F.mul");
   const aShape = a.shape.length === 1 ? [1, ...a.shape] : a.shape;
@@ -104,7 +105,9 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
 }
 
 /** x W^T + b: (…, in), (out, in), (out) -> (…, out), as torch.nn.functional.linear. */
-export function linear(x: Tensor, weight: Tensor, bias?: Tensor): Tensor {
+export function linear(x: Tensor, weight: Tensor, bias?: Tensor, ...more: never[]): Tensor {
+  checkFloats("linear", bias === undefined ? { x, weight } : { x, weight, bias });
+  checkNoMore("linear", more);
   const [out, width] = [weight.shape[0]!, weight.shape[1]!];
   if (weight.shape.length !== 2 || x.shape.at(-1) !== width || (bias && !sameShape(bias.shape, [out])))
     throw new Error(

@@ -1,4 +1,5 @@
 /** Operations that move elements and compute nothing. */
+import { checkNoMore, checkNumbers, checkTensors, describe } from "../check.ts";
 import { axis, broadcastShapes, type Shape, sameShape, show, sizeOf, stridesOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
@@ -7,6 +8,8 @@ import { expandTo, permuteData, stridedRead, stridedWrite } from "./strided.ts";
 
 /** The same elements under another shape; one size may be -1. Shares memory with x. */
 export function reshape(x: Tensor, shape: Shape): Tensor {
+  checkTensors("reshape", { x }, true);
+  checkNumbers("reshape", "shape", shape, -1);
   const known = sizeOf(shape.filter((d) => d !== -1));
   const full = shape.map((d) => (d === -1 ? x.size / known : d));
   if (shape.filter((d) => d === -1).length > 1 || sizeOf(full) !== x.size || full.some((d) => !Number.isInteger(d)))
@@ -16,6 +19,8 @@ export function reshape(x: Tensor, shape: Shape): Tensor {
 
 /** Dimensions in another order. */
 export function permute(x: Tensor, dims: readonly number[]): Tensor {
+  checkTensors("permute", { x });
+  checkNumbers("permute", "dims", dims);
   const order = dims.map((d) => axis("permute", d, x.shape.length));
   if (order.length !== x.shape.length || new Set(order).size !== order.length)
     throw new Error(`permute: dims must name each of the ${x.shape.length} dimensions once; got ${show(dims)}`);
@@ -25,6 +30,7 @@ export function permute(x: Tensor, dims: readonly number[]): Tensor {
 
 /** Swaps two dimensions. */
 export function transpose(x: Tensor, a: number, b: number): Tensor {
+  checkTensors("transpose", { x });
   const dims = [...x.shape.keys()];
   const [i, j] = [axis("transpose", a, dims.length), axis("transpose", b, dims.length)];
   [dims[i], dims[j]] = [j, i];
@@ -33,6 +39,8 @@ export function transpose(x: Tensor, a: number, b: number): Tensor {
 
 /** Repeats dimensions of size 1; -1 keeps a size. */
 export function expand(x: Tensor, shape: Shape): Tensor {
+  checkTensors("expand", { x });
+  checkNumbers("expand", "shape", shape, -1);
   const lead = shape.length - x.shape.length;
   const full = shape.map((d, i) => (d === -1 ? (x.shape[i - lead] ?? 1) : d));
   if (lead < 0 || !sameShape(broadcastShapes("expand", x.shape, full), full))
@@ -41,11 +49,15 @@ export function expand(x: Tensor, shape: Shape): Tensor {
 }
 
 /** x[start:end] along `dim`; negative positions count from the end. */
-export function slice(x: Tensor, dim: number, start: number, end: number = x.shape.at(dim) ?? 0): Tensor {
+export function slice(x: Tensor, dim: number, start: number, end?: number, ...more: never[]): Tensor {
+  checkTensors("slice", { x });
+  checkNoMore("slice", more);
   const d = axis("slice", dim, x.shape.length);
   const n = x.shape[d]!;
+  const stop = end ?? n;
+  checkNumbers("slice", "[start, end]", [start, stop]);
   const from = Math.min(Math.max(start < 0 ? start + n : start, 0), n);
-  const to = Math.min(Math.max(end < 0 ? end + n : end, from), n);
+  const to = Math.min(Math.max(stop < 0 ? stop + n : stop, from), n);
   if (from === 0 && to === n) return record("slice", [x], alias(x), (gy) => [gy]);
   const strides = stridesOf(x.shape);
   const shape = x.shape.map((s, k) => (k === d ? to - from : s));
@@ -66,7 +78,10 @@ function padData(x: Tensor, shape: Shape, before: readonly number[]): Tensor {
 }
 
 /** Pads (or, where negative, cuts) the last two dimensions with zeros: [left, right, top, bottom]; two numbers pad the last alone. */
-export function pad(x: Tensor, padding: readonly number[]): Tensor {
+export function pad(x: Tensor, padding: readonly number[], ...more: never[]): Tensor {
+  checkTensors("pad", { x });
+  checkNumbers("pad", "padding", padding);
+  checkNoMore("pad", more);
   const rank = x.shape.length;
   if (padding.length % 2 !== 0 || padding.length / 2 > rank)
     throw new Error(`pad: padding takes pairs for the last dimensions of ${show(x.shape)}; got ${show(padding)}`);
@@ -87,10 +102,18 @@ export function pad(x: Tensor, padding: readonly number[]): Tensor {
   ]);
 }
 
+function checkList(op: string, xs: readonly Tensor[]): void {
+  if (!Array.isArray(xs) || xs.length === 0)
+    throw new Error(
+      `${op}: the tensors come in an array, at least one; got ${xs?.length === 0 ? "none" : describe(xs)}`,
+    );
+  checkTensors(op, Object.fromEntries(xs.map((x, i) => [`tensor ${i}`, x])));
+}
+
 /** Joins tensors along a dimension in which alone they may differ. */
 export function cat(xs: readonly Tensor[], dim: number): Tensor {
-  const first = xs[0];
-  if (!first) throw new Error("cat: at least one tensor is needed");
+  checkList("cat", xs);
+  const first = xs[0]!;
   const d = axis("cat", dim, first.shape.length);
   for (const [i, x] of xs.entries())
     if (
@@ -118,7 +141,8 @@ export function cat(xs: readonly Tensor[], dim: number): Tensor {
 
 /** Joins tensors of one shape along a new dimension. */
 export function stack(xs: readonly Tensor[], dim: number): Tensor {
-  const rank = (xs[0]?.shape.length ?? 0) + 1;
+  checkList("stack", xs);
+  const rank = xs[0]!.shape.length + 1;
   const d = axis("stack", dim, rank);
   return cat(
     xs.map((x) => reshape(x, [...x.shape.slice(0, d), 1, ...x.shape.slice(d)])),

@@ -1,4 +1,5 @@
 /** Normalisation: over the last axis, over groups of channels, over the batch. */
+import { checkFloats, checkOptions } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { sameShape, show } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -8,12 +9,11 @@ import { workgroupPerRow } from "./softmax.ts";
 import { planeGroups } from "./window.ts";
 
 function checkAffine(op: string, x: Tensor, c: number, named: Record<string, Tensor | undefined>): void {
-  if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
   for (const [name, t] of Object.entries(named)) {
-    if (!t) continue;
+    if (t === undefined) continue;
+    checkFloats(op, { x, [name]: t });
     if (!sameShape(t.shape, [c]))
       throw new Error(`${op}: x is ${show(x.shape)}, so ${name} must be (${c}); got ${show(t.shape)}`);
-    if (t.dtype !== "f32") throw new Error(`${op}: ${name} must be f32; got ${t.dtype}`);
   }
 }
 
@@ -23,15 +23,17 @@ export interface LayerNormOptions {
 
 /** Normalises the last axis of x to mean 0 and variance 1, then scales and shifts it: (…, C), (C), (C) -> (…, C). Either of weight and bias may be undefined. */
 export function layerNorm(x: Tensor, weight?: Tensor, bias?: Tensor, options: LayerNormOptions = {}): Tensor {
+  checkFloats("layerNorm", { x });
   const c = x.shape.at(-1);
   if (c === undefined) throw new Error("layerNorm: x must have at least one dimension; got a single number");
-  return normalise("layerNorm", x, c, 1, weight, bias, options.eps ?? 1e-5);
+  return normalise("layerNorm", x, c, 1, weight, bias, options, 1e-5);
 }
 
 /** Normalises the channels of (B, C, H, W) at each pixel; weight and bias are (C). Segment Anything's LayerNorm2d, without moving the channels last. */
 export function layerNorm2d(x: Tensor, weight?: Tensor, bias?: Tensor, options: LayerNormOptions = {}): Tensor {
+  checkFloats("layerNorm2d", { x });
   if (x.shape.length !== 4) throw new Error(`layerNorm2d: x must be (B, C, H, W); got ${show(x.shape)}`);
-  return normalise("layerNorm2d", x, x.shape[1]!, x.shape[2]! * x.shape[3]!, weight, bias, options.eps ?? 1e-6);
+  return normalise("layerNorm2d", x, x.shape[1]!, x.shape[2]! * x.shape[3]!, weight, bias, options, 1e-6);
 }
 
 /** Normalises the middle axis of x seen as (outer, c, inner). */
@@ -42,9 +44,12 @@ function normalise(
   inner: number,
   weight: Tensor | undefined,
   bias: Tensor | undefined,
-  eps: number,
+  options: LayerNormOptions,
+  usualEps: number,
 ): Tensor {
   checkAffine(op, x, c, { weight, bias });
+  checkOptions(op, options, { eps: "number" });
+  const { eps = usualEps } = options;
   const { device } = x;
   const y = empty(device, x.shape);
   const rows = c === 0 ? 0 : x.size / c;
@@ -226,6 +231,8 @@ export interface GroupNormOptions {
 
 /** Normalises each of `groups` groups of neighbouring channels of each image: (B, C, …) -> (B, C, …); weight and bias are (C). */
 export function groupNorm(x: Tensor, groups: number, options: GroupNormOptions = {}): Tensor {
+  checkFloats("groupNorm", { x });
+  checkOptions("groupNorm", options, { weight: "tensor", bias: "tensor", eps: "number" });
   const [b, c] = x.shape;
   if (b === undefined || c === undefined) throw new Error(`groupNorm: x must be (B, C, …); got ${show(x.shape)}`);
   if (!Number.isInteger(groups) || groups < 1 || c % groups !== 0)
@@ -255,8 +262,20 @@ export interface BatchNormOptions {
   eps?: number;
 }
 
+const BATCH_NORM = {
+  mean: "tensor",
+  variance: "tensor",
+  weight: "tensor",
+  bias: "tensor",
+  training: "boolean",
+  momentum: "number",
+  eps: "number",
+} as const;
+
 /** Normalises each channel over the batch: (B, C, …) -> (B, C, …); every vector is (C). Without `training`, by the running statistics. */
 export function batchNorm(x: Tensor, options: BatchNormOptions = {}): Tensor {
+  checkFloats("batchNorm", { x });
+  checkOptions("batchNorm", options, BATCH_NORM);
   const [b, c] = x.shape;
   if (b === undefined || c === undefined) throw new Error(`batchNorm: x must be (B, C, …); got ${show(x.shape)}`);
   const { mean, variance, weight, bias, training = false, momentum = 0.1, eps = 1e-5 } = options;

@@ -1,9 +1,12 @@
 /**
  * Elementwise operations: one row of the table each, its value in WGSL and, beside it, its derivatives. A row's expressions see the operands
- * `a`, `b`, `c`, the result `y` (in derivatives) and the gradient `g` that arrives, all as vec4f.
+ * `a`, `b`, `c`, the result `y` (in derivatives) and the gradient `g` that arrives, all as vec4f; or, where every operand is of one integer
+ * type and the row has a form for it, as vec4i or vec4u.
  */
+import { checkNoMore, checkOptions, checkTensors, checkType, describe } from "../check.ts";
 import { defineSource, linearGroups, run } from "../kernel.ts";
 import { platform } from "../platform.ts";
+import { isTensor } from "../scope.ts";
 import { broadcastShapes, broadcastStrides, collapse, type Shape } from "../shape.ts";
 import { record } from "../tape.ts";
 import { type DType, empty, Tensor } from "../tensor.ts";
@@ -11,10 +14,12 @@ import { sumTo } from "./reduce.ts";
 
 interface Row {
   value: string;
+  /** The value for whole numbers, exact; true: written the same. Without it they are computed in f32, as torch promotes them. */
+  whole?: string | true;
   /** d/da, d/db, d/dc times g; left out where the operand carries no gradient. */
   grad?: Partial<Record<"a" | "b" | "c", string>>;
-  /** Type of the result; default: that of the operands where they agree, else f32. */
-  dtype?: DType;
+  /** Type of the result where it is not the one computed in; the value of a "bool" row is a vec4<bool>. */
+  to?: DType;
 }
 
 const SQRT_HALF = "0.70710678118654752";
@@ -25,21 +30,29 @@ const GELU_DU = "(0.79788456080286536 * (1.0 + 0.134145 * a * a))";
 const half = "0.5 * vec4f(a == b)";
 
 const table = {
-  add: { value: "a + b", grad: { a: "g", b: "g" } },
-  sub: { value: "a - b", grad: { a: "g", b: "-g" } },
-  mul: { value: "a * b", grad: { a: "g * b", b: "g * a" } },
+  add: { value: "a + b", whole: true, grad: { a: "g", b: "g" } },
+  sub: { value: "a - b", whole: true, grad: { a: "g", b: "-g" } },
+  mul: { value: "a * b", whole: true, grad: { a: "g * b", b: "g * a" } },
   div: { value: "a / b", grad: { a: "g / b", b: "-g * a / (b * b)" } },
   // Ties share the gradient, as in PyTorch.
-  maximum: { value: "max(a, b)", grad: { a: `g * (vec4f(a > b) + ${half})`, b: `g * (vec4f(b > a) + ${half})` } },
-  minimum: { value: "min(a, b)", grad: { a: `g * (vec4f(a < b) + ${half})`, b: `g * (vec4f(b < a) + ${half})` } },
-  neg: { value: "-a", grad: { a: "-g" } },
+  maximum: {
+    value: "max_(a, b)",
+    whole: "max(a, b)",
+    grad: { a: `g * (1.0 - vec4f(a < b) - ${half})`, b: `g * (1.0 - vec4f(b < a) - ${half})` },
+  },
+  minimum: {
+    value: "min_(a, b)",
+    whole: "min(a, b)",
+    grad: { a: `g * (1.0 - vec4f(a > b) - ${half})`, b: `g * (1.0 - vec4f(b > a) - ${half})` },
+  },
+  neg: { value: "-a", whole: "0 - a", grad: { a: "-g" } },
   exp: { value: "exp_(a)", grad: { a: "g * y" } },
   log: { value: "log_(a)", grad: { a: "g / a" } },
   sqrt: { value: "sqrt(a)", grad: { a: "0.5 * g / y" } },
-  abs: { value: "abs(a)", grad: { a: "g * sign(a)" } },
+  abs: { value: "abs(a)", whole: true, grad: { a: "g * sign(a)" } },
   sigmoid: { value: "sigmoid_(a)", grad: { a: "g * y * (1.0 - y)" } },
   tanh: { value: "tanh_(a)", grad: { a: "g * (1.0 - y * y)" } },
-  relu: { value: "max(a, vec4f(0.0))", grad: { a: "g * vec4f(a > vec4f(0.0))" } },
+  relu: { value: "relu_(a)", whole: "max(a, a - a)", grad: { a: "select(g, vec4f(0.0), a <= vec4f(0.0))" } },
   silu: { value: "a * sigmoid_(a)", grad: { a: "g * sigmoid_(a) * (1.0 + a * (1.0 - sigmoid_(a)))" } },
   sin: { value: "sin_(a)", grad: { a: "g * cos_(a)" } },
   cos: { value: "cos_(a)", grad: { a: "-g * sin_(a)" } },
@@ -54,36 +67,66 @@ const table = {
       a: `g * (0.5 * (1.0 + tanh_(${GELU_U})) + 0.5 * a * (1.0 - tanh_(${GELU_U}) * tanh_(${GELU_U})) * ${GELU_DU})`,
     },
   },
-  clamp: { value: "min(max(a, b), c)", grad: { a: "g * vec4f((a >= b) & (a <= c))" } },
-  pow: { value: "pow_(a, b)", grad: { a: "g * b * pow_(a, b - 1.0)" } },
-  // The condition is a.
-  where: {
-    value: "select(c, b, a != vec4f(0.0))",
-    grad: { b: "select(vec4f(0.0), g, a != vec4f(0.0))", c: "select(g, vec4f(0.0), a != vec4f(0.0))" },
+  clamp: {
+    value: "select(min(max(a, b), c), a, is_nan(a))",
+    whole: "min(max(a, b), c)",
+    grad: { a: "select(vec4f(0.0), g, (a >= b) & (a <= c))" },
   },
-  lt: { value: "vec4f(a < b)", dtype: "bool" },
-  le: { value: "vec4f(a <= b)", dtype: "bool" },
-  gt: { value: "vec4f(a > b)", dtype: "bool" },
-  ge: { value: "vec4f(a >= b)", dtype: "bool" },
-  eq: { value: "vec4f(a == b)", dtype: "bool" },
-  logicalAnd: { value: "vec4f((a != vec4f(0.0)) & (b != vec4f(0.0)))", dtype: "bool" },
-  logicalOr: { value: "vec4f((a != vec4f(0.0)) | (b != vec4f(0.0)))", dtype: "bool" },
-  logicalNot: { value: "vec4f(a == vec4f(0.0))", dtype: "bool" },
-  copy: { value: "a", grad: { a: "g" } },
+  // The gradients where torch has them: none by a power of 0, none by the exponent at a base of 0.
+  pow: {
+    value: "pow_(a, b)",
+    grad: {
+      a: "select(g * b * pow_(a, b - 1.0), vec4f(0.0), b == vec4f(0.0))",
+      b: "select(g * y * log_(a), vec4f(0.0), (a == vec4f(0.0)) & (b >= vec4f(0.0)))",
+    },
+  },
+  // The condition is a, a truth value.
+  where: {
+    value: "select(c, b, vec4<bool>(a))",
+    whole: true,
+    grad: { b: "select(vec4f(0.0), g, vec4<bool>(a))", c: "select(g, vec4f(0.0), vec4<bool>(a))" },
+  },
+  lt: { value: "a < b", whole: true, to: "bool" },
+  le: { value: "a <= b", whole: true, to: "bool" },
+  gt: { value: "a > b", whole: true, to: "bool" },
+  ge: { value: "a >= b", whole: true, to: "bool" },
+  eq: { value: "a == b", whole: true, to: "bool" },
+  logicalAnd: { value: "truth(a) & truth(b)", to: "bool" },
+  logicalOr: { value: "truth(a) | truth(b)", to: "bool" },
+  logicalNot: { value: "!truth(a)", to: "bool" },
+  // What F.cast converts to.
+  f32: { value: "a" },
+  i32: { value: "vec4i(a)", whole: true, to: "i32" },
+  u32: { value: "vec4u(a)", whole: true, to: "u32" },
+  bool: { value: "truth(a)", whole: "vec4<bool>(a)", to: "bool" },
 } satisfies Record<string, Row>;
 
 type Operand = Tensor | number;
 type Slot = "a" | "b" | "c" | "g";
 const SLOTS: readonly Slot[] = ["a", "b", "c", "g"];
-const TYPES: Record<DType, number> = { f32: 0, i32: 1, u32: 2, bool: 3, f16: 0 };
+const TYPES: Record<DType, number> = { f32: 0, i32: 1, u32: 2, bool: 2, f16: 0 };
+const RANGE = { i32: [-(2 ** 31), 2 ** 31 - 1], u32: [0, 2 ** 32 - 1] } as const;
+type Whole = keyof typeof RANGE;
 
-/** Evaluates an expression over operands that broadcast to `shape`. `name` labels the pipeline: one for each expression. */
+const scratch = new DataView(new ArrayBuffer(4));
+/** The 32 bits of a number, rounded to f32 or whole. */
+function bitsOf(v: number, whole: Whole | undefined): number {
+  if (whole) return v >>> 0;
+  scratch.setFloat32(0, v);
+  return scratch.getUint32(0);
+}
+
+/**
+ * Evaluates an expression over operands that broadcast to `shape`. `name` labels the pipeline: one for each expression. `whole`: the
+ * operands are whole numbers, computed with as such.
+ */
 function evaluate(
   name: string,
   expression: string,
   operands: Partial<Record<Slot, Operand>>,
   shape: Shape,
   dtype: DType,
+  whole?: Whole,
 ): Tensor {
   const tensors = SLOTS.map((s) => operands[s]).filter((x) => x instanceof Tensor);
   const device = tensors[0]!.device;
@@ -91,7 +134,7 @@ function evaluate(
   if (y.size === 0) return y;
 
   let modes = 0;
-  let types = TYPES[dtype] << 8;
+  let types = 0;
   const numbers = [0, 0, 0, 0];
   const strides: number[][] = [];
   SLOTS.forEach((slot, k) => {
@@ -100,23 +143,27 @@ function evaluate(
     strides.push(own);
     if (!(x instanceof Tensor)) {
       modes |= 2 << (k * 2);
-      numbers[k] = x ?? 0;
+      numbers[k] = bitsOf(x ?? 0, whole);
       return;
     }
     types |= TYPES[x.dtype] << (k * 2);
     if (x.size !== y.size) modes |= 1 << (k * 2);
   });
   const plain = types === 0 && (modes & 0x55) === 0;
-  const source = `pointwise ${name}${plain ? " plain" : ""}`;
+  const source = `pointwise ${name}${whole ? ` ${whole}` : plain ? " plain" : ""}`;
   defineSource(source, () => {
-    const loads = SLOTS.filter((s) => new RegExp(`\\b${s}\\b`).test(expression)).map(
-      (s) => `let ${s}_ = ${plain ? "plain" : "load"}_${s}(i);`,
-    );
     // The operands' names are those of the bindings too, so inside the row they are written with an underscore.
-    const body = `${loads.join(" ")} return ${expression.replace(/\b([abcg])\b(?!_)/g, "$1_")};`;
+    const loads = SLOTS.filter((s) => new RegExp(`\\b${s}\\b`).test(expression)).map((s) => {
+      if (whole) return `let ${s}_ = bitcast<vec4<${whole}>>(load_${s}(i));`;
+      return plain
+        ? `let ${s}_ = bitcast<vec4f>(plain_${s}(i));`
+        : `let ${s}_ = decode(load_${s}(i), ${SLOTS.indexOf(s)}u);`;
+    });
+    const value = expression.replace(/\b([abcg])\b(?!_)/g, "$1_");
+    const bits = dtype === "bool" ? `vec4u(${value})` : `bitcast<vec4u>(${value})`;
     return platform()
       .shader("pointwise")
-      .replace(/\/\/ <row>[\s\S]*\/\/ <\/row>/, body);
+      .replace(/\/\/ <row>[\s\S]*\/\/ <\/row>/, `${loads.join(" ")} return ${bits};`);
   });
 
   const walk = collapse(shape, strides);
@@ -139,7 +186,7 @@ function evaluate(
     walk.strides.every(
       (own) => own[last]! === 0 || (own[last] === 1 && own.every((stride, d) => d === last || stride % 4 === 0)),
     );
-  run(device, source, plain ? "forward_plain" : "forward", {
+  run(device, source, "forward", {
     bind,
     params: {
       n: y.size,
@@ -156,41 +203,61 @@ function evaluate(
   return y;
 }
 
-function check(op: string, operands: readonly (Operand | undefined)[]): void {
-  let device: unknown;
-  operands.forEach((x, i) => {
-    if (typeof x === "number" || x === undefined) return;
-    if (!(x instanceof Tensor))
-      throw new Error(`${op}: argument ${i + 1} must be a tensor or a number; got ${typeof x}`);
-    if (x.dtype === "f16")
-      throw new Error(`${op}: argument ${i + 1} is f16, which is storage only; F.cast(x, "f32") first`);
-    device ??= x.device;
-    if (x.device !== device)
-      throw new Error(`${op}: argument ${i + 1} lives on another device than the arguments before it`);
-  });
-  if (!device) throw new Error(`${op}: at least one argument must be a tensor`);
+/** The integer type in which a row computes, exactly: that of its operands, truth values and whole numbers among them; undefined: f32. */
+function wholeType(op: string, row: Row, operands: readonly Operand[]): Whole | undefined {
+  if (!row.whole) return undefined;
+  let type: Whole | undefined;
+  let counts = row.to === "bool";
+  for (const x of operands) {
+    if (typeof x === "number") {
+      if (!Number.isInteger(x)) return undefined;
+      counts = true;
+    } else if (x.dtype === "i32" || x.dtype === "u32") {
+      if (type && type !== x.dtype) return undefined;
+      type = x.dtype;
+    } else if (x.dtype !== "bool") return undefined;
+  }
+  // Truth values alone are chosen among and compared, but counted with in f32.
+  if (!type && !counts && op !== "where") return undefined;
+  type ??= operands.some((x) => typeof x === "number") ? "i32" : "u32";
+  const [low, high] = RANGE[type];
+  const beyond = operands.find((x) => typeof x === "number" && (x < low || x > high));
+  if (beyond === undefined) return type;
+  if (row.to) return undefined;
+  throw new Error(`${op}: ${beyond} does not fit the ${type} of the tensor; F.cast it to "f32" first`);
 }
 
-function apply(op: keyof typeof table, a: Operand, b?: Operand, c?: Operand, label: string = op): Tensor {
-  check(label, [a, b, c]);
+function apply(op: keyof typeof table, named: Record<string, Operand>, label: string = op): Tensor {
+  const given: Record<string, Tensor> = {};
+  for (const name in named) {
+    const x = named[name];
+    if (isTensor(x)) given[name] = x;
+    else if (typeof x !== "number")
+      throw new Error(`${label}: ${name} must be a tensor or a number; got ${describe(x)}`);
+  }
+  checkTensors(label, given);
+  const tensors = Object.values(given);
+  if (tensors.length === 0)
+    throw new Error(`${label}: one of ${Object.keys(named).join(" and ")} must be a tensor; got numbers`);
   const row: Row = table[op];
-  const operands = { a, b, c };
-  const tensors = [a, b, c].filter((x) => x instanceof Tensor);
+  const operands = Object.values(named);
+  const [a, b, c] = operands;
   const shape = tensors.length === 1 ? tensors[0]!.shape : broadcastShapes(label, ...tensors.map((x) => x.shape));
-  const typed = op === "where" ? tensors.slice(1) : tensors;
-  const common = typed.every((x) => x.dtype === typed[0]!.dtype) ? (typed[0]?.dtype ?? "f32") : "f32";
-  // Numbers do not change a tensor's type, but counting with truth values or fractions needs a number type.
-  const dtype = row.dtype ?? (common === "bool" && op !== "where" && op !== "copy" ? "f32" : common);
-  const used = Object.fromEntries(Object.entries(operands).filter(([, x]) => x !== undefined)) as Partial<
-    Record<Slot, Operand>
-  >;
-  const y = evaluate(op, row.value, used, shape, dtype);
+  // A condition is no operand, and numbers alone are f32.
+  const typed = op === "where" ? operands.slice(1) : operands;
+  const whole = typed.every((x) => typeof x === "number") ? undefined : wholeType(label, row, typed);
+  const chosen = whole && op === "where" && typed.every((x) => x instanceof Tensor && x.dtype === "bool");
+  const used: Partial<Record<Slot, Operand>> = { a: a! };
+  if (b !== undefined) used.b = b;
+  if (c !== undefined) used.c = c;
+  const expression = whole && typeof row.whole === "string" ? row.whole : row.value;
+  const y = evaluate(op, expression, used, shape, row.to ?? (chosen ? "bool" : (whole ?? "f32")), whole);
   const { grad } = row;
-  if (!grad) return y;
-  const slots = (["a", "b", "c"] as const).filter((s) => operands[s] instanceof Tensor);
+  if (!grad || whole) return y;
+  const slots = (["a", "b", "c"] as const).filter((s) => used[s] instanceof Tensor);
   return record(label, tensors, y, (gy) =>
     slots.map((slot) => {
-      const x = operands[slot] as Tensor;
+      const x = used[slot] as Tensor;
       const derivative = grad[slot];
       if (!x.requiresGrad || !derivative) return null;
       if (derivative === "g") return sumTo(gy, x.shape);
@@ -202,62 +269,100 @@ function apply(op: keyof typeof table, a: Operand, b?: Operand, c?: Operand, lab
   );
 }
 
-export const add = (a: Operand, b: Operand): Tensor => apply("add", a, b);
-export const sub = (a: Operand, b: Operand): Tensor => apply("sub", a, b);
-export const mul = (a: Operand, b: Operand): Tensor => apply("mul", a, b);
-export const div = (a: Operand, b: Operand): Tensor => apply("div", a, b);
+type Unary = (x: Tensor) => Tensor;
+type Binary = (a: Operand, b: Operand, ...more: never[]) => Tensor;
+
+/** Further arguments are let by, so that arrays can be mapped. */
+const unary =
+  (op: keyof typeof table): Unary =>
+  (x) => {
+    checkTensors(op, { x });
+    return apply(op, { x });
+  };
+
+const binary =
+  (op: keyof typeof table): Binary =>
+  (a, b, ...more) => {
+    checkNoMore(op, more);
+    return apply(op, { a, b });
+  };
+
+export const add = binary("add");
+export const sub = binary("sub");
+export const mul = binary("mul");
+/** a / b, in f32 for whole numbers too. */
+export const div = binary("div");
 /** Elementwise larger value; ties share the gradient. */
-export const maximum = (a: Operand, b: Operand): Tensor => apply("maximum", a, b);
+export const maximum = binary("maximum");
 /** Elementwise smaller value; ties share the gradient. */
-export const minimum = (a: Operand, b: Operand): Tensor => apply("minimum", a, b);
-export const neg = (x: Tensor): Tensor => apply("neg", x);
-export const exp = (x: Tensor): Tensor => apply("exp", x);
-export const log = (x: Tensor): Tensor => apply("log", x);
-export const sqrt = (x: Tensor): Tensor => apply("sqrt", x);
+export const minimum = binary("minimum");
+export const neg = unary("neg");
+export const exp = unary("exp");
+export const log = unary("log");
+export const sqrt = unary("sqrt");
 /** |x|; the gradient at 0 is 0. */
-export const abs = (x: Tensor): Tensor => apply("abs", x);
-export const sigmoid = (x: Tensor): Tensor => apply("sigmoid", x);
-export const tanh = (x: Tensor): Tensor => apply("tanh", x);
-export const relu = (x: Tensor): Tensor => apply("relu", x);
-export const silu = (x: Tensor): Tensor => apply("silu", x);
-export const sin = (x: Tensor): Tensor => apply("sin", x);
-export const cos = (x: Tensor): Tensor => apply("cos", x);
-export const erf = (x: Tensor): Tensor => apply("erf", x);
+export const abs = unary("abs");
+export const sigmoid = unary("sigmoid");
+export const tanh = unary("tanh");
+export const relu = unary("relu");
+export const silu = unary("silu");
+export const sin = unary("sin");
+export const cos = unary("cos");
+export const erf = unary("erf");
+export interface GeluOptions {
+  approximate?: "none" | "tanh";
+}
 /** x times the normal distribution function, exact or by the tanh form (Hendrycks and Gimpel 2016). */
-export function gelu(x: Tensor, options: { approximate?: "none" | "tanh" } = {}): Tensor {
-  return apply(options.approximate === "tanh" ? "geluTanh" : "geluNone", x, undefined, undefined, "gelu");
+export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
+  checkTensors("gelu", { x });
+  checkOptions("gelu", options, { approximate: ["none", "tanh"] });
+  return apply(options.approximate === "tanh" ? "geluTanh" : "geluNone", { x }, "gelu");
+}
+export interface ClampOptions {
+  min?: number;
+  max?: number;
 }
 /** Limits x to [min, max]; the gradient passes where x lies inside, the ends included. */
-export function clamp(x: Tensor, options: { min?: number; max?: number }): Tensor {
-  return apply("clamp", x, options.min ?? -3.4e38, options.max ?? 3.4e38);
+export function clamp(x: Tensor, options: ClampOptions = {}): Tensor {
+  checkTensors("clamp", { x });
+  checkOptions("clamp", options, { min: "number", max: "number" });
+  const { min, max } = options;
+  if (min === undefined && max === undefined) throw new Error("clamp: give min, max or both; got neither");
+  const ends = [min, max].every((v) => v === undefined || Number.isInteger(v) || !Number.isFinite(v));
+  const [low, high] = x.dtype !== "f32" && ends ? RANGE[x.dtype === "u32" ? "u32" : "i32"] : [-Infinity, Infinity];
+  const within = (v: number): number => Math.min(Math.max(v, low), high);
+  return apply("clamp", { x, min: within(min ?? low), max: within(max ?? high) });
 }
-/** x to the power of a number. */
-export const pow = (x: Tensor, p: number): Tensor => apply("pow", x, p);
+/** a to the power of b, in f32; NaN for a negative base and a power that is not whole. */
+export const pow: Binary = binary("pow");
 /** `a` where `condition` is not 0, else `b`. */
-export const where = (condition: Tensor, a: Operand, b: Operand): Tensor => apply("where", condition, a, b);
-export const lt = (a: Operand, b: Operand): Tensor => apply("lt", a, b);
-export const le = (a: Operand, b: Operand): Tensor => apply("le", a, b);
-export const gt = (a: Operand, b: Operand): Tensor => apply("gt", a, b);
-export const ge = (a: Operand, b: Operand): Tensor => apply("ge", a, b);
-export const eq = (a: Operand, b: Operand): Tensor => apply("eq", a, b);
-export const logicalAnd = (a: Operand, b: Operand): Tensor => apply("logicalAnd", a, b);
-export const logicalOr = (a: Operand, b: Operand): Tensor => apply("logicalOr", a, b);
-export const logicalNot = (x: Tensor): Tensor => apply("logicalNot", x);
+export function where(condition: Tensor, a: Operand, b: Operand, ...more: never[]): Tensor {
+  checkNoMore("where", more);
+  checkTensors("where", { condition });
+  return apply("where", { condition: cast(condition, "bool"), a, b });
+}
+export const lt = binary("lt");
+export const le = binary("le");
+export const gt = binary("gt");
+export const ge = binary("ge");
+export const eq = binary("eq");
+export const logicalAnd = binary("logicalAnd");
+export const logicalOr = binary("logicalOr");
+export const logicalNot = unary("logicalNot");
 
 /** Converts between f32, i32, u32 and bool (not 0), truncating towards 0; f16 goes to and from f32. */
 export function cast(x: Tensor, dtype: DType): Tensor {
+  checkTensors("cast", { x }, true);
+  checkType("cast", dtype);
   if (x.dtype === dtype) return x;
-  if (x.dtype === "f16" || dtype === "f16") {
-    if (x.dtype !== "f32" && dtype !== "f32") return cast(cast(x, "f32"), dtype);
-    const y = empty(x.device, x.shape, dtype);
-    const pairs = Math.ceil(x.size / 2);
-    run(x.device, "half", dtype === "f16" ? "pack" : "unpack", {
-      bind: dtype === "f16" ? { full: x, packed_out: y } : { packed: x, full_out: y },
-      params: { pairs },
-      groups: linearGroups(Math.ceil(pairs / 64)),
-    });
-    return record("cast", [x], y, (gy) => [gy]);
-  }
-  const y = evaluate("copy", table.copy.value, { a: x }, x.shape, dtype);
-  return dtype === "f32" && x.dtype === "f32" ? record("cast", [x], y, (gy) => [gy]) : y;
+  if (x.dtype !== "f16" && dtype !== "f16") return apply(dtype, { x }, "cast");
+  if (x.dtype !== "f32" && dtype !== "f32") return cast(cast(x, "f32"), dtype);
+  const y = empty(x.device, x.shape, dtype);
+  const pairs = Math.ceil(x.size / 2);
+  run(x.device, "half", dtype === "f16" ? "pack" : "unpack", {
+    bind: dtype === "f16" ? { full: x, packed_out: y } : { packed: x, full_out: y },
+    params: { pairs },
+    groups: linearGroups(Math.ceil(pairs / 64)),
+  });
+  return record("cast", [x], y, (gy) => [gy]);
 }

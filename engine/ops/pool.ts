@@ -1,4 +1,5 @@
 /** Pooling over windows of (B, C, H, W) or (C, H, W). */
+import { checkFloats, checkOptions } from "../check.ts";
 import { run } from "../kernel.ts";
 import { show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -13,8 +14,9 @@ export interface PoolOptions {
 }
 
 function pool(op: "maxPool2d" | "avgPool2d", x: Tensor, size: Pair, options: PoolOptions): Tensor {
+  checkFloats(op, { x });
+  checkOptions(op, options, { stride: "any", padding: "any" });
   if (x.shape.length < 3) throw new Error(`${op}: x must be (B, C, H, W) or (C, H, W); got ${show(x.shape)}`);
-  if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
   const kernel = pair(op, "size", size, 1);
   const step = pair(op, "stride", options.stride ?? size, 1);
   const pad = pair(op, "padding", options.padding ?? 0, 0);
@@ -57,7 +59,7 @@ function pool(op: "maxPool2d" | "avgPool2d", x: Tensor, size: Pair, options: Poo
   });
 }
 
-/** Largest value of each window; the padding never wins. */
+/** Largest value of each window, NaN where it holds one; the padding never wins. */
 export function maxPool2d(x: Tensor, size: Pair, options: PoolOptions = {}): Tensor {
   return pool("maxPool2d", x, size, options);
 }

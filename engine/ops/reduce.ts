@@ -1,4 +1,5 @@
 /** Sums, means, extrema and argmax over dimensions. */
+import { checkFloats, checkOptions, checkTensors, isPlain } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { axis, type Shape, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -19,11 +20,13 @@ function reduceMiddle(x: Tensor, outer: number, r: number, inner: number, kind: 
     const whole = rows <= 256 || (columns >= 2048 && rows <= 4096);
     const piece = whole ? Math.max(rows, 1) : Math.max(64, Math.min(1024, 2 ** Math.ceil(Math.log2(Math.sqrt(rows)))));
     const pieces = Math.max(1, Math.ceil(rows / piece));
-    const y = empty(x.device, [outer, pieces, inner]);
-    run(x.device, "reduce", "forward", {
-      bind: { x: from, y },
+    const float = x.dtype === "f32";
+    const unsigned = x.dtype === "u32";
+    const y = empty(x.device, [outer, pieces, inner], float ? "f32" : unsigned ? "u32" : "i32");
+    run(x.device, "reduce", float ? "forward" : "forward_whole", {
+      bind: float ? { x: from, y } : { whole: from, whole_out: y },
       params: { outer, r: rows, inner, pieces, piece, scale: pieces === 1 ? scale : 1 },
-      constants: { KIND: kind },
+      constants: float ? { KIND: kind } : { KIND: kind, UNSIGNED: unsigned ? 1 : 0 },
       groups: linearGroups(Math.ceil((columns * pieces) / 64)),
     });
     if (pieces === 1) return y;
@@ -32,11 +35,21 @@ function reduceMiddle(x: Tensor, outer: number, r: number, inner: number, kind: 
   }
 }
 
-/** The dimensions named, sorted; all of them by default. */
-function listed(op: string, x: Tensor, dims: number | readonly number[] | undefined): number[] {
+type Dims = number | readonly number[] | undefined;
+
+/** The dimensions named, sorted; all of them where none is. */
+function listed(op: string, x: Tensor, dims: Dims): number[] {
   const rank = x.shape.length;
-  if (dims === undefined) return [...x.shape.keys()];
-  return [...new Set([dims].flat().map((d) => axis(op, d, rank)))].sort((a, b) => a - b);
+  if (isPlain(dims))
+    throw new Error(`${op}: dims come before the options: ${op}(x, dims, { keepdim }); dims undefined: all`);
+  if (dims === undefined || (Array.isArray(dims) && dims.length === 0)) return [...x.shape.keys()];
+  const list = [dims]
+    .flat()
+    .map((d) => axis(op, d, rank))
+    .sort((a, b) => a - b);
+  if (list.some((d, i) => d === list[i - 1]))
+    throw new Error(`${op}: each dimension is named once; got dims ${show([dims].flat())} of ${show(x.shape)}`);
+  return list;
 }
 
 /** Reduces `dims` (sorted) to size 1, one run of neighbours after the other from the last to the first: nothing is moved in between. */
@@ -71,46 +84,40 @@ function reducedShape(shape: Shape, dims: readonly number[], keepdim: boolean): 
 export interface ReduceOptions {
   keepdim?: boolean;
 }
+const OPTIONS = { keepdim: "boolean" } as const;
 
-function total(
-  op: string,
-  x: Tensor,
-  dims: number | readonly number[] | undefined,
-  options: ReduceOptions,
-  mean: boolean,
-): Tensor {
-  if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
+function total(op: string, x: Tensor, dims: Dims, options: ReduceOptions, mean: boolean): Tensor {
   const list = listed(op, x, dims);
+  checkOptions(op, options, OPTIONS);
   const scale = mean ? 1 / sizeOf(list.map((d) => x.shape[d]!)) : 1;
   const y = alias(reduceDims(x, list, SUM, scale), reducedShape(x.shape, list, options.keepdim ?? false));
   const kept = reducedShape(x.shape, list, true);
   return record(op, [x], y, (gy) => [expandTo(alias(gy, kept), x.shape, scale)]);
 }
 
-/** Sum over `dims` (default: all). */
-export function sum(x: Tensor, dims?: number | readonly number[], options: ReduceOptions = {}): Tensor {
+/** Sum over `dims` (default, or empty: all). Whole numbers give whole numbers, truth values their count (i32). */
+export function sum(x: Tensor, dims?: Dims, options: ReduceOptions = {}): Tensor {
+  checkTensors("sum", { x });
   return total("sum", x, dims, options, false);
 }
 
-/** Mean over `dims` (default: all). */
-export function mean(x: Tensor, dims?: number | readonly number[], options: ReduceOptions = {}): Tensor {
+/** Mean over `dims` (default, or empty: all). */
+export function mean(x: Tensor, dims?: Dims, options: ReduceOptions = {}): Tensor {
+  checkFloats("mean", { x });
   return total("mean", x, dims, options, true);
 }
 
-function extremum(
-  op: "max" | "min",
-  x: Tensor,
-  dims: number | readonly number[] | undefined,
-  options: ReduceOptions,
-): Tensor {
-  if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
+function extremum(op: "max" | "min", x: Tensor, dims: Dims, options: ReduceOptions): Tensor {
+  checkTensors(op, { x });
   const list = listed(op, x, dims);
   if (list.some((d) => x.shape[d] === 0))
     throw new Error(`${op}: there is nothing to choose from along dims ${list} of shape ${show(x.shape)}`);
+  checkOptions(op, options, OPTIONS);
   const kept = reducedShape(x.shape, list, true);
   const y = alias(
     reduceDims(x, list, op === "max" ? MAX : MIN, 1),
     reducedShape(x.shape, list, options.keepdim ?? false),
+    x.dtype,
   );
   return record(op, [x], y, (gy) => {
     // 1 where x is the extremum; several share the gradient.
@@ -133,27 +140,25 @@ function extremum(
   });
 }
 
-/** Largest value over `dims` (torch.amax): values only, ties share the gradient. */
-export function max(x: Tensor, dims?: number | readonly number[], options: ReduceOptions = {}): Tensor {
+/** Largest value over `dims` (torch.amax; default, or empty: all): values only, ties share the gradient. NaN where there is one. */
+export function max(x: Tensor, dims?: Dims, options: ReduceOptions = {}): Tensor {
   return extremum("max", x, dims, options);
 }
 
 /** Smallest value over `dims` (torch.amin). */
-export function min(x: Tensor, dims?: number | readonly number[], options: ReduceOptions = {}): Tensor {
+export function min(x: Tensor, dims?: Dims, options: ReduceOptions = {}): Tensor {
   return extremum("min", x, dims, options);
 }
 
-/** Index (i32) of the first largest element along `dim`. */
-export function argmax(x: Tensor, dim: number): Tensor {
+/** Index (i32) of the first largest element along `dim`, or of the first NaN. */
+export function argmax(x: Tensor, dim: number, options: ReduceOptions = {}): Tensor {
+  checkFloats("argmax", { x });
+  checkOptions("argmax", options, OPTIONS);
   const d = axis("argmax", dim, x.shape.length);
-  if (x.dtype !== "f32") throw new Error(`argmax: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
+  if (x.shape[d] === 0) throw new Error(`argmax: there is nothing to choose from along dim ${d} of ${show(x.shape)}`);
   const outer = sizeOf(x.shape.slice(0, d));
   const inner = sizeOf(x.shape.slice(d + 1));
-  const index = empty(
-    x.device,
-    x.shape.filter((_, k) => k !== d),
-    "i32",
-  );
+  const index = empty(x.device, reducedShape(x.shape, [d], options.keepdim ?? false), "i32");
   run(x.device, "reduce", "argmax", {
     bind: { x, index },
     params: { outer, r: x.shape[d]!, inner, pieces: 1, piece: 0, scale: 1 },

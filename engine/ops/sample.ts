@@ -1,4 +1,5 @@
 /** Reading images at arbitrary positions. */
+import { checkFloats, checkOptions } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { show } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -18,17 +19,18 @@ export interface GridSampleOptions {
  * are torch's: bilinear, zeros, corners not aligned.
  */
 export function gridSample(x: Tensor, grid: Tensor, options: GridSampleOptions = {}): Tensor {
+  checkFloats("gridSample", { x, grid });
+  checkOptions("gridSample", options, {
+    mode: ["bilinear", "nearest"],
+    paddingMode: ["zeros", "border"],
+    alignCorners: "boolean",
+  });
   const { mode = "bilinear", paddingMode = "zeros", alignCorners = false } = options;
-  if (x.dtype !== "f32" || x.shape.length !== 4)
-    throw new Error(`gridSample: x must be f32 (N, C, H, W); got ${x.dtype} ${show(x.shape)}`);
-  if (grid.dtype !== "f32" || grid.shape.length !== 4 || grid.shape[0] !== x.shape[0] || grid.shape[3] !== 2)
+  if (x.shape.length !== 4) throw new Error(`gridSample: x must be (N, C, H, W); got ${show(x.shape)}`);
+  if (grid.shape.length !== 4 || grid.shape[0] !== x.shape[0] || grid.shape[3] !== 2)
     throw new Error(
-      `gridSample: x is ${show(x.shape)}, so grid must be f32 (${x.shape[0]}, Ho, Wo, 2); got ${grid.dtype} ${show(grid.shape)}`,
+      `gridSample: x is ${show(x.shape)}, so grid must be (${x.shape[0]}, Ho, Wo, 2); got ${show(grid.shape)}`,
     );
-  if (mode !== "bilinear" && mode !== "nearest")
-    throw new Error(`gridSample: mode must be "bilinear" or "nearest"; got "${mode}"`);
-  if (paddingMode !== "zeros" && paddingMode !== "border")
-    throw new Error(`gridSample: paddingMode must be "zeros" or "border"; got "${paddingMode}"`);
   const [n, c, h, w] = x.shape as [number, number, number, number];
   if (h === 0 || w === 0) throw new Error(`gridSample: x ${show(x.shape)} has no pixels`);
   const [, outH, outW] = grid.shape as [number, number, number];

@@ -1,4 +1,5 @@
 /** softmax and its relatives over one dimension. */
+import { checkFloats, checkNoMore, checkOptions } from "../check.ts";
 import type { Device } from "../device.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { axis, show, sizeOf } from "../shape.ts";
@@ -12,7 +13,7 @@ interface Rows {
 }
 
 function split(op: string, x: Tensor, dim: number): Rows & { d: number } {
-  if (x.dtype !== "f32") throw new Error(`${op}: x must be f32; got ${x.dtype}: F.cast(x, "f32") first`);
+  checkFloats(op, { x });
   const d = axis(op, dim, x.shape.length);
   const r = x.shape[d] ?? 1;
   if (r === 0) throw new Error(`${op}: dimension ${d} of x ${show(x.shape)} is empty`);
@@ -55,17 +56,20 @@ function normalise(op: string, x: Tensor, dim: number, kind: number): Tensor {
 }
 
 /** exp(x) / sum exp(x) along `dim`, stable for large x. */
-export function softmax(x: Tensor, dim: number): Tensor {
+export function softmax(x: Tensor, dim: number, ...more: never[]): Tensor {
+  checkNoMore("softmax", more);
   return normalise("softmax", x, dim, 0);
 }
 
 /** log(softmax(x)) along `dim`, without the logarithm of small numbers. */
-export function logSoftmax(x: Tensor, dim: number): Tensor {
+export function logSoftmax(x: Tensor, dim: number, ...more: never[]): Tensor {
+  checkNoMore("logSoftmax", more);
   return normalise("logSoftmax", x, dim, 1);
 }
 
 /** log sum exp(x) along `dim`, stable for large x. */
 export function logSumExp(x: Tensor, dim: number, options: { keepdim?: boolean } = {}): Tensor {
+  checkOptions("logSumExp", options, { keepdim: "boolean" });
   const { d, rows, r, inner } = split("logSumExp", x, dim);
   const params = { rows, r, inner };
   const shape = options.keepdim ? x.shape.map((n, k) => (k === d ? 1 : n)) : x.shape.filter((_, k) => k !== d);

@@ -1,4 +1,5 @@
 /** The largest elements of rows. */
+import { checkFloats, checkNoMore } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { show } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -7,12 +8,13 @@ import { sortKeys } from "./sort.ts";
 
 /**
  * The k largest of the last dimension, from the largest down, with their indices (i32): (…, n) -> two of (…, k). Of equal ones the lower
- * index comes first, so the result is the same every time. Values pass gradients.
+ * index comes first, so the result is the same every time; NaN counts as the largest. Values pass gradients.
  */
-export function topk(x: Tensor, k: number): { values: Tensor; indices: Tensor } {
+export function topk(x: Tensor, k: number, ...more: never[]): { values: Tensor; indices: Tensor } {
+  checkFloats("topk", { x });
+  checkNoMore("topk", more);
   const n = x.shape.at(-1);
-  if (x.dtype !== "f32" || n === undefined)
-    throw new Error(`topk: x must be f32 with at least one dimension; got ${x.dtype} ${show(x.shape)}`);
+  if (n === undefined) throw new Error("topk: x must have at least one dimension; got a single number");
   if (!Number.isInteger(k) || k < 0 || k > n)
     throw new Error(`topk: k must lie in 0..${n}, the last dimension of x ${show(x.shape)}; got ${k}`);
   const { device } = x;

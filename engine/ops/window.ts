@@ -1,4 +1,5 @@
 /** Sizes of sliding windows, shared by convolution and pooling: no GPU here. */
+import { describe } from "../check.ts";
 import { type Shape, show } from "../shape.ts";
 
 /** One number for both directions, or (y, x). */
@@ -6,10 +7,12 @@ export type Pair = number | readonly [number, number];
 
 /** (y, x), each a whole number from `least` up. */
 export function pair(op: string, name: string, value: Pair, least: number): [number, number] {
-  const both: [number, number] = typeof value === "number" ? [value, value] : [value[0], value[1]];
-  if (both.some((n) => !Number.isInteger(n) || n < least))
-    throw new Error(`${op}: ${name} takes one or two whole numbers from ${least} up; got ${show([value].flat())}`);
-  return both;
+  const both = typeof value === "number" ? [value, value] : value;
+  if (!Array.isArray(both) || both.length !== 2 || both.some((n) => !Number.isInteger(n) || n < least)) {
+    const came = typeof value === "string" ? describe(value) : show([value].flat());
+    throw new Error(`${op}: ${name} takes one or two whole numbers from ${least} up; got ${came}`);
+  }
+  return both as [number, number];
 }
 
 /** Windows of `size` (spread by `dilation`) every `stride` in `n` numbers and `padding` more. */

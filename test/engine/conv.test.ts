@@ -116,7 +116,7 @@ test("errors name the operation, the argument, what was expected and what came",
     () => F.conv2d(x, w, { dilation: 4 }),
     /conv2d: a window that reaches over 9 does not fit into 8 and 0 of padding/,
   );
-  assert.throws(() => F.conv2d(gpu.zeros([2, 4, 8, 8], { dtype: "i32" }), w), says("conv2d: x must be f32; got i32"));
+  assert.throws(() => F.conv2d(gpu.zeros([2, 4, 8, 8], { dtype: "i32" }), w), /conv2d: x must be f32; got i32/);
   assert.throws(
     () => F.convTranspose2d(x, w),
     says("convTranspose2d: x is (2, 4, 8, 8), so weight must be (4, out, kh, kw); got (6, 4, 3, 3)"),
