@@ -101,6 +101,7 @@ export class Device {
 
   /** Opens an adapter with all the features and limits that it offers. Rejects where there is none. */
   static async open(options: DeviceOptions = {}): Promise<Device> {
+    checkOptions("Device.open", options, { adapter: "any" });
     const host = platform();
     const wish = options.adapter ?? host.environment("WGPU_WISH_ADAPTER");
     const { gpu, adapter, name } = await host.requestAdapter(wish);

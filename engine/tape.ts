@@ -151,6 +151,7 @@ function walk(loss: Tensor, first: Tensor): void {
  * backward pass. `fn` must be a pure function of the inputs and of parameters.
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
+  checkTensors("checkpoint", Object.fromEntries(inputs.map((x, i) => [`input ${i}`, x])));
   const y = scope(() => noGrad(() => fn(...inputs)));
   if (!recording) return y;
   y.requiresGrad = true;

@@ -2,7 +2,7 @@
  * Parameter trees. A module's tensors, modules, arrays and plain objects of them are registered by their property names, and those names
  * are the reference checkpoint's keys: `blocks.0.attn.qkv.weight` is `this.blocks[0].attn.qkv.weight`.
  */
-import { isPlain } from "../check.ts";
+import { checkOptions, isPlain } from "../check.ts";
 import { stridedWrite } from "../ops/strided.ts";
 import { isTensor } from "../scope.ts";
 import { sameShape, show, stridesOf } from "../shape.ts";
@@ -76,6 +76,7 @@ export abstract class Module {
    * that does not fit is an error, and the rest is reported.
    */
   loadStateDict(state: ReadonlyMap<string, Tensor>, options: { strict?: boolean } = {}): LoadReport {
+    checkOptions("loadStateDict", options, { strict: "boolean" });
     const own = this.stateDict();
     const missing = [...own.keys()].filter((k) => !state.has(k));
     const unexpected = [...state.keys()].filter((k) => !own.has(k));

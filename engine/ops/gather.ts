@@ -1,5 +1,5 @@
 /** Reading and adding up elements by index. Sums run in the order of their sources, so that they come out the same every time. */
-import { checkFloats, checkTensors } from "../check.ts";
+import { checkFloats, checkNoMore, checkTensors } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { axis, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -132,7 +132,8 @@ export function indexSelect(x: Tensor, dim: number, index: Tensor): Tensor {
 }
 
 /** Rows of weight (V, D) by index (…): (…, D). An index outside 0..V-1 gives 0 and passes no gradient. */
-export function embedding(index: Tensor, weight: Tensor): Tensor {
+export function embedding(index: Tensor, weight: Tensor, ...more: never[]): Tensor {
+  checkNoMore("embedding", more);
   checkIndex("embedding", { weight }, index);
   if (weight.shape.length !== 2) throw new Error(`embedding: weight must be (V, D); got ${show(weight.shape)}`);
   const [j, inner] = weight.shape as [number, number];

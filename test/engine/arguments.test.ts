@@ -42,6 +42,10 @@ const refused: Record<string, [() => unknown, RegExp]> = {
   batchNorm: [() => f.batchNorm!(x, { training: 1 }), /batchNorm: training must be a boolean; got number 1/],
   dropout: [() => f.dropout!(x, { p: 0.5 }), /dropout: p must lie in 0\.\.1; got an object/],
   softmax: [() => f.softmax!(x, 1, { dtype: "f32" }), /softmax: takes no further argument/],
+  embedding: [
+    () => f.embedding!(gpu.zeros([1], { dtype: "i32" }), w, { paddingIdx: 0 }),
+    /embedding: takes no further/,
+  ],
   "add, alpha": [() => f.add!(x, x, { alpha: 2 }), /add: takes no further argument/],
   "sum, options first": [() => f.sum!(x, { keepdim: true }), /sum: dims come before the options/],
   "layerNorm, shape": [() => f.layerNorm!(x, [4], w, w), /layerNorm: weight must be a tensor; got an array/],
@@ -121,6 +125,14 @@ test("a tape that was used up says so", () => {
   );
   assert.throws(() => backward(F.sum(F.mul(h, h))), /tensor of shape \(2\) and used up what it came from/);
   backward(F.sum(F.exp(a)));
+});
+
+test("Device.open refuses options that it does not have", async () => {
+  const error = await Device.open({ adaptor: "software" } as never).then(
+    () => undefined,
+    (e) => e,
+  );
+  assert.match(String(error), /Device\.open: there is no option "adaptor"; there are adapter/);
 });
 
 test("tensors of two devices do not meet", async () => {
