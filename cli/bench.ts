@@ -1,5 +1,5 @@
 /** `wgpu-wish bench`: kernels and whole steps, the median of repeats, beside what they compute and move. */
-import { backward, type Device, F, nn, optim, scope, type Tensor } from "../index.ts";
+import { backward, type Device, F, nn, optim, scope, settle, type Tensor } from "../index.ts";
 import { BadInput } from "../train/errors.ts";
 import { firstStep, Peer } from "./bench-peers.ts";
 import { wishStep } from "./bench-step.ts";
@@ -137,6 +137,7 @@ const benches: readonly Bench[] = [
       return () => {
         let y = x;
         for (let i = 0; i < 100; i++) y = F.add(y, x);
+        return y;
       };
     },
   },
@@ -221,6 +222,9 @@ const benches: readonly Bench[] = [
   },
 ];
 
+const isTensor = (value: unknown): value is Tensor =>
+  typeof value === "object" && value !== null && "storage" in value && "dtype" in value;
+
 interface Times {
   /** The first call, which compiles. */
   first: number;
@@ -234,7 +238,9 @@ async function measure(gpu: Device, work: () => unknown, budgetMs = 500): Promis
     scope(async () => {
       await gpu.sync();
       const start = performance.now();
-      await work();
+      const result = await work();
+      // Pointwise operations wait until someone asks.
+      if (isTensor(result)) settle(result);
       await gpu.sync();
       return performance.now() - start;
     });

@@ -2,10 +2,10 @@
  * What DEBUG shows, on stderr. 1: the adapter and every pipeline that is made · 2: also the time of each kernel, as a table when the device
  * is closed · 3: also each dispatch with its shapes and the bytes alive · 4: also stops at the first kernel that writes a NaN or an infinity.
  */
+import type { Bound } from "./kernel.ts";
 import { platform } from "./platform.ts";
 import type { KernelTime } from "./profiler.ts";
 import { show } from "./shape.ts";
-import type { Tensor } from "./tensor.ts";
 
 export function debugLevel(): number {
   const text = platform().environment("DEBUG") ?? "";
@@ -16,7 +16,7 @@ export function log(line: string): void {
   console.error(line);
 }
 
-export function describe(label: string, bind: Record<string, Tensor>, liveBytes: number): string {
+export function describe(label: string, bind: Record<string, Bound>, liveBytes: number): string {
   const operands = Object.entries(bind).map(([name, x]) => `${name} ${x.dtype}${show(x.shape)}`);
   return `${label}: ${operands.join(", ")} · ${(liveBytes / 2 ** 20).toFixed(1)} MiB alive`;
 }

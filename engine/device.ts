@@ -4,9 +4,9 @@
  */
 import { checkNumbers, checkOptions, describe as inWords } from "./check.ts";
 import { debugLevel, describe, log, timeTable } from "./debug.ts";
-import { linearGroups, run } from "./kernel.ts";
+import { type Bound, linearGroups, run } from "./kernel.ts";
 import { platform } from "./platform.ts";
-import { Pool } from "./pool.ts";
+import { Pool, settleReaders } from "./pool.ts";
 import { Profiler } from "./profiler.ts";
 import { Random } from "./random.ts";
 import { own } from "./scope.ts";
@@ -223,14 +223,14 @@ export class Device {
   }
 
   /** Called after each dispatch with the tensors that it wrote. */
-  dispatched(label: string, bind: Record<string, Tensor>, written: () => Tensor[]): void {
+  dispatched(label: string, bind: Record<string, Bound>, written: () => Bound[]): void {
     this.dispatches++;
     if (this.debug >= 3) log(describe(label, bind, this.pool.liveBytes));
     if (this.debug >= 4 && label !== "finite/scan") this.#watch(label, written());
     if (++this.#inBatch >= BATCH || this.profiler.full) this.flush();
   }
 
-  #watch(label: string, written: Tensor[]): void {
+  #watch(label: string, written: Bound[]): void {
     if (!this.#found) {
       this.#found = own(empty(this, [1], "u32"), undefined);
       this.upload(this.#found, new Uint32Array([0xffffffff]));
@@ -263,8 +263,10 @@ export class Device {
 
   /** Writes host bytes (a multiple of 4) into a tensor's buffer, after everything that was dispatched before. */
   upload(y: Tensor, bytes: ArrayBufferView): void {
-    if (y.storage.lastBatch === this.batch) this.flush();
-    this.gpu.queue.writeBuffer(y.storage.buffer, 0, bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength);
+    const { storage } = y;
+    settleReaders(storage);
+    if (storage.lastBatch === this.batch) this.flush();
+    this.gpu.queue.writeBuffer(storage.buffer, 0, bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength);
   }
 
   /** The encoder outside any compute pass, for copies; in order with the dispatches, and a tenth of what one costs. */
@@ -283,15 +285,20 @@ export class Device {
         throw new Error(
           `copy: the tensor of shape ${show(x.shape)} was freed when its scope ended; return it from the scope to keep it`,
         );
-    this.#outsidePass().copyBufferToBuffer(from.storage.buffer, fromAt * 4, to.storage.buffer, toAt * 4, n * 4);
-    from.storage.lastBatch = this.batch;
-    to.storage.lastBatch = this.batch;
+    // Both before the pass is ended: asking for a buffer may run kernels.
+    const [source, target] = [from.storage, to.storage];
+    settleReaders(target);
+    this.#outsidePass().copyBufferToBuffer(source.buffer, fromAt * 4, target.buffer, toAt * 4, n * 4);
+    source.lastBatch = this.batch;
+    target.lastBatch = this.batch;
   }
 
   /** Sets a tensor's whole buffer to zero. */
   clear(x: Tensor): void {
-    this.#outsidePass().clearBuffer(x.storage.buffer);
-    x.storage.lastBatch = this.batch;
+    const { storage } = x;
+    settleReaders(storage);
+    this.#outsidePass().clearBuffer(storage.buffer);
+    storage.lastBatch = this.batch;
   }
 
   /** Bytes of a tensor's elements. Rejects with the kernel's name where a command before it was refused or the device is lost. */
@@ -299,12 +306,13 @@ export class Device {
     if (this.#closed) this.check();
     const bytes = Math.ceil((x.size * BYTES[x.dtype]) / 4) * 4;
     if (bytes === 0) return new ArrayBuffer(0);
+    const { storage } = x;
     const staging = this.gpu.createBuffer({
       label: "read",
       size: bytes,
       usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
     });
-    this.#outsidePass().copyBufferToBuffer(x.storage.buffer, 0, staging, 0, bytes);
+    this.#outsidePass().copyBufferToBuffer(storage.buffer, 0, staging, 0, bytes);
     this.flush();
     try {
       await staging.mapAsync(GPUMapMode.READ);

@@ -23,4 +23,4 @@ export {
 export { keep, scope } from "./scope.ts";
 export type { Shape } from "./shape.ts";
 export { backward, checkpoint, detach, isRecording, noGrad } from "./tape.ts";
-export type { DType, HostArray, HostData, Tensor, TensorOptions } from "./tensor.ts";
+export { type DType, type HostArray, type HostData, settle, type Tensor, type TensorOptions } from "./tensor.ts";

@@ -5,12 +5,23 @@
 import { log } from "./debug.ts";
 import type { Device } from "./device.ts";
 import { platform } from "./platform.ts";
-import type { Tensor } from "./tensor.ts";
+import { type Storage, settleReaders } from "./pool.ts";
+import type { Shape } from "./shape.ts";
+import type { DType } from "./tensor.ts";
 
 export type Params = Record<string, number | readonly number[]>;
 
+/** What a kernel can read or write: a tensor, or a buffer that is none yet. */
+export interface Bound {
+  readonly storage: Storage;
+  readonly shape: Shape;
+  readonly size: number;
+  readonly dtype: DType;
+  readonly freed: boolean;
+}
+
 export interface Dispatch {
-  bind: Record<string, Tensor>;
+  bind: Record<string, Bound>;
   params?: Params;
   /** `override` constants: every combination is a pipeline of its own, so structural switches only. */
   constants?: Record<string, number>;
@@ -159,8 +170,11 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
   const { pipeline, layout, shader, id } = pipelineFor(device, name, entry, call);
   let key = String(id);
   for (const n in call.bind) {
-    const { storage, freed } = call.bind[n]!;
-    if (freed) throw new Error(`${label}: ${n} was freed when its scope ended; return it from the scope to keep it`);
+    const x = call.bind[n]!;
+    if (x.freed) throw new Error(`${label}: ${n} was freed when its scope ended; return it from the scope to keep it`);
+    // Asking for its buffer may run the kernels that have still to fill it.
+    const { storage } = x;
+    if (storage.readers?.size && shader.bindings.get(n)!.writes) settleReaders(storage);
     key += `,${storage.id}`;
   }
   // The slot comes first: taking it may submit the batch, and the marks below belong to the batch that uses them.

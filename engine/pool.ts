@@ -8,6 +8,8 @@ export interface Storage {
   readonly bytes: number;
   /** Tensors that share the buffer. */
   owners: number;
+  /** What has still to read it, and is computed before it is overwritten. */
+  readers?: Set<{ settle(): unknown }>;
   /** Batch of commands that used it last: an upload may not overtake a batch that is not submitted yet. */
   lastBatch: number;
 }
@@ -31,6 +33,11 @@ function insert(list: Storage[], storage: Storage): void {
     else high = middle;
   }
   list.splice(low, 0, storage);
+}
+
+/** Computes what still has to read a buffer that is about to be overwritten. */
+export function settleReaders(storage: Storage): void {
+  if (storage.readers?.size) for (const reader of [...storage.readers]) reader.settle();
 }
 
 export class Pool {

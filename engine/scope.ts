@@ -2,9 +2,7 @@
  * Memory without bookkeeping: what is made inside a scope is freed at its end, except what it returns, parameters' gradients and whatever
  * was handed to an outer owner. Scopes nest; an async one ends when its promise settles, and two async ones must not interleave.
  */
-import type { Device } from "./device.ts";
-import type { Storage } from "./pool.ts";
-import type { Tensor } from "./tensor.ts";
+import type { Memory, Tensor } from "./tensor.ts";
 
 export interface Scope {
   readonly tensors: Set<Tensor>;
@@ -12,9 +10,12 @@ export interface Scope {
 
 const stack: Scope[] = [];
 /** Buffers of tensors that no scope owns go back to the pool when the tensor itself is collected. */
-const orphans = new FinalizationRegistry<{ device: Device; storage: Storage }>(({ device, storage }) =>
-  device.pool.release(storage),
-);
+const orphans = new FinalizationRegistry<Memory>(giveBack);
+
+function giveBack({ device, storage, pending }: Memory): void {
+  if (storage) device.pool.release(storage);
+  else pending?.release();
+}
 
 export function currentScope(): Scope | undefined {
   return stack.at(-1);
@@ -26,7 +27,7 @@ export function own(x: Tensor, owner: Scope | undefined): Tensor {
   else orphans.unregister(x);
   x.scope = owner;
   if (owner) owner.tensors.add(x);
-  else orphans.register(x, { device: x.device, storage: x.storage }, x);
+  else orphans.register(x, x.memory, x);
   return x;
 }
 
@@ -78,7 +79,7 @@ export function free(x: Tensor): void {
 function drop(x: Tensor): void {
   x.freed = true;
   x.node = undefined;
-  x.device.pool.release(x.storage);
+  giveBack(x.memory);
 }
 
 function leave(inner: Scope, result?: unknown): void {
@@ -90,7 +91,10 @@ function leave(inner: Scope, result?: unknown): void {
     if (typeof value !== "object" || value === null || seen.has(value) || ArrayBuffer.isView(value)) return;
     seen.add(value);
     if (isTensor(value)) {
-      if (value.scope === inner) own(value, outer);
+      if (value.scope !== inner) return;
+      own(value, outer);
+      // What leaves the last scope is worked out, so that it does not hold the memory of what it is made from.
+      if (!outer) void value.storage;
       return;
     }
     if (value instanceof Map || value instanceof Set || Array.isArray(value)) for (const item of value) keepAll(item);

@@ -3,7 +3,7 @@
  * oldest and adds up what arrives at each tensor.
  */
 import { checkTensors } from "./check.ts";
-import { linearGroups, run } from "./kernel.ts";
+import { pointwise } from "./fusion.ts";
 import { free, keep, scope } from "./scope.ts";
 import { sameShape, show } from "./shape.ts";
 import { alias, empty, fill, type Tensor } from "./tensor.ts";
@@ -81,17 +81,11 @@ export function backward(loss: Tensor, gy?: Tensor): void {
   noGrad(() => scope(() => walk(loss, gy ? alias(gy) : fill(empty(loss.device, loss.shape), 1))));
 }
 
-/** a + b; the buffer of `a` is used again where nothing else shares it. Both are given up. */
+const SUM = { name: "sum of gradients", expression: "a + b", dtype: "f32" } as const;
+
+/** a + b. Both are given up. */
 function accumulate(a: Tensor, b: Tensor): Tensor {
-  const vectors = Math.ceil(a.size / 4);
-  const groups = linearGroups(Math.ceil(vectors / 64));
-  if (a.storage.owners === 1) {
-    run(a.device, "accumulate", "in_place", { bind: { y: a, b }, params: { n: vectors }, groups });
-    free(b);
-    return a;
-  }
-  const y = empty(a.device, a.shape);
-  run(a.device, "accumulate", "forward", { bind: { a, b, y }, params: { n: vectors }, groups });
+  const y = pointwise(SUM, { a, b }, a.shape);
   free(a);
   free(b);
   return y;
@@ -143,6 +137,7 @@ function walk(loss: Tensor, first: Tensor): void {
   for (const [x, g] of arrived) {
     if (x.node) continue;
     x.grad = keep(x.grad ? accumulate(x.grad, g) : g, x);
+    void x.grad.storage; // Worked out now: it would hold the memory of the whole pass.
   }
 }
 

@@ -24,12 +24,28 @@ export const TENSOR_OPTIONS = { dtype: DTYPES, requiresGrad: "boolean" } as cons
 
 export const BYTES: Record<DType, number> = { f32: 4, f16: 2, i32: 4, u32: 4, bool: 4 };
 
+/** Numbers that are still to be worked out; engine/fusion.ts makes it. */
+export interface Pending {
+  /** Works them out, once, and gives the buffer. */
+  settle(): Storage;
+  /** One more, one less that may ask. */
+  hold(): void;
+  release(): void;
+}
+
+/** A tensor's buffer, or what will fill it. Apart from the tensor, so that it can be given back when the tensor is collected. */
+export interface Memory {
+  readonly device: Device;
+  storage: Storage | undefined;
+  pending: Pending | undefined;
+}
+
 let nextId = 1;
 
 export class Tensor {
   readonly id = nextId++;
   readonly device: Device;
-  readonly storage: Storage;
+  readonly memory: Memory;
   readonly shape: Shape;
   readonly dtype: DType;
   /** Number of elements. */
@@ -46,13 +62,31 @@ export class Tensor {
   /** Its buffer went back to the pool: any further use is an error. */
   freed = false;
 
-  constructor(device: Device, storage: Storage, shape: Shape, dtype: DType) {
+  constructor(device: Device, memory: Omit<Memory, "device">, shape: Shape, dtype: DType) {
     this.device = device;
-    this.storage = storage;
+    this.memory = { device, ...memory };
     this.shape = shape;
     this.dtype = dtype;
     this.size = sizeOf(shape);
     own(this, currentScope());
+  }
+
+  /** Its buffer. Where the numbers are not there yet this runs the kernels that work them out. */
+  get storage(): Storage {
+    const { memory } = this;
+    if (!memory.storage) {
+      const pending = memory.pending!;
+      memory.storage = pending.settle();
+      memory.storage.owners++;
+      memory.pending = undefined;
+      pending.release();
+    }
+    return memory.storage;
+  }
+
+  /** What its numbers will be worked out from; undefined where they are there. */
+  get pending(): Pending | undefined {
+    return this.memory.pending;
   }
 
   /** Whether `backward` goes on to it. Whole numbers and truth values have no gradient. */
@@ -96,14 +130,32 @@ function freedMessage(op: string, x: Tensor): string {
 }
 
 export function empty(device: Device, shape: Shape, dtype: DType = "f32"): Tensor {
-  return new Tensor(device, device.pool.allocate(Math.max(sizeOf(shape) * BYTES[dtype], 4)), [...shape], dtype);
+  const storage = device.pool.allocate(Math.max(sizeOf(shape) * BYTES[dtype], 4));
+  return new Tensor(device, { storage, pending: undefined }, [...shape], dtype);
+}
+
+/** A tensor that takes over one hold of `pending`. */
+export function pendingTensor(device: Device, pending: Pending, shape: Shape, dtype: DType): Tensor {
+  return new Tensor(device, { storage: undefined, pending }, [...shape], dtype);
+}
+
+/** Works out a tensor's numbers now, where pointwise operations have put that off: for measurements. */
+export function settle(x: Tensor): Tensor {
+  void x.storage;
+  return x;
 }
 
 /** Another tensor on the same buffer, whose bits may be taken for another type of the same size. */
 export function alias(x: Tensor, shape: Shape = x.shape, dtype: DType = x.dtype): Tensor {
   if (x.freed) throw new Error(freedMessage("reshape", x));
-  x.storage.owners++;
-  return new Tensor(x.device, x.storage, [...shape], dtype);
+  const { pending } = x;
+  if (pending && dtype === x.dtype) {
+    pending.hold();
+    return pendingTensor(x.device, pending, shape, dtype);
+  }
+  const { storage } = x;
+  storage.owners++;
+  return new Tensor(x.device, { storage, pending: undefined }, [...shape], dtype);
 }
 
 /** A tensor whose values are not set, as a user asks for it; `op` names the function that was called. */

@@ -1,24 +1,18 @@
-// One elementwise function of up to four operands with NumPy broadcasting; four results an invocation. The row of the table in
-// engine/ops/pointwise.ts replaces the body of `apply`; as it stands here the file is valid and copies `a`. Operands and results are
-// 32 bits each: the row says what they are taken for, f32 or whole numbers.
+// A chain of elementwise functions with NumPy broadcasting; four results an invocation. engine/fusion.ts repeats the operand below for
+// each buffer that the chain reads, as x0, x1, … at bindings 2, 3, …, and puts the chain in the place of `apply`'s row; as it stands here the
+// file is valid and copies x0. Operands and results are 32 bits each: the chain says what they are taken for, f32 or whole numbers.
 // exp, log, sin, cos, tanh and erf are written out: adapters' builtins may be off by more than 1e-6.
 struct Params {
   n: u32,        // elements of y
   rank: u32,     // dimensions of the strided walk
-  modes: u32,    // two bits an operand: 0 same layout as y, 1 strided, 2 a number
-  types: u32,    // two bits an operand: 0 f32, 1 i32, 2 u32 or bool
   vectors: u32,  // 1: four neighbours of y are four neighbours, or one element, of every strided operand
-  numbers: vec4u,  // bits of the operands that are numbers
+  numbers: array<vec4u, 4>,  // bits of the chain's numbers
   shape: array<vec4u, 2>,
-  strides: array<vec4u, 8>,  // of a, b, c and g along each dimension of the walk
+  strides: array<vec4u, 8>,  // of up to four strided operands along each dimension of the walk
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<vec4u>;
-@group(0) @binding(2) var<storage, read> b: array<vec4u>;
-@group(0) @binding(3) var<storage, read> c: array<vec4u>;
-@group(0) @binding(4) var<storage, read> g: array<vec4u>;
-@group(0) @binding(5) var<storage, read_write> y: array<vec4u>;
+@group(0) @binding(1) var<storage, read_write> y: array<vec4u>;
 
 const LN2_HIGH = 0.693359375;
 const LN2_LOW = -2.12194440e-4;
@@ -182,7 +176,7 @@ fn pow_(x: vec4f, p: vec4f) -> vec4f {
   return select(size, r, small);
 }
 
-// Where element i of y finds its operands in a, b, c and g.
+// Where element i of y finds its strided operands.
 fn places(i: u32) -> vec4u {
   var rest = i;
   var at = vec4u();
@@ -194,143 +188,32 @@ fn places(i: u32) -> vec4u {
   return at;
 }
 
-// What the bits of an operand of any type come to in f32.
-fn decode(bits: vec4u, slot: u32) -> vec4f {
-  switch ((params.types >> (slot * 2u)) & 3u) {
-    case 0u: {
-      return bitcast<vec4f>(bits);
-    }
-    case 1u: {
-      return vec4f(bitcast<vec4i>(bits));
-    }
-    default: {
-      return vec4f(bits);
-    }
-  }
+// <operand>
+@group(0) @binding(2) var<storage, read> x0: array<vec4u>;
+
+fn flat_x0(i: u32) -> vec4u {
+  return x0[i];
 }
 
-fn mode(slot: u32) -> u32 {
-  return (params.modes >> (slot * 2u)) & 3u;
-}
-
-// An operand whose four values lie in a row (or repeat one element), or whose values are fetched one by one.
-fn load_a(i: u32) -> vec4u {
-  switch (mode(0u)) {
-    case 0u: {
-      return a[i];
-    }
-    case 2u: {
-      return vec4u(params.numbers.x);
-    }
-    default: {
-    }
-  }
+// Its four values lie in a row, or repeat one element, or are fetched one by one.
+fn strided_x0(i: u32, walk: u32) -> vec4u {
   if (params.vectors == 1u) {
-    let at = places(i * 4u).x;
-    let v = a[at / 4u];
-    return select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].x == 0u);
+    let at = places(i * 4u)[walk];
+    let v = x0[at / 4u];
+    return select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u][walk] == 0u);
   }
   var v = vec4u();
   for (var j = 0u; j < 4u; j++) {
-    let at = places(min(i * 4u + j, params.n - 1u)).x;
-    v = select(v, vec4u(a[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
+    let at = places(min(i * 4u + j, params.n - 1u))[walk];
+    v = select(v, vec4u(x0[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
   }
   return v;
 }
-
-fn load_b(i: u32) -> vec4u {
-  switch (mode(1u)) {
-    case 0u: {
-      return b[i];
-    }
-    case 2u: {
-      return vec4u(params.numbers.y);
-    }
-    default: {
-    }
-  }
-  if (params.vectors == 1u) {
-    let at = places(i * 4u).y;
-    let v = b[at / 4u];
-    return select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].y == 0u);
-  }
-  var v = vec4u();
-  for (var j = 0u; j < 4u; j++) {
-    let at = places(min(i * 4u + j, params.n - 1u)).y;
-    v = select(v, vec4u(b[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
-  }
-  return v;
-}
-
-fn load_c(i: u32) -> vec4u {
-  switch (mode(2u)) {
-    case 0u: {
-      return c[i];
-    }
-    case 2u: {
-      return vec4u(params.numbers.z);
-    }
-    default: {
-    }
-  }
-  if (params.vectors == 1u) {
-    let at = places(i * 4u).z;
-    let v = c[at / 4u];
-    return select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].z == 0u);
-  }
-  var v = vec4u();
-  for (var j = 0u; j < 4u; j++) {
-    let at = places(min(i * 4u + j, params.n - 1u)).z;
-    v = select(v, vec4u(c[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
-  }
-  return v;
-}
-
-fn load_g(i: u32) -> vec4u {
-  switch (mode(3u)) {
-    case 0u: {
-      return g[i];
-    }
-    case 2u: {
-      return vec4u(params.numbers.w);
-    }
-    default: {
-    }
-  }
-  if (params.vectors == 1u) {
-    let at = places(i * 4u).w;
-    let v = g[at / 4u];
-    return select(v, vec4u(v[at % 4u]), params.strides[params.rank - 1u].w == 0u);
-  }
-  var v = vec4u();
-  for (var j = 0u; j < 4u; j++) {
-    let at = places(min(i * 4u + j, params.n - 1u)).w;
-    v = select(v, vec4u(g[at / 4u][at % 4u]), vec4u(0u, 1u, 2u, 3u) == vec4u(j));
-  }
-  return v;
-}
-
-// The same where every operand is f32 in the layout of y, or a number: most calls. A row of these compiles in a fraction of the
-// time, and adapters that run both sides of a branch (SwiftShader) are spared the rest.
-fn plain_a(i: u32) -> vec4u {
-  return select(a[i], vec4u(params.numbers.x), mode(0u) == 2u);
-}
-
-fn plain_b(i: u32) -> vec4u {
-  return select(b[i], vec4u(params.numbers.y), mode(1u) == 2u);
-}
-
-fn plain_c(i: u32) -> vec4u {
-  return select(c[i], vec4u(params.numbers.z), mode(2u) == 2u);
-}
-
-fn plain_g(i: u32) -> vec4u {
-  return select(g[i], vec4u(params.numbers.w), mode(3u) == 2u);
-}
+// </operand>
 
 fn apply(i: u32) -> vec4u {
   // <row>
-  return load_a(i);
+  return flat_x0(i);
   // </row>
 }
 

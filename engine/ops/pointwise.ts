@@ -4,10 +4,10 @@
  * type and the row has a form for it, as vec4i or vec4u.
  */
 import { checkNoMore, checkOptions, checkTensors, checkType, describe } from "../check.ts";
-import { defineSource, linearGroups, run } from "../kernel.ts";
-import { platform } from "../platform.ts";
+import { type Operand, pointwise, type Slot, type Whole } from "../fusion.ts";
+import { linearGroups, run } from "../kernel.ts";
 import { isTensor } from "../scope.ts";
-import { broadcastShapes, broadcastStrides, collapse, type Shape } from "../shape.ts";
+import { broadcastShapes } from "../shape.ts";
 import { record } from "../tape.ts";
 import { type DType, empty, Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
@@ -101,107 +101,7 @@ const table = {
   bool: { value: "truth(a)", whole: "vec4<bool>(a)", to: "bool" },
 } satisfies Record<string, Row>;
 
-type Operand = Tensor | number;
-type Slot = "a" | "b" | "c" | "g";
-const SLOTS: readonly Slot[] = ["a", "b", "c", "g"];
-const TYPES: Record<DType, number> = { f32: 0, i32: 1, u32: 2, bool: 2, f16: 0 };
 const RANGE = { i32: [-(2 ** 31), 2 ** 31 - 1], u32: [0, 2 ** 32 - 1] } as const;
-type Whole = keyof typeof RANGE;
-
-const scratch = new DataView(new ArrayBuffer(4));
-/** The 32 bits of a number, rounded to f32 or whole. */
-function bitsOf(v: number, whole: Whole | undefined): number {
-  if (whole) return v >>> 0;
-  scratch.setFloat32(0, v);
-  return scratch.getUint32(0);
-}
-
-/**
- * Evaluates an expression over operands that broadcast to `shape`. `name` labels the pipeline: one for each expression. `whole`: the
- * operands are whole numbers, computed with as such.
- */
-function evaluate(
-  name: string,
-  expression: string,
-  operands: Partial<Record<Slot, Operand>>,
-  shape: Shape,
-  dtype: DType,
-  whole?: Whole,
-): Tensor {
-  const tensors = SLOTS.map((s) => operands[s]).filter((x) => x instanceof Tensor);
-  const device = tensors[0]!.device;
-  const y = empty(device, shape, dtype);
-  if (y.size === 0) return y;
-
-  let modes = 0;
-  let types = 0;
-  const numbers = [0, 0, 0, 0];
-  const strides: number[][] = [];
-  SLOTS.forEach((slot, k) => {
-    const x = operands[slot];
-    const own = x instanceof Tensor ? broadcastStrides(x.shape, shape) : shape.map(() => 0);
-    strides.push(own);
-    if (!(x instanceof Tensor)) {
-      modes |= 2 << (k * 2);
-      numbers[k] = bitsOf(x ?? 0, whole);
-      return;
-    }
-    types |= TYPES[x.dtype] << (k * 2);
-    if (x.size !== y.size) modes |= 1 << (k * 2);
-  });
-  const plain = types === 0 && (modes & 0x55) === 0;
-  const source = `pointwise ${name}${whole ? ` ${whole}` : plain ? " plain" : ""}`;
-  defineSource(source, () => {
-    // The operands' names are those of the bindings too, so inside the row they are written with an underscore.
-    const loads = SLOTS.filter((s) => new RegExp(`\\b${s}\\b`).test(expression)).map((s) => {
-      if (whole) return `let ${s}_ = bitcast<vec4<${whole}>>(load_${s}(i));`;
-      return plain
-        ? `let ${s}_ = bitcast<vec4f>(plain_${s}(i));`
-        : `let ${s}_ = decode(load_${s}(i), ${SLOTS.indexOf(s)}u);`;
-    });
-    const value = expression.replace(/\b([abcg])\b(?!_)/g, "$1_");
-    const bits = dtype === "bool" ? `vec4u(${value})` : `bitcast<vec4u>(${value})`;
-    return platform()
-      .shader("pointwise")
-      .replace(/\/\/ <row>[\s\S]*\/\/ <\/row>/, `${loads.join(" ")} return ${bits};`);
-  });
-
-  const walk = collapse(shape, strides);
-  if (walk.shape.length > 8)
-    throw new Error(
-      `${name}: broadcasting over more than 8 separate dimensions is not offered; reshape the operands first`,
-    );
-
-  const first = tensors[0]!;
-  const bind: Record<string, Tensor> = {};
-  for (const slot of SLOTS) {
-    const x = operands[slot];
-    bind[slot] = x instanceof Tensor ? x : first;
-  }
-  bind.y = y;
-  const last = walk.shape.length - 1;
-  const vectors =
-    last >= 0 &&
-    walk.shape[last]! % 4 === 0 &&
-    walk.strides.every(
-      (own) => own[last]! === 0 || (own[last] === 1 && own.every((stride, d) => d === last || stride % 4 === 0)),
-    );
-  run(device, source, "forward", {
-    bind,
-    params: {
-      n: y.size,
-      rank: walk.shape.length,
-      modes,
-      types,
-      numbers,
-      vectors: vectors ? 1 : 0,
-      shape: walk.shape,
-      strides: walk.shape.flatMap((_, d) => walk.strides.map((own) => own[d]!)),
-    },
-    groups: linearGroups(Math.ceil(y.size / 256)),
-  });
-  return y;
-}
 
 /** The integer type in which a row computes, exactly: that of its operands, truth values and whole numbers among them; undefined: f32. */
 function wholeType(op: string, row: Row, operands: readonly Operand[]): Whole | undefined {
@@ -251,7 +151,8 @@ function apply(op: keyof typeof table, named: Record<string, Operand>, label: st
   if (b !== undefined) used.b = b;
   if (c !== undefined) used.c = c;
   const expression = whole && typeof row.whole === "string" ? row.whole : row.value;
-  const y = evaluate(op, expression, used, shape, row.to ?? (chosen ? "bool" : (whole ?? "f32")), whole);
+  const dtype = row.to ?? (chosen ? "bool" : (whole ?? "f32"));
+  const y = pointwise({ name: whole ? `${op} ${whole}` : op, expression, dtype, whole }, used, shape);
   const { grad } = row;
   if (!grad || whole) return y;
   const slots = (["a", "b", "c"] as const).filter((s) => used[s] instanceof Tensor);
@@ -264,7 +165,8 @@ function apply(op: keyof typeof table, named: Record<string, Operand>, label: st
       // The result takes the place of c: no row has both three operands and a derivative that needs the result.
       const withY = /\by\b/.test(derivative);
       const from = { ...used, ...(withY ? { c: y } : {}), g: gy };
-      return sumTo(evaluate(`${op}/grad_${slot}`, derivative.replace(/\by\b/g, "c"), from, shape, "f32"), x.shape);
+      const expression = derivative.replace(/\by\b/g, "c");
+      return sumTo(pointwise({ name: `${op}/grad_${slot}`, expression, dtype: "f32" }, from, shape), x.shape);
     }),
   );
 }

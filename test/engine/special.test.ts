@@ -20,7 +20,7 @@ async function gives(y: Tensor, want: readonly number[], what = ""): Promise<voi
   assert.ok(near && got.length === want.length, `${what}: got ${got}, want ${want}`);
 }
 
-// Recorded from torch on X.
+// By torch's rules on X.
 const unary: Record<string, [(x: Tensor) => Tensor, number[]]> = {
   exp: [F.exp, [N, I, 0, Math.exp(-1), 1, Math.E]],
   log: [F.log, [N, I, N, N, -I, 0]],

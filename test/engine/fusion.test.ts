@@ -1,0 +1,117 @@
+/** Chains of pointwise operations in one kernel: the same numbers as one by one, with fewer kernels, whatever happens to what they read. */
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { withoutFusion } from "../../engine/fusion.ts";
+import { backward, type Device, F, nn, optim, scope, type Tensor } from "../../index.ts";
+import { testDevice } from "../device.ts";
+
+const test = suite("fusion");
+
+/** Dispatches that `fn` takes until its result's numbers are there. */
+async function kernels(gpu: Device, fn: () => Tensor): Promise<number> {
+  const before = gpu.dispatches;
+  await scope(fn).toArray();
+  return gpu.dispatches - before;
+}
+
+test("a chain is one kernel, with its gradient another", async () => {
+  const gpu = await testDevice();
+  const x = gpu.randn([5, 7], { seed: 1 });
+  const chain = (v: Tensor): Tensor => F.add(F.mul(F.tanh(F.add(F.mul(v, 1.5), 0.5)), F.sigmoid(v)), v);
+  assert.is(await kernels(gpu, () => chain(x)), 1);
+  assert.is(await kernels(gpu, () => withoutFusion(() => chain(x))), 6);
+  const leaf = nn.parameter(x);
+  const before = gpu.dispatches;
+  backward(F.sum(chain(leaf)));
+  await leaf.grad!.toArray();
+  assert.ok(gpu.dispatches - before <= 8, `${gpu.dispatches - before} kernels for value, sum and gradient`);
+});
+
+test("fused and unfused agree, values and gradients, through broadcasts, types and reshapes", async () => {
+  const gpu = await testDevice();
+  const cases: Record<string, (a: Tensor, b: Tensor, c: Tensor) => Tensor> = {
+    broadcasts: (a, b, c) => F.mul(F.add(F.exp(F.mul(a, 0.3)), b), F.sub(c, F.tanh(b))),
+    comparisons: (a, b, c) => F.where(F.logicalAnd(F.gt(a, b), F.lt(a, 1)), F.mul(a, c), F.neg(F.add(a, b))),
+    counts: (a, b) => F.mul(a, F.add(F.cast(F.gt(a, b), "f32"), F.cast(F.cast(F.mul(b, 3), "i32"), "f32"))),
+    reshaped: (a, b) => F.mul(F.reshape(F.sigmoid(F.mul(a, 2)), [6, 4, 5]), F.reshape(F.abs(b), [1, 4, 1])),
+    shared: (a, b, c) => {
+      const h = F.gelu(F.add(a, b));
+      return F.add(F.mul(h, c), F.mul(h, h));
+    },
+    reduced: (a, b, c) => F.mul(F.softmax(F.add(a, b), -1), F.sum(F.mul(a, c), [0], { keepdim: true })),
+  };
+  const shapes = [
+    [2, 3, 4, 5],
+    [4, 1],
+    [3, 1, 5],
+  ];
+  for (const [name, fn] of Object.entries(cases)) {
+    const run = async (): Promise<number[][]> => {
+      const leaves = shapes.map((shape, i) => nn.parameter(gpu.randn(shape, { seed: 10 + i })));
+      const y = fn(leaves[0]!, leaves[1]!, leaves[2]!);
+      backward(y, gpu.randn(y.shape, { seed: 20 }));
+      const tensors = [y, ...leaves.map((leaf) => leaf.grad)].filter((x) => x !== undefined);
+      return Promise.all(tensors.map(async (x) => [...(await x.toArray())]));
+    };
+    const fused = await run();
+    // Reading is asynchronous, so the switch must hold for the making alone.
+    const leaves = shapes.map((shape, i) => nn.parameter(gpu.randn(shape, { seed: 10 + i })));
+    const y = withoutFusion(() => {
+      const made = fn(leaves[0]!, leaves[1]!, leaves[2]!);
+      backward(made, gpu.randn(made.shape, { seed: 20 }));
+      return made;
+    });
+    const plain = [y, ...leaves.map((leaf) => leaf.grad)].filter((x) => x !== undefined);
+    for (const [i, x] of plain.entries())
+      for (const [k, v] of [...(await x.toArray())].entries())
+        assert.ok(Math.abs(v - fused[i]![k]!) <= 1e-6 * Math.max(1, Math.abs(v)), `${name} ${i}[${k}]: ${v}`);
+  }
+});
+
+test("what a chain reads may be freed or overwritten before it is computed", async () => {
+  const gpu = await testDevice();
+  const y = scope(() => {
+    const x = gpu.tensor([1, 2, 3]);
+    const inner = scope(() => F.mul(F.add(x, gpu.tensor([1, 1, 1])), 2));
+    return F.add(inner, 1);
+  });
+  assert.equal([...(await y.toArray())], [5, 7, 9]);
+
+  const weight = nn.parameter(gpu.tensor([1, 2, 3]));
+  const before = F.mul(weight, 10);
+  weight.grad = gpu.tensor([1, 1, 1]);
+  new optim.SGD([{ params: [weight], lr: 1 }]).step();
+  assert.equal([...(await before.toArray())], [10, 20, 30], "computed before the step changed what it reads");
+  assert.equal([...(await weight.toArray())], [0, 1, 2]);
+
+  const freed = scope(() => {
+    const x = F.add(gpu.tensor([1]), 1);
+    return {
+      kept: F.mul(x, 3),
+      get x() {
+        return x;
+      },
+    };
+  });
+  assert.equal([...(await freed.kept.toArray())], [6]);
+});
+
+test("long chains are cut, wide ones too, and nothing is left behind", async () => {
+  const gpu = await testDevice();
+  const x = gpu.tensor([1, 2]);
+  const live = gpu.memory.liveBuffers;
+  await scope(async () => {
+    let y = x;
+    for (let i = 0; i < 100; i++) y = F.add(y, x);
+    assert.equal([...(await y.toArray())], [101, 202]);
+    const many = Array.from({ length: 20 }, (_, i) => gpu.tensor([i, -i]));
+    const sum = many.reduce((a, b) => F.add(a, b));
+    assert.equal([...(await sum.toArray())], [190, -190]);
+    // Never asked for, and so never computed.
+    F.exp(F.mul(x, 2));
+  });
+  // Less is possible: the garbage collector takes what tests before this one left.
+  assert.ok(gpu.memory.liveBuffers <= live);
+});
+
+test.run();
