@@ -80,7 +80,7 @@ const NOTHING_CACHED = { MESA_SHADER_CACHE_DISABLE: "true" };
 const FIRST = "cnn-step";
 
 /** Milliseconds of the first training step in a new process with nothing cached; undefined where the peer does not train. */
-export async function firstStep(name: PeerName | "ours", adapter: string): Promise<number | undefined> {
+export async function firstStep(name: PeerName | "ours", adapter?: string): Promise<number | undefined> {
   if (name !== "ours") {
     const peer = await Peer.start(name, NOTHING_CACHED);
     const time = await peer.measure(FIRST, 0);
@@ -89,7 +89,13 @@ export async function firstStep(name: PeerName | "ours", adapter: string): Promi
   }
   const { stdout } = await promisify(execFile)(
     process.execPath,
-    [join(packageRoot, "bin", "wgpu-wish.mjs"), "bench", FIRST, "--json", "--adapter", adapter],
+    [
+      join(packageRoot, "bin", "wgpu-wish.mjs"),
+      "bench",
+      FIRST,
+      "--json",
+      ...(adapter === undefined ? [] : ["--adapter", adapter]),
+    ],
     { env: { ...process.env, ...NOTHING_CACHED } },
   );
   return (JSON.parse(stdout) as { firstMs: number }[])[0]!.firstMs;

@@ -28,6 +28,7 @@ export interface BenchResult {
 }
 
 interface Options {
+  adapter?: string;
   compare?: PeerName[];
 }
 
@@ -285,7 +286,7 @@ function resultOf({ name, note, flops, bytes }: Bench, ms: number, firstMs: numb
 
 /** Everyone in turn, several times over, so that what else the machine does meets all alike; the best of the rounds counts. */
 async function compare(
-  { terminal }: Call<Options>,
+  { terminal, options }: Call<Options>,
   gpu: Device,
   chosen: readonly Bench[],
   names: readonly PeerName[],
@@ -321,9 +322,9 @@ async function compare(
   }
   for (const peer of peers) peer.stop();
   if (withFirstStep) {
-    const ms = (await firstStep("ours", gpu.name))!;
+    const ms = (await firstStep("ours", options.adapter))!;
     const others: Record<string, number | null> = {};
-    for (const name of names) others[name] = (await firstStep(name, gpu.name)) ?? null;
+    for (const name of names) others[name] = (await firstStep(name)) ?? null;
     const bench = { name: FIRST_STEP, note: "cnn-step's first, in a new process with nothing cached" };
     rows.push({ name: bench.name, ms, firstMs: ms, gflops: null, gbps: null, note: bench.note, peers: others });
     bar.update(rows.length, { ms });
