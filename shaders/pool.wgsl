@@ -125,3 +125,33 @@ fn grad_x(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gro
   }
   gx[plane * params.in_h * params.in_w + at] = sum;
 }
+
+// The same where windows do not overlap: each writes the cells that it covers; gx is zero before.
+@compute @workgroup_size(64)
+fn grad_windows(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let plane = id.y + id.z * groups.y;
+  let row = quotient(id.x, params.out_w);
+  if (plane >= params.planes || row >= params.out_h) {
+    return;
+  }
+  let y0 = i32(row * params.step_y) - params.top;
+  let x0 = i32((id.x - row * params.out_w) * params.step_x) - params.left;
+  let i = plane * params.out_h * params.out_w + id.x;
+  let base = plane * params.in_h * params.in_w;
+  let g = gy[i];
+  let winner = place[i];
+  for (var ky = 0; ky < i32(params.kh); ky++) {
+    for (var kx = 0; kx < i32(params.kw); kx++) {
+      let iy = u32(y0 + ky);
+      let ix = u32(x0 + kx);
+      if (iy < params.in_h && ix < params.in_w) {
+        let at = iy * params.in_w + ix;
+        if (MAX) {
+          gx[base + at] = select(0.0, g, at == winner);
+        } else {
+          gx[base + at] = g / f32(params.kh * params.kw);
+        }
+      }
+    }
+  }
+}

@@ -54,7 +54,7 @@ function phaseTaps(s: ConvSizes, d: 0 | 1, phase: number): Taps {
 /** Lanes of the subgroups where there is a kernel for that many and `co` channels fill half a panel; otherwise 1. */
 function lanesOf(device: Device, co: number): 1 | 4 | 8 {
   const lanes = device.subgroupSize;
-  return (lanes === 4 || lanes === 8) && co > 2 * lanes ? lanes : 1;
+  return (lanes === 4 || lanes === 8) && co >= 2 * lanes ? lanes : 1;
 }
 
 const kernelOf = (lanes: number): string => (lanes === 1 ? "conv2d" : `conv2d_subgroup${lanes}`);

@@ -3,7 +3,7 @@ import { checkFloats, checkOptions } from "../check.ts";
 import { run } from "../kernel.ts";
 import { show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
-import { empty, type Tensor } from "../tensor.ts";
+import { empty, fill, type Tensor } from "../tensor.ts";
 import { outputSize, type Pair, pair, planeGroups } from "./window.ts";
 
 export interface PoolOptions {
@@ -49,11 +49,14 @@ function pool(op: "maxPool2d" | "avgPool2d", x: Tensor, size: Pair, options: Poo
   });
   return record(op, [x], y, (gy) => {
     const gx = empty(device, x.shape);
-    run(device, "pool", "grad_x", {
+    // Windows apart from each other write what is theirs; overlapping ones are gathered from each cell, so that none is added to in turn.
+    const apart = kernel.every((n, d) => n <= step[d]!);
+    if (apart) fill(gx, 0);
+    run(device, "pool", apart ? "grad_windows" : "grad_x", {
       bind: { gy, gx, place: place ?? gy },
       params,
       constants: { MAX: isMax ? 1 : 0 },
-      groups: planeGroups(sizeOf(lead), Math.ceil(sizeOf(input) / 64)),
+      groups: planeGroups(sizeOf(lead), Math.ceil(sizeOf(apart ? out : input) / 64)),
     });
     return [gx];
   });
