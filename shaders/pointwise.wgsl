@@ -47,6 +47,24 @@ fn scale2(x: vec4f, k: vec4i) -> vec4f {
   return x * bitcast<vec4f>((half + 127) << vec4u(23u)) * bitcast<vec4f>((k - half + 127) << vec4u(23u));
 }
 
+// (2^k, its exponential's remainder): exp(x) = scale * (1 + remainder), for x from -87 to 89.
+struct Split {
+  scale: vec4f,
+  remainder: vec4f,
+}
+
+fn split_exp(x: vec4f) -> Split {
+  let k = round(x * 1.44269504088896341);
+  let r = x - k * LN2_HIGH - k * LN2_LOW;
+  var p = vec4f(1.9875691500e-4);
+  p = p * r + 1.3981999507e-3;
+  p = p * r + 8.3334519073e-3;
+  p = p * r + 4.1665795894e-2;
+  p = p * r + 1.6666665459e-1;
+  p = p * r + 5.0000001201e-1;
+  return Split(bitcast<vec4f>((vec4i(k) + 127) << vec4u(23u)), p * r * r + r);
+}
+
 fn exp_(x0: vec4f) -> vec4f {
   let x = clamp(x0, vec4f(-104.0), vec4f(89.0));
   let k = round(x * 1.44269504088896341);
@@ -109,20 +127,17 @@ fn cos_(x: vec4f) -> vec4f {
   return sin_quadrant(x, 1);
 }
 
+// Of u = exp(2 |x|) - 1, which is exact near 0: u / (u + 2). Beyond 10 it is 1 to the last bit.
 fn tanh_(x: vec4f) -> vec4f {
-  let z = x * x;
-  var p = vec4f(-5.70498872745e-3);
-  p = p * z + 2.06390887954e-2;
-  p = p * z - 5.37397155531e-2;
-  p = p * z + 1.33314422036e-1;
-  p = p * z - 3.33332819422e-1;
-  let near = p * z * x + x;
-  let far = sign(x) * (1.0 - 2.0 / (exp_(2.0 * abs(x)) + 1.0));
-  return select(far, near, abs(x) < vec4f(0.625));
+  let e = split_exp(2.0 * min(abs(x), vec4f(10.0)));
+  let u = e.scale * e.remainder + (e.scale - 1.0);
+  let y = bitcast<vec4u>(u / (u + 2.0)) | (bitcast<vec4u>(x) & vec4u(0x80000000u));
+  return select(bitcast<vec4f>(y), x, is_nan(x));
 }
 
 fn sigmoid_(x: vec4f) -> vec4f {
-  return 1.0 / (1.0 + exp_(-x));
+  let e = split_exp(clamp(-x, vec4f(-87.0), vec4f(89.0)));
+  return select(1.0 / (1.0 + (e.scale * e.remainder + e.scale)), x, is_nan(x));
 }
 
 // 1 - erfc(|x|) with a Chebyshev fit of relative error 1.2e-7 (Press et al., Numerical Recipes, 6.2).
