@@ -1,4 +1,5 @@
 /** Optimizers and clipping. Their state belongs to no scope: a training step may be one scope. */
+import { checkOptions } from "./check.ts";
 import { linearGroups, run } from "./kernel.ts";
 import { stridedRead } from "./ops/strided.ts";
 import { PACK_BLOCK, Pack } from "./pack.ts";
@@ -166,6 +167,7 @@ export class AdamW extends Optimizer {
   readonly #eps: number;
 
   constructor(groups: Iterable<ParamGroup>, options: AdamWOptions = {}) {
+    checkOptions("AdamW", options, { betas: "any", eps: "number" });
     super("AdamW", ["m", "v"], groups, 0.01);
     this.#betas = options.betas ?? [0.9, 0.999];
     this.#eps = options.eps ?? 1e-8;
@@ -197,7 +199,9 @@ export interface SGDOptions {
 export class SGD extends Optimizer {
   readonly #momentum: number;
 
-  constructor(groups: Iterable<ParamGroup>, { momentum = 0 }: SGDOptions = {}) {
+  constructor(groups: Iterable<ParamGroup>, options: SGDOptions = {}) {
+    checkOptions("SGD", options, { momentum: "number" });
+    const { momentum = 0 } = options;
     super("SGD", momentum > 0 ? ["m"] : [], groups, 0);
     this.#momentum = momentum;
   }
