@@ -16,9 +16,25 @@ interface Window {
 const RUN = 16;
 const LEAST_RUN = 4;
 
-/** Neighbours one after the other, which need no kernel. */
-function isRun({ shape, strides }: { shape: readonly number[]; strides: readonly (readonly number[])[] }): boolean {
-  return shape.length === 0 || (shape.length === 1 && strides[0]![0] === 1);
+/** So few runs of neighbours, and so long ones, are moved by commands: a kernel costs as much as a dozen of those. */
+const MOST_COPIES = 8;
+const LEAST_COPIED = 256;
+
+/** The starts of the walk's runs of neighbours where it has few, with their length; else undefined. */
+function runsOf(walk: { shape: readonly number[]; strides: readonly (readonly number[])[] }): Runs | undefined {
+  const { shape } = walk;
+  const strides = walk.strides[0]!;
+  if (shape.length === 0) return { starts: [0], length: 1 };
+  if (strides.at(-1) !== 1) return undefined;
+  const length = shape.at(-1)!;
+  if (shape.length === 1) return { starts: [0], length };
+  if (shape.length > 2 || shape[0]! > MOST_COPIES || length < LEAST_COPIED) return undefined;
+  return { starts: Array.from({ length: shape[0]! }, (_, i) => i * strides[0]!), length };
+}
+
+interface Runs {
+  starts: number[];
+  length: number;
 }
 
 /** y[k] = x[offset + k · strides] for every k in `shape`. */
@@ -29,8 +45,10 @@ export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
   const walk = bounded ? { shape: [...shape], strides: [[...window.strides]] } : collapse(shape, [window.strides]);
   if (walk.shape.length > 8)
     throw new Error(`strided copy: more than 8 separate dimensions; got shape (${shape.join(", ")})`);
-  if (!bounded && (window.scale ?? 1) === 1 && isRun(walk) && BYTES[x.dtype] === 4) {
-    x.device.copy(x, window.offset ?? 0, y, 0, y.size);
+  const runs = !bounded && (window.scale ?? 1) === 1 && BYTES[x.dtype] === 4 ? runsOf(walk) : undefined;
+  if (runs) {
+    for (const [i, start] of runs.starts.entries())
+      x.device.copy(x, (window.offset ?? 0) + start, y, i * runs.length, runs.length);
     return y;
   }
   const params = {
@@ -75,8 +93,9 @@ export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
 export function stridedWrite(x: Tensor, y: Tensor, offset: number, strides: readonly number[]): void {
   if (x.size === 0) return;
   const walk = collapse(x.shape, [strides]);
-  if (isRun(walk) && BYTES[x.dtype] === 4) {
-    x.device.copy(x, 0, y, offset, x.size);
+  const runs = BYTES[x.dtype] === 4 ? runsOf(walk) : undefined;
+  if (runs) {
+    for (const [i, start] of runs.starts.entries()) x.device.copy(x, i * runs.length, y, offset + start, runs.length);
     return;
   }
   run(x.device, "strided", "write_window", {
