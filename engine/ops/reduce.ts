@@ -16,8 +16,9 @@ function reduceMiddle(x: Tensor, outer: number, r: number, inner: number, kind: 
   let rows = r;
   for (;;) {
     const columns = outer * inner;
+    const busy = x.device.isSoftware ? 256 : 2048;
     // One pass where the columns alone keep the adapter busy; long, few columns are cut into pieces near the square root.
-    const whole = rows <= 256 || (columns >= 2048 && rows <= 4096);
+    const whole = rows <= 256 || (columns >= busy && rows <= 4096);
     const piece = whole ? Math.max(rows, 1) : Math.max(64, Math.min(1024, 2 ** Math.ceil(Math.log2(Math.sqrt(rows)))));
     const pieces = Math.max(1, Math.ceil(rows / piece));
     const float = x.dtype === "f32";
