@@ -25,6 +25,8 @@ export interface Dispatch {
   params?: Params;
   /** `override` constants: every combination is a pipeline of its own, so structural switches only. */
   constants?: Record<string, number>;
+  /** Lanes of a subgroup, for shaders that spell each out: see `forLanes`. */
+  lanes?: number;
   groups: readonly number[];
 }
 
@@ -78,6 +80,18 @@ function parseParams(source: string, name: string): { fields: Field[]; size: num
 
 const parsed = new Map<string, { bindings: Shader["bindings"]; fields: Field[]; size: number }>();
 
+/**
+ * What WGSL cannot say: subgroupBroadcast takes a constant lane, and there is no repetition of text. `const LANES = 1u` becomes the number of
+ * lanes, and what stands between `// <lane>` and `// </lane>`, written for lane `0u`, stands there once for each.
+ */
+function forLanes(source: string, lanes: number): string {
+  return source
+    .replace("const LANES = 1u;", `const LANES = ${lanes}u;`)
+    .replace(/ *\/\/ <lane>\n([\s\S]*?) *\/\/ <\/lane>\n/g, (_, text: string) =>
+      Array.from({ length: lanes }, (_, lane) => text.replaceAll(/\b0u\b/g, `${lane}u`)).join(""),
+    );
+}
+
 function compile(device: Device, name: string, source: string): Shader {
   let facts = parsed.get(name);
   if (!facts) {
@@ -100,14 +114,17 @@ export function defineSource(name: string, source: () => string): void {
 function pipelineFor(device: Device, name: string, entry: string, call: Dispatch): Pipeline {
   const names = Object.keys(call.bind);
   const constants = call.constants ?? {};
-  const key = `${name}/${entry}|${names.join()}|${Object.entries(constants).join()}`;
+  const { lanes } = call;
+  const shaderName = lanes === undefined ? name : `${name} of ${lanes} lanes`;
+  const key = `${shaderName}/${entry}|${names.join()}|${Object.entries(constants).join()}`;
   const known = device.cache.pipelines.get(key) as Pipeline | undefined;
   if (known) return known;
 
-  const shaderKey = `module ${name}`;
+  const shaderKey = `module ${shaderName}`;
   let shader = device.cache.pipelines.get(shaderKey) as Shader | undefined;
   if (!shader) {
-    shader = compile(device, name, sources.get(name) ?? platform().shader(name));
+    const text = sources.get(name) ?? platform().shader(name);
+    shader = compile(device, name, lanes === undefined ? text : forLanes(text, lanes));
     device.cache.pipelines.set(shaderKey, shader);
   }
   const label = `${name}/${entry}`;

@@ -25,7 +25,7 @@ interface Grid {
   step: readonly [number, number];
 }
 
-/** Pixels that a subgroup owns in conv2d_subgroup*.wgsl's forward, and k in its weight. */
+/** Pixels that a subgroup owns in conv2d_subgroup.wgsl's forward, and k in its weight. */
 const TILE = 8;
 const TILE_K = 8;
 /** Numbers that the parts of a weight's gradient may have together: 32 MiB. */
@@ -57,7 +57,9 @@ function lanesOf(device: Device, co: number): 1 | 4 | 8 {
   return (lanes === 4 || lanes === 8) && co >= 2 * lanes ? lanes : 1;
 }
 
-const kernelOf = (lanes: number): string => (lanes === 1 ? "conv2d" : `conv2d_subgroup${lanes}`);
+/** The shader for so many lanes. */
+const kernelOf = (lanes: number): string => (lanes === 1 ? "conv2d" : "conv2d_subgroup");
+const lanesIn = (lanes: number): { lanes?: number } => (lanes === 1 ? {} : { lanes });
 
 /** An image with room for every window around it, and where in it the image starts. */
 interface Frame {
@@ -223,6 +225,7 @@ function product(
   const quads = lanes > 1 && whole && (params.grid_h * params.grid_w) % 4 === 0;
   const unused = (): Tensor => empty(device, [4]);
   run(device, kernelOf(lanes), "forward", {
+    ...lanesIn(lanes),
     bind: {
       x: frame.x,
       packed,
@@ -312,6 +315,7 @@ export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tens
   });
   const parts = empty(device, [splits, s.groups, p.panels, p.rows, lanes * 4]);
   run(device, kernelOf(lanes), "weight", {
+    ...lanesIn(lanes),
     bind: { x: frame.x, packed: turned, table: p.table, parts },
     params: { ...kernelParams(s, p, frame, grid, s.stride, s.output), split, splits, filled },
     groups: linearGroups(

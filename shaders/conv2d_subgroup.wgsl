@@ -1,8 +1,11 @@
-// conv2d.wgsl for adapters whose subgroups have 4 lanes; the mathematics, the packing and the grid stand there. A subgroup owns 8 pixels in
-// forward, 8 k in weight, and one panel of 16 output channels, a lane 4 of these. Each lane loads one value a pixel (or k) for the whole
-// subgroup, so that 4 steps of the sum cost 8 scalar loads of x and 4 vector loads of packed: on software adapters loads, not arithmetic,
-// take the time. One text for each number of lanes, since subgroupBroadcast takes a constant lane.
+// conv2d.wgsl for adapters whose subgroups have LANES lanes, 4 or 8; the mathematics, the packing and the grid stand there. A subgroup owns 8
+// pixels in forward, 8 k in weight, and one panel of 4 LANES output channels, a lane 4 of these. Each lane loads one value a pixel (or k) for
+// the whole subgroup, so that LANES steps of the sum cost 8 scalar loads of x and LANES vector loads of packed: on software adapters loads,
+// not arithmetic, take the time. subgroupBroadcast takes a constant lane: engine/kernel.ts repeats what stands between <lane> and </lane>,
+// written for lane 0u, for every lane there is.
 enable subgroups;
+
+const LANES = 1u;
 
 struct Params {
   batch: u32,
@@ -93,7 +96,7 @@ fn store_quad(to: u32, c: u32, v0: vec4f, v1: vec4f, v2: vec4f, v3: vec4f) {
   }
 }
 
-@compute @workgroup_size(4)
+@compute @workgroup_size(LANES)
 fn forward(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
@@ -108,8 +111,8 @@ fn forward(
   let panel = tile / tiles;
   let g = panel / params.panels;
   let first = (tile - panel * tiles) * 8u;
-  var at = panel * params.rows * 4u + lane;
-  let place0 = locate(min(first + 0u + lane, pixels - 1u), g);
+  var at = panel * params.rows * LANES + lane;
+  let place0 = locate(min(first + lane, pixels - 1u), g);
   let place1 = locate(min(first + 4u + lane, pixels - 1u), g);
   let at0 = subgroupBroadcast(place0.x, 0u);
   let at1 = subgroupBroadcast(place0.x, 1u);
@@ -137,7 +140,7 @@ fn forward(
     var c5 = vec4f();
     var c6 = vec4f();
     var c7 = vec4f();
-    for (var k = from_row; k < min(from_row + 64u, params.rows); k += 4u) {
+    for (var k = from_row; k < min(from_row + 64u, params.rows); k += LANES) {
       let shift = u32(table[k + lane]);
       let a0 = x[at0 + shift];
       let a1 = x[at1 + shift];
@@ -148,8 +151,9 @@ fn forward(
       let a6 = x[at6 + shift];
       let a7 = x[at7 + shift];
       var w = vec4f();
+      // <lane>
       w = packed[at];
-      at += 4u;
+      at += LANES;
       c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), w, c0);
       c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), w, c1);
       c2 = fma(vec4f(subgroupBroadcast(a2, 0u)), w, c2);
@@ -158,36 +162,7 @@ fn forward(
       c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), w, c5);
       c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), w, c6);
       c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), w, c7);
-      w = packed[at];
-      at += 4u;
-      c0 = fma(vec4f(subgroupBroadcast(a0, 1u)), w, c0);
-      c1 = fma(vec4f(subgroupBroadcast(a1, 1u)), w, c1);
-      c2 = fma(vec4f(subgroupBroadcast(a2, 1u)), w, c2);
-      c3 = fma(vec4f(subgroupBroadcast(a3, 1u)), w, c3);
-      c4 = fma(vec4f(subgroupBroadcast(a4, 1u)), w, c4);
-      c5 = fma(vec4f(subgroupBroadcast(a5, 1u)), w, c5);
-      c6 = fma(vec4f(subgroupBroadcast(a6, 1u)), w, c6);
-      c7 = fma(vec4f(subgroupBroadcast(a7, 1u)), w, c7);
-      w = packed[at];
-      at += 4u;
-      c0 = fma(vec4f(subgroupBroadcast(a0, 2u)), w, c0);
-      c1 = fma(vec4f(subgroupBroadcast(a1, 2u)), w, c1);
-      c2 = fma(vec4f(subgroupBroadcast(a2, 2u)), w, c2);
-      c3 = fma(vec4f(subgroupBroadcast(a3, 2u)), w, c3);
-      c4 = fma(vec4f(subgroupBroadcast(a4, 2u)), w, c4);
-      c5 = fma(vec4f(subgroupBroadcast(a5, 2u)), w, c5);
-      c6 = fma(vec4f(subgroupBroadcast(a6, 2u)), w, c6);
-      c7 = fma(vec4f(subgroupBroadcast(a7, 2u)), w, c7);
-      w = packed[at];
-      at += 4u;
-      c0 = fma(vec4f(subgroupBroadcast(a0, 3u)), w, c0);
-      c1 = fma(vec4f(subgroupBroadcast(a1, 3u)), w, c1);
-      c2 = fma(vec4f(subgroupBroadcast(a2, 3u)), w, c2);
-      c3 = fma(vec4f(subgroupBroadcast(a3, 3u)), w, c3);
-      c4 = fma(vec4f(subgroupBroadcast(a4, 3u)), w, c4);
-      c5 = fma(vec4f(subgroupBroadcast(a5, 3u)), w, c5);
-      c6 = fma(vec4f(subgroupBroadcast(a6, 3u)), w, c6);
-      c7 = fma(vec4f(subgroupBroadcast(a7, 3u)), w, c7);
+      // </lane>
     }
     sum0 += c0;
     sum1 += c1;
@@ -198,7 +173,7 @@ fn forward(
     sum6 += c6;
     sum7 += c7;
   }
-  let c = ((panel - g * params.panels) * 4u + lane) * 4u;
+  let c = ((panel - g * params.panels) * LANES + lane) * 4u;
   let to0 = subgroupBroadcast(place0.y, 0u);
   let to1 = subgroupBroadcast(place0.y, 1u);
   let to2 = subgroupBroadcast(place0.y, 2u);
@@ -229,7 +204,7 @@ fn forward(
   store(to7, c, sum7 + add);
 }
 
-@compute @workgroup_size(4)
+@compute @workgroup_size(LANES)
 fn weight(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
@@ -256,8 +231,8 @@ fn weight(
   let shift5 = u32(table[k + 5u]);
   let shift6 = u32(table[k + 6u]);
   let shift7 = u32(table[k + 7u]);
-  var from_packed = (panel * params.filled + first) * 4u + lane;
-  // The lane's own pixel, 4 further on every turn; packed holds zeros for those past the last.
+  var from_packed = (panel * params.filled + first) * LANES + lane;
+  // The lane's own pixel, LANES further on every turn; packed holds zeros for those past the last.
   let grid = params.grid_h * params.grid_w;
   var image = (first + lane) / grid;
   var r = (first + lane - image * grid) / params.grid_w;
@@ -270,7 +245,7 @@ fn weight(
   var c5 = vec4f();
   var c6 = vec4f();
   var c7 = vec4f();
-  for (var p = first; p < last; p += 4u) {
+  for (var p = first; p < last; p += LANES) {
     let row = (image * params.groups + g) * params.ci * params.in_h + r * params.step_y;
     let at = select(0u, row * params.in_w + q * params.step_x, p + lane < pixels);
     let a0 = x[at + shift0];
@@ -282,8 +257,9 @@ fn weight(
     let a6 = x[at + shift6];
     let a7 = x[at + shift7];
     var v = vec4f();
+    // <lane>
     v = packed[from_packed];
-    from_packed += 4u;
+    from_packed += LANES;
     c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), v, c0);
     c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), v, c1);
     c2 = fma(vec4f(subgroupBroadcast(a2, 0u)), v, c2);
@@ -292,37 +268,8 @@ fn weight(
     c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), v, c5);
     c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), v, c6);
     c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), v, c7);
-    v = packed[from_packed];
-    from_packed += 4u;
-    c0 = fma(vec4f(subgroupBroadcast(a0, 1u)), v, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 1u)), v, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 1u)), v, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 1u)), v, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 1u)), v, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 1u)), v, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 1u)), v, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 1u)), v, c7);
-    v = packed[from_packed];
-    from_packed += 4u;
-    c0 = fma(vec4f(subgroupBroadcast(a0, 2u)), v, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 2u)), v, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 2u)), v, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 2u)), v, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 2u)), v, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 2u)), v, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 2u)), v, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 2u)), v, c7);
-    v = packed[from_packed];
-    from_packed += 4u;
-    c0 = fma(vec4f(subgroupBroadcast(a0, 3u)), v, c0);
-    c1 = fma(vec4f(subgroupBroadcast(a1, 3u)), v, c1);
-    c2 = fma(vec4f(subgroupBroadcast(a2, 3u)), v, c2);
-    c3 = fma(vec4f(subgroupBroadcast(a3, 3u)), v, c3);
-    c4 = fma(vec4f(subgroupBroadcast(a4, 3u)), v, c4);
-    c5 = fma(vec4f(subgroupBroadcast(a5, 3u)), v, c5);
-    c6 = fma(vec4f(subgroupBroadcast(a6, 3u)), v, c6);
-    c7 = fma(vec4f(subgroupBroadcast(a7, 3u)), v, c7);
-    q += 4u;
+    // </lane>
+    q += LANES;
     while (q >= params.grid_w) {
       q -= params.grid_w;
       r++;
@@ -332,13 +279,13 @@ fn weight(
       image++;
     }
   }
-  let to = ((split * all_panels + panel) * params.rows + k) * 4u + lane;
-  parts[to + 0u] = c0;
-  parts[to + 4u] = c1;
-  parts[to + 8u] = c2;
-  parts[to + 12u] = c3;
-  parts[to + 16u] = c4;
-  parts[to + 20u] = c5;
-  parts[to + 24u] = c6;
-  parts[to + 28u] = c7;
+  let to = ((split * all_panels + panel) * params.rows + k) * LANES + lane;
+  parts[to + 0u * LANES] = c0;
+  parts[to + 1u * LANES] = c1;
+  parts[to + 2u * LANES] = c2;
+  parts[to + 3u * LANES] = c3;
+  parts[to + 4u * LANES] = c4;
+  parts[to + 5u * LANES] = c5;
+  parts[to + 6u * LANES] = c6;
+  parts[to + 7u * LANES] = c7;
 }

@@ -1,8 +1,11 @@
-// Matrix product on adapters whose subgroups have 4 lanes: y = a b (+ bias), a: (batch, M, K) by strides, b: (batch, K, N) with N % 4 == 0.
-// A subgroup owns 8 rows and 16 columns, a lane 4 of them. Each lane loads one value of a for the whole subgroup, so that 4 steps of k
-// cost 8 scalar loads of a and 4 vector loads of b: on software adapters loads, not arithmetic, take the time, and no barrier is needed.
-// One text for each number of lanes, since subgroupBroadcast takes a constant lane.
+// Matrix product on adapters whose subgroups have LANES lanes, 4 or 8: y = a b (+ bias), a: (batch, M, K) by strides, b: (batch, K, N) with
+// N % 4 == 0. A subgroup owns 8 rows and 4 LANES columns, a lane 4 of them. Each lane loads one value of a for the whole subgroup, so that LANES
+// steps of k cost 8 scalar loads of a and LANES vector loads of b: on software adapters loads, not arithmetic, take the time, and no barrier is
+// needed. subgroupBroadcast takes a constant lane: engine/kernel.ts repeats what stands between <lane> and </lane>, written for lane 0u, for
+// every lane there is.
 enable subgroups;
+
+const LANES = 1u;
 
 struct Params {
   m: u32,
@@ -24,7 +27,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<vec4f>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4f>;
 
-@compute @workgroup_size(4)
+@compute @workgroup_size(LANES)
 fn forward(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
@@ -36,7 +39,7 @@ fn forward(
   }
   // Tiles of one column of tiles follow each other: they share the columns of b in the cache.
   let row = (tile % params.tiles_m) * 8u;
-  let column = ((tile / params.tiles_m) % params.tiles_n) * 4u + lane;
+  let column = ((tile / params.tiles_m) % params.tiles_n) * LANES + lane;
   let batch = tile / (params.tiles_m * params.tiles_n);
   let n4 = params.n / 4u;
   let safe_column = min(column, n4 - 1u);
@@ -68,7 +71,7 @@ fn forward(
     var c5 = vec4f();
     var c6 = vec4f();
     var c7 = vec4f();
-    for (var k = first; k < min(first + 64u, params.k); k += 4u) {
+    for (var k = first; k < min(first + 64u, params.k); k += LANES) {
       let ka = min(k + lane, params.k - 1u) * params.a_col;
       let live = select(0.0, 1.0, k + lane < params.k);
       let a0 = a[at0 + ka] * live;
@@ -80,6 +83,7 @@ fn forward(
       let a6 = a[at6 + ka] * live;
       let a7 = a[at7 + ka] * live;
       var bv = vec4f();
+      // <lane>
       bv = b[b_base + min(k + 0u, params.k - 1u) * n4];
       c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), bv, c0);
       c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), bv, c1);
@@ -89,33 +93,7 @@ fn forward(
       c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), bv, c5);
       c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), bv, c6);
       c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), bv, c7);
-      bv = b[b_base + min(k + 1u, params.k - 1u) * n4];
-      c0 = fma(vec4f(subgroupBroadcast(a0, 1u)), bv, c0);
-      c1 = fma(vec4f(subgroupBroadcast(a1, 1u)), bv, c1);
-      c2 = fma(vec4f(subgroupBroadcast(a2, 1u)), bv, c2);
-      c3 = fma(vec4f(subgroupBroadcast(a3, 1u)), bv, c3);
-      c4 = fma(vec4f(subgroupBroadcast(a4, 1u)), bv, c4);
-      c5 = fma(vec4f(subgroupBroadcast(a5, 1u)), bv, c5);
-      c6 = fma(vec4f(subgroupBroadcast(a6, 1u)), bv, c6);
-      c7 = fma(vec4f(subgroupBroadcast(a7, 1u)), bv, c7);
-      bv = b[b_base + min(k + 2u, params.k - 1u) * n4];
-      c0 = fma(vec4f(subgroupBroadcast(a0, 2u)), bv, c0);
-      c1 = fma(vec4f(subgroupBroadcast(a1, 2u)), bv, c1);
-      c2 = fma(vec4f(subgroupBroadcast(a2, 2u)), bv, c2);
-      c3 = fma(vec4f(subgroupBroadcast(a3, 2u)), bv, c3);
-      c4 = fma(vec4f(subgroupBroadcast(a4, 2u)), bv, c4);
-      c5 = fma(vec4f(subgroupBroadcast(a5, 2u)), bv, c5);
-      c6 = fma(vec4f(subgroupBroadcast(a6, 2u)), bv, c6);
-      c7 = fma(vec4f(subgroupBroadcast(a7, 2u)), bv, c7);
-      bv = b[b_base + min(k + 3u, params.k - 1u) * n4];
-      c0 = fma(vec4f(subgroupBroadcast(a0, 3u)), bv, c0);
-      c1 = fma(vec4f(subgroupBroadcast(a1, 3u)), bv, c1);
-      c2 = fma(vec4f(subgroupBroadcast(a2, 3u)), bv, c2);
-      c3 = fma(vec4f(subgroupBroadcast(a3, 3u)), bv, c3);
-      c4 = fma(vec4f(subgroupBroadcast(a4, 3u)), bv, c4);
-      c5 = fma(vec4f(subgroupBroadcast(a5, 3u)), bv, c5);
-      c6 = fma(vec4f(subgroupBroadcast(a6, 3u)), bv, c6);
-      c7 = fma(vec4f(subgroupBroadcast(a7, 3u)), bv, c7);
+      // </lane>
     }
     sum0 += c0;
     sum1 += c1;
