@@ -7,7 +7,7 @@ import { packageRoot } from "../platform/root.ts";
 import { BadInput } from "../train/errors.ts";
 import type { PeerName } from "./values.ts";
 
-/** What a peer says of a row: milliseconds of the first call and the median of the others; undefined where it has no such row. */
+/** Milliseconds of a row's first call, and the median of the others. */
 export interface PeerTime {
   first: number;
   ms: number;
@@ -47,6 +47,7 @@ export class Peer {
     return new Peer(name, child, adapter);
   }
 
+  /** Undefined where the peer has no such row. */
   async measure(row: string, budgetMs: number): Promise<PeerTime | undefined> {
     const waiting = answer<PeerTime & { error?: string; missing?: boolean }>(this.name, this.#child);
     this.#child.send({ row, budgetMs });
@@ -83,9 +84,11 @@ const FIRST = "cnn-step";
 export async function firstStep(name: PeerName | "ours", adapter?: string): Promise<number | undefined> {
   if (name !== "ours") {
     const peer = await Peer.start(name, NOTHING_CACHED);
-    const time = await peer.measure(FIRST, 0);
-    peer.stop();
-    return time?.first;
+    try {
+      return (await peer.measure(FIRST, 0))?.first;
+    } finally {
+      peer.stop();
+    }
   }
   const { stdout } = await promisify(execFile)(
     process.execPath,

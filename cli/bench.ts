@@ -1,5 +1,5 @@
 /** `wgpu-wish bench`: kernels and whole steps, the median of repeats, beside what they compute and move. */
-import { backward, type Device, F, nn, optim, scope, settle, type Tensor } from "../index.ts";
+import { backward, type Device, F, isTensor, nn, optim, scope, settle, type Tensor } from "../index.ts";
 import { BadInput } from "../train/errors.ts";
 import { firstStep, Peer } from "./bench-peers.ts";
 import { wishStep } from "./bench-step.ts";
@@ -33,6 +33,7 @@ interface Options {
 }
 
 const FIRST_STEP = "first-step";
+const FIRST = { name: FIRST_STEP, note: "cnn-step's first, in a new process with nothing cached" };
 const ROUNDS = 3;
 const ROUND_MS = 300;
 
@@ -223,9 +224,6 @@ const benches: readonly Bench[] = [
   },
 ];
 
-const isTensor = (value: unknown): value is Tensor =>
-  typeof value === "object" && value !== null && "storage" in value && "dtype" in value;
-
 interface Times {
   /** The first call, which compiles. */
   first: number;
@@ -263,6 +261,10 @@ export async function run(call: Call<Options>): Promise<void> {
   const gpu = await call.open();
   if (options.compare) return compare(call, gpu, chosen, options.compare, isAsked(FIRST_STEP));
   const results: BenchResult[] = [];
+  if (args.length > 0 && isAsked(FIRST_STEP)) {
+    const ms = (await firstStep("ours", options.adapter))!;
+    results.push({ ...resultOf(FIRST, ms, ms) });
+  }
   const bar = terminal.progress(chosen.length, "benches");
   for (const bench of chosen) {
     const { first, ms } = await scope(async () => measure(gpu, await bench.prepare(gpu)));
@@ -280,11 +282,33 @@ export async function run(call: Call<Options>): Promise<void> {
   );
 }
 
-function resultOf({ name, note, flops, bytes }: Bench, ms: number, firstMs: number): BenchResult {
+function resultOf({ name, note, flops, bytes }: Omit<Bench, "prepare">, ms: number, firstMs: number): BenchResult {
   return { name, ms, firstMs, gflops: flops ? flops / ms / 1e6 : null, gbps: bytes ? bytes / ms / 1e6 : null, note };
 }
 
+type Row = BenchResult & { peers: Record<string, number | null> };
+
 /** Everyone in turn, several times over, so that what else the machine does meets all alike; the best of the rounds counts. */
+async function inTurn(gpu: Device, bench: Bench, peers: readonly Peer[]): Promise<Row> {
+  return scope(async () => {
+    const work = await bench.prepare(gpu);
+    const best = new Map<string, number>();
+    const note = (name: string, ms: number): void => void best.set(name, Math.min(ms, best.get(name) ?? Infinity));
+    let first = 0;
+    for (let round = 0; round < ROUNDS; round++) {
+      const own = await measure(gpu, work, ROUND_MS);
+      if (round === 0) first = own.first;
+      note("", own.ms);
+      for (const peer of peers) {
+        const time = await peer.measure(bench.name, ROUND_MS);
+        if (time) note(peer.name, time.ms);
+      }
+    }
+    const others = Object.fromEntries(peers.map(({ name }) => [name, best.get(name) ?? null]));
+    return { ...resultOf(bench, best.get("")!, first), peers: others };
+  });
+}
+
 async function compare(
   { terminal, options }: Call<Options>,
   gpu: Device,
@@ -292,41 +316,28 @@ async function compare(
   names: readonly PeerName[],
   withFirstStep: boolean,
 ): Promise<void> {
-  const peers = await Promise.all(names.map((name) => Peer.start(name)));
-  for (const { name, adapter } of peers)
-    if (adapter !== "" && adapter !== gpu.name)
-      throw new BadInput(
-        `bench --compare: ${name} runs on ${adapter}, this engine on ${gpu.name}; leave --adapter out, or let the system offer ${adapter} alone`,
-      );
-  const rows: (BenchResult & { peers: Record<string, number | null> })[] = [];
+  const peers: Peer[] = [];
+  const rows: Row[] = [];
   const bar = terminal.progress(chosen.length + (withFirstStep ? 1 : 0), "benches");
-  for (const bench of chosen) {
-    const best = new Map<string, number>();
-    const note = (name: string, ms: number): void => void best.set(name, Math.min(ms, best.get(name) ?? Infinity));
-    let first = 0;
-    await scope(async () => {
-      const work = await bench.prepare(gpu);
-      for (let round = 0; round < ROUNDS; round++) {
-        const own = await measure(gpu, work, ROUND_MS);
-        if (round === 0) first = own.first;
-        note("", own.ms);
-        for (const peer of peers) {
-          const time = await peer.measure(bench.name, ROUND_MS);
-          if (time) note(peer.name, time.ms);
-        }
-      }
-    });
-    const others = Object.fromEntries(names.map((name) => [name, best.get(name) ?? null]));
-    rows.push({ ...resultOf(bench, best.get("")!, first), peers: others });
-    bar.update(rows.length, { ms: best.get("")! });
+  try {
+    for (const name of names) peers.push(await Peer.start(name));
+    for (const { name, adapter } of peers)
+      if (adapter !== "" && adapter !== gpu.name)
+        throw new BadInput(
+          `bench --compare: ${name} runs on ${adapter}, this engine on ${gpu.name}; leave --adapter out, or let the system offer ${adapter} alone`,
+        );
+    for (const bench of chosen) {
+      rows.push(await inTurn(gpu, bench, peers));
+      bar.update(rows.length, { ms: rows.at(-1)!.ms });
+    }
+  } finally {
+    for (const peer of peers) peer.stop();
   }
-  for (const peer of peers) peer.stop();
   if (withFirstStep) {
     const ms = (await firstStep("ours", options.adapter))!;
     const others: Record<string, number | null> = {};
     for (const name of names) others[name] = (await firstStep(name)) ?? null;
-    const bench = { name: FIRST_STEP, note: "cnn-step's first, in a new process with nothing cached" };
-    rows.push({ name: bench.name, ms, firstMs: ms, gflops: null, gbps: null, note: bench.note, peers: others });
+    rows.push({ ...resultOf(FIRST, ms, ms), peers: others });
     bar.update(rows.length, { ms });
   }
   bar.end();

@@ -8,6 +8,7 @@ import { makeFolder } from "../train/data/json.ts";
 import { encodeMask } from "../train/data/mask.ts";
 import { BadInput } from "../train/errors.ts";
 import { readNamed, writeWhole } from "../train/files.ts";
+import { keepApart } from "../train/folders.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
 import { findAsset } from "../train/teacher.ts";
 import type { Call } from "./command.ts";
@@ -46,6 +47,7 @@ export async function run(call: Call<Options>): Promise<void> {
   const prompts = promptsOf(options, image);
   const checkpoint = findAsset(options.checkpoint);
   const bytes = await readNamed(checkpoint, "weights of SAM or MobileSAM");
+  keepApart(options.out, [options.image]);
   await makeFolder(options.out);
   if (options.dump) await makeFolder(dirname(options.dump));
   const gpu = await call.open();

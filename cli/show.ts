@@ -7,6 +7,7 @@ import { makeFolder } from "../train/data/json.ts";
 import { maskOfRuns } from "../train/data/mask.ts";
 import { readWeak, type WeakEntry } from "../train/data/weak.ts";
 import { BadInput } from "../train/errors.ts";
+import { keepApart } from "../train/folders.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
 import { showRun } from "../train/run-tools.ts";
 import type { Call } from "./command.ts";
@@ -30,6 +31,10 @@ export async function run(call: Call<ShowOptions>): Promise<void> {
   const { out, limit = DEFAULT_LIMIT } = options;
   const { ann, images: folder } = sourceOf(what as "gt" | "weak", options);
   const { images, overlayOf } = what === "weak" ? weakOverlays(ann) : instanceOverlays(ann);
+  keepApart(
+    out,
+    images.map((entry) => imagePath(folder, entry)),
+  );
   await makeFolder(out);
   const bar = terminal.progress(Math.min(limit, images.length));
   const files: string[] = [];

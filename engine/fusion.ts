@@ -42,6 +42,10 @@ const MOST_LEAVES = 7;
 /** Leaves that are broadcast or strided, of which the uniforms describe so many. */
 const MOST_STRIDED = 4;
 const MOST_NUMBERS = 16;
+/** Buffers that what leaves a scope may hold on to, for one that it would fill. */
+const MOST_HELD = 4;
+/** Dimensions of a walk over strided leaves. */
+const MOST_DIMS = 8;
 /** Rows of one kernel: longer ones compile slowly and save little more. */
 const MOST_ROWS = 24;
 /** What costs more to compute again than to store and load. */
@@ -71,12 +75,18 @@ class Expression implements Pending {
   #storage: Storage | undefined;
   /** An expression has taken it in. */
   taken = false;
+  /** Elements of it depend on the same elements of everything below, whatever the shape. */
+  readonly isFlat: boolean;
 
   constructor(device: Device, row: PointwiseRow, shape: Shape, inputs: ReadonlyMap<Slot, Input>) {
     this.device = device;
     this.row = row;
     this.shape = shape;
     this.inputs = inputs;
+    const n = sizeOf(shape);
+    this.isFlat = [...inputs.values()].every(
+      (input) => typeof input === "number" || (isLeaf(input) ? sizeOf(input.shape) === n : input.isFlat),
+    );
     for (const input of inputs.values()) if (isLeaf(input)) (input.storage.readers ??= new Set()).add(this);
   }
 
@@ -94,19 +104,15 @@ class Expression implements Pending {
     else this.#letGo();
   }
 
+  get holdsMuch(): boolean {
+    const size = new Size(this.shape);
+    size.add(this);
+    return size.leaves > MOST_HELD;
+  }
+
   settle(): Storage {
     this.#storage ??= this.#compute();
     return this.#storage;
-  }
-
-  /** Elements of y depend on the same elements of everything below, whatever the shape. */
-  get isFlat(): boolean {
-    const n = sizeOf(this.shape);
-    return [...this.inputs.values()].every(
-      (input) =>
-        typeof input === "number" ||
-        (isLeaf(input) ? sizeOf(input.shape) === n : input.known !== undefined || input.isFlat),
-    );
   }
 
   #compute(): Storage {
@@ -182,7 +188,6 @@ function settleWhatIsTooMuch(row: PointwiseRow, tensors: readonly Tensor[], shap
   }
   for (;;) {
     const open = [...new Set(tensors.filter((x) => openExpression(x, shape)))];
-    if (open.length === 0) return;
     const size = new Size(shape);
     size.addRow(row);
     for (const x of tensors) {
@@ -193,6 +198,12 @@ function settleWhatIsTooMuch(row: PointwiseRow, tensors: readonly Tensor[], shap
     // Numbers of the row itself: at most four.
     size.numbers += 4;
     if (size.fits) return;
+    if (open.length === 0) {
+      if (size.dims <= MOST_DIMS) return;
+      throw new Error(
+        `${row.name}: broadcasting over more than ${MOST_DIMS} separate dimensions is not offered; reshape the operands first`,
+      );
+    }
     const rowsOf = (x: Tensor): number => {
       const own = new Size(shape);
       own.add(openExpression(x, shape)!);
@@ -207,13 +218,25 @@ function settleWhatIsTooMuch(row: PointwiseRow, tensors: readonly Tensor[], shap
 class Size {
   rows = 0;
   numbers = 0;
+  readonly #shape: Shape;
   readonly #n: number;
   readonly #flat = new Set<Storage>();
-  readonly #strided = new Set<string>();
+  readonly #strided = new Map<string, Shape>();
   readonly #seen = new Set<Expression>();
 
   constructor(shape: Shape) {
+    this.#shape = shape;
     this.#n = sizeOf(shape);
+  }
+
+  get leaves(): number {
+    return this.#flat.size + this.#strided.size;
+  }
+
+  /** Dimensions of the walk over the strided leaves. */
+  get dims(): number {
+    const strides = [...this.#strided.values()].map((own) => broadcastStrides(own, this.#shape));
+    return strides.length === 0 ? 0 : collapse(this.#shape, strides).shape.length;
   }
 
   get fits(): boolean {
@@ -221,7 +244,8 @@ class Size {
       this.rows <= MOST_ROWS &&
       this.numbers <= MOST_NUMBERS &&
       this.#strided.size <= MOST_STRIDED &&
-      this.#flat.size + this.#strided.size <= MOST_LEAVES
+      this.leaves <= MOST_LEAVES &&
+      this.dims <= MOST_DIMS
     );
   }
 
@@ -231,7 +255,7 @@ class Size {
 
   addLeaf(storage: Storage, shape: Shape): void {
     if (sizeOf(shape) === this.#n) this.#flat.add(storage);
-    else this.#strided.add(`${storage.id} ${shape.join()}`);
+    else this.#strided.set(`${storage.id} ${shape.join()}`, shape);
   }
 
   add(expression: Expression): void {
@@ -361,10 +385,6 @@ function dispatch(device: Device, plan: Plan, y: Bound): void {
       strided[k] ? broadcastStrides(strided[k].shape, y.shape) : y.shape.map(() => 0),
     ),
   );
-  if (strided.length > 0 && walk.shape.length > 8)
-    throw new Error(
-      `${name}: broadcasting over more than 8 separate dimensions is not offered; reshape the operands first`,
-    );
   const last = walk.shape.length - 1;
   const vectors =
     last >= 0 &&

@@ -1,9 +1,9 @@
 /** Optimizers and clipping. Their state belongs to no scope: a training step may be one scope. */
-import { checkOptions } from "./check.ts";
+import { checkFloats, checkOptions, describe } from "./check.ts";
 import { linearGroups, run } from "./kernel.ts";
 import { stridedRead } from "./ops/strided.ts";
 import { PACK_BLOCK, Pack } from "./pack.ts";
-import { free, keep, scope } from "./scope.ts";
+import { free, isTensor, keep, scope } from "./scope.ts";
 import { sameShape, show, stridesOf } from "./shape.ts";
 import { empty, fill, type Tensor } from "./tensor.ts";
 
@@ -46,7 +46,7 @@ abstract class Optimizer {
     this.#name = name;
     this.#kept = kept;
     this.groups = [...groups].map((g, i) => ({
-      params: [...g.params],
+      params: parametersOf(name, g),
       lr: g.lr ?? 1e-3,
       weightDecay: g.weightDecay ?? weightDecay,
       name: g.name ?? String(i),
@@ -81,11 +81,11 @@ abstract class Optimizer {
     if (!pack?.places.some(({ x }) => x.grad)) return;
     const { device } = pack.places[0]!.x;
     scope(() => {
-      // The rates of each block; a second number below 0 says that nothing is to be done.
-      const table = new Float32Array((pack.size / PACK_BLOCK) * 2);
+      // The rates of each block, and 1 where it is to be stepped at all.
+      const table = new Float32Array((pack.size / PACK_BLOCK) * 4);
       for (const { x, at } of pack.places) {
-        const rates = x.grad ? ratesOf.get(x)! : [0, -1];
-        for (let i = at; i < at + x.size; i += PACK_BLOCK) table.set(rates, (i / PACK_BLOCK) * 2);
+        const entry = x.grad ? [...ratesOf.get(x)!, 1] : [0, 0, 0];
+        for (let i = at; i < at + x.size; i += PACK_BLOCK) table.set(entry, (i / PACK_BLOCK) * 4);
       }
       const g = pack.gather((x) => x.grad);
       const x = pack.gather((parameter) => parameter);
@@ -154,6 +154,14 @@ abstract class Optimizer {
       }),
     );
   }
+}
+
+function parametersOf(op: string, group: ParamGroup): Tensor[] {
+  if (isTensor(group) || typeof group?.params?.[Symbol.iterator] !== "function")
+    throw new Error(`${op}: groups are objects such as { params: [x, y], lr: 1e-3 }; got ${describe(group)}`);
+  const params = [...group.params];
+  checkFloats(op, Object.fromEntries(params.map((x, i) => [`parameter ${i}`, x])));
+  return params;
 }
 
 export interface AdamWOptions {

@@ -93,8 +93,8 @@ function leave(inner: Scope, result?: unknown): void {
     if (isTensor(value)) {
       if (value.scope !== inner) return;
       own(value, outer);
-      // What leaves the last scope is worked out, so that it does not hold the memory of what it is made from.
-      if (!outer) void value.storage;
+      // What leaves the last scope is worked out, and elsewhere what would hold much of the memory that it is made from.
+      if (!outer || value.pending?.holdsMuch) void value.storage;
       return;
     }
     if (value instanceof Map || value instanceof Set || Array.isArray(value)) for (const item of value) keepAll(item);

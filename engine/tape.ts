@@ -102,7 +102,14 @@ function walk(loss: Tensor, first: Tensor): void {
       );
     if (!y.node || nodes.has(y.node)) continue;
     nodes.set(y.node, y);
-    for (const x of y.node.inputs) if (x.requiresGrad) stack.push(x);
+    for (const x of y.node.inputs) {
+      if (!x.requiresGrad) continue;
+      if (x.freed)
+        throw new Error(
+          `backward: ${y.node.op} was made from a tensor of shape ${show(x.shape)} that was freed when its scope ended; call backward inside that scope`,
+        );
+      stack.push(x);
+    }
   }
   const arrived = new Map<Tensor, Tensor>([[loss, first]]);
   const add1 = (x: Tensor, g: Tensor): void => {
@@ -147,8 +154,10 @@ function walk(loss: Tensor, first: Tensor): void {
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   checkTensors("checkpoint", Object.fromEntries(inputs.map((x, i) => [`input ${i}`, x])));
-  const y = scope(() => noGrad(() => fn(...inputs)));
-  if (!recording) return y;
+  const made = scope(() => noGrad(() => fn(...inputs)));
+  if (!recording) return made;
+  // An input handed through keeps its own place on the tape.
+  const y = inputs.includes(made) ? alias(made) : made;
   y.requiresGrad = true;
   y.node = {
     op: "checkpoint",

@@ -31,6 +31,8 @@ export interface Pending {
   /** One more, one less that may ask. */
   hold(): void;
   release(): void;
+  /** It holds on to far more memory than it will fill. */
+  readonly holdsMuch: boolean;
 }
 
 /** A tensor's buffer, or what will fill it. Apart from the tensor, so that it can be given back when the tensor is collected. */

@@ -1,6 +1,6 @@
 // One step of gradient descent: x -= rate * (g + decay * x).
 //   step:      x: parameter; g: its gradient
-//   step_pack: the same for parameters side by side, each from a new block of 64 on; rates: rate and decay of a block, decay < 0: leave it
+//   step_pack: the same for parameters side by side, each from a new block of 64 on; rates: rate and decay of a block, and 0: leave it
 struct Params {
   n: u32,
   rate: f32,
@@ -11,7 +11,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;
 @group(0) @binding(2) var<storage, read> g: array<f32>;
-@group(0) @binding(4) var<storage, read> rates: array<vec2f>;
+@group(0) @binding(4) var<storage, read> rates: array<vec4f>;
 
 fn update(i: u32, rate: f32, decay: f32) {
   x[i] -= rate * (g[i] + decay * x[i]);
@@ -33,7 +33,7 @@ fn step_pack(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) 
     return;
   }
   let rate = rates[i / 64u];
-  if (rate.y >= 0.0) {
+  if (rate.z > 0.0) {
     update(i, rate.x, rate.y);
   }
 }

@@ -22,6 +22,7 @@ import {
   type optim,
   parseSafetensors,
   type SafetensorsFile,
+  scope,
   type Tensor,
 } from "../engine/index.ts";
 import { BadInput } from "./errors.ts";
@@ -71,11 +72,14 @@ export async function saveCheckpoint(
   options: Retention = {},
 ): Promise<string> {
   const { model, optimizer, state, config } = savable;
-  const tensors = new Map<string, Tensor>();
-  for (const [name, x] of model.stateDict()) tensors.set(MODEL + name, x);
-  const weights = await hostTensors(tensors);
-  checkFinite(weights, step);
-  for (const [name, x] of await hostTensors(optimizer.stateDict())) weights.set(OPTIMIZER + name, x);
+  const weights = await scope(async () => {
+    const tensors = new Map<string, Tensor>();
+    for (const [name, x] of model.stateDict()) tensors.set(MODEL + name, x);
+    const found = await hostTensors(tensors);
+    checkFinite(found, step);
+    for (const [name, x] of await hostTensors(optimizer.stateDict())) found.set(OPTIMIZER + name, x);
+    return found;
+  });
   const metadata = {
     format: FORMAT,
     state: JSON.stringify({ ...state, optimizerSteps: optimizer.steps }),

@@ -1,6 +1,7 @@
 /** Folders that files are to be written to. */
 import { existsSync, mkdirSync, statSync } from "node:fs";
 import { dirname, resolve } from "node:path";
+import { BadInput } from "./errors.ts";
 
 /**
  * Makes a folder and those above it. One by one: Node's recursive mkdir never returns where a file system answers as if the parent were
@@ -18,4 +19,13 @@ export function makeFolders(path: string): void {
     }
   }
   if (!statSync(path).isDirectory()) throw Object.assign(new Error("a file is in the way"), { code: "EEXIST", path });
+}
+
+/** Pictures are named after the images they are of: in one folder they would take their place. Throws BadInput. */
+export function keepApart(out: string, images: readonly string[]): void {
+  const inside = images.find((path) => resolve(dirname(path)) === resolve(out));
+  if (inside !== undefined)
+    throw new BadInput(
+      `${out}: holds the image ${inside}, which a picture could overwrite; name another folder with --out`,
+    );
 }

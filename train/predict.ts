@@ -8,6 +8,7 @@ import { evalSample } from "./data/loader.ts";
 import { resultsDocument } from "./eval/coco-ap.ts";
 import { type InferenceOptions, predictionOverlay, resultsOf, segment } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
+import { keepApart } from "./folders.ts";
 import type { Trained } from "./models.ts";
 import { drawOverlay } from "./pictures.ts";
 import { imageTensor } from "./step.ts";
@@ -36,6 +37,7 @@ export async function predictImages(
   options: PredictImagesOptions,
 ): Promise<PredictedImage[]> {
   const { out, onImage, signal } = options;
+  keepApart(out, paths);
   await makeFolder(out);
   if (options.dump) await makeFolder(dirname(options.dump));
   const names = distinctNames(paths);

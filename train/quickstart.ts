@@ -3,7 +3,7 @@
  * their masks, trains WISH, evaluates on scenes that no weights have seen. Fits a budget of time on two cores without a GPU.
  */
 import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { join, relative, sep } from "node:path";
 import { parse as parseYaml } from "yaml";
 import type { Device } from "../engine/index.ts";
 import { packageRoot } from "../platform/root.ts";
@@ -41,8 +41,12 @@ const MARK = "quickstart.json";
 const MAKER = "wgpu-wish quickstart";
 /** All that a quickstart writes, besides its mark. */
 const MADE = [
-  ...["train", "val", "weak.json"].map((name) => join("data", name)),
-  ...["cache", "checkpoints", "pictures", "config.yaml", "metrics.jsonl", "results.csv", "last", "best", "report.html"],
+  /^data\/(train|val)\/(images\/\d{6}\.png|annotations\/instances\.json)$/,
+  /^data\/weak\.json$/,
+  /^cache\/[^/]+\/[\w-]+\.(json|safetensors)$/,
+  /^checkpoints\/step-\d+\.safetensors(\.damaged)?$/,
+  /^pictures\/(\d{6}|sheet)\.png$/,
+  /^(config\.yaml|metrics\.jsonl|results\.csv|last|best|report\.html)$/,
 ];
 
 export interface QuickstartOptions {
@@ -222,7 +226,11 @@ function refuseOthers(out: string): void {
 
 /** Removes what an earlier one has made and leaves its mark, so that an interrupted one is known, too. */
 function clear(out: string): void {
-  for (const name of MADE) rmSync(join(out, name), { recursive: true, force: true });
+  for (const entry of readdirSync(out, { recursive: true, withFileTypes: true })) {
+    const path = join(entry.parentPath ?? entry.path, entry.name);
+    const name = relative(out, path).replaceAll(sep, "/");
+    if (entry.isFile() && MADE.some((made) => made.test(name))) rmSync(path);
+  }
   writeFileSync(join(out, MARK), JSON.stringify({ maker: MAKER }));
 }
 

@@ -14,6 +14,7 @@ import { BadInput } from "./errors.ts";
 import type { Metrics, Result } from "./eval/coco-ap.ts";
 import { evaluateVoc, type VocMetrics } from "./eval/voc.ts";
 import { evaluateModel, predictionOverlay, segment } from "./evaluate.ts";
+import { keepApart } from "./folders.ts";
 import { loadRun, type Trained } from "./models.ts";
 import { contactSheet, drawOverlay, heatmap } from "./pictures.ts";
 import { imageTensor } from "./step.ts";
@@ -81,6 +82,8 @@ export async function showRun(
 ): Promise<string[]> {
   const trained = await loadRun(gpu, options.run);
   const config = configOf(trained, options.run);
+  const { data, val } = config;
+  for (const folder of [data.images, val.images]) if (folder) keepApart(options.out, [join(folder, "image")]);
   await makeFolder(options.out);
   const pictures = { cam: camPictures, proxies: proxyPictures, predictions: predictionPictures }[what];
   const files: string[] = [];

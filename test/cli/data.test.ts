@@ -125,6 +125,7 @@ test("bad input ends with 2 and one line that names the file", async () => {
       ["show", "gt", "--ann", ann, "--images", folder, "--out", join(folder, "y")],
       /000001.png: the image does not exist/,
     ),
+    refused(["show", "gt", "--ann", ann, "--images", images, "--out", images], /holds the image .*000001.png/),
     refused(["show", "gt", "--out", folder], /give --ann and --images, or --run alone/),
     refused(["convert", ann, ann], /the output is a safetensors file/),
     refused(["convert", `${ann}.safetensors`, `${ann}.safetensors`], /is the file to convert; name another/),

@@ -2,6 +2,8 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { withoutFusion } from "../../engine/fusion.ts";
+import { run } from "../../engine/kernel.ts";
+import { free } from "../../engine/scope.ts";
 import { backward, type Device, F, nn, optim, scope, type Tensor } from "../../index.ts";
 import { testDevice } from "../device.ts";
 
@@ -84,16 +86,64 @@ test("what a chain reads may be freed or overwritten before it is computed", asy
   assert.equal([...(await before.toArray())], [10, 20, 30], "computed before the step changed what it reads");
   assert.equal([...(await weight.toArray())], [0, 1, 2]);
 
-  const freed = scope(() => {
+  const kept = scope(() => {
     const x = F.add(gpu.tensor([1]), 1);
-    return {
-      kept: F.mul(x, 3),
-      get x() {
-        return x;
-      },
-    };
+    const y = F.mul(x, 3);
+    free(x);
+    return y;
   });
-  assert.equal([...(await freed.kept.toArray())], [6]);
+  assert.equal([...(await kept.toArray())], [6]);
+});
+
+test("every way to write a buffer waits for what still reads it", async () => {
+  const gpu = await testDevice();
+  const writes: Record<string, (x: Tensor) => void> = {
+    upload: (x) => gpu.upload(x, new Float32Array([7, 7, 7])),
+    clear: (x) => gpu.clear(x),
+    copy: (x) => gpu.copy(gpu.tensor([7, 7, 7]), 0, x, 0, 3),
+    kernel: (x) =>
+      run(gpu, "accumulate", "in_place", { bind: { y: x, b: gpu.tensor([5, 5, 5]) }, params: { n: 1 }, groups: [1] }),
+  };
+  for (const [name, write] of Object.entries(writes)) {
+    const x = gpu.tensor([1, 2, 3]);
+    await x.toArray();
+    const y = F.add(x, 1);
+    write(x);
+    assert.equal([...(await y.toArray())], [2, 3, 4], name);
+    assert.not.equal([...(await x.toArray())], [1, 2, 3], name);
+  }
+});
+
+test("an expression that broadcasts is computed before it gets another shape", async () => {
+  const gpu = await testDevice();
+  const sum = F.add(gpu.zeros([2, 3]), gpu.tensor([1, 2], [2, 1]));
+  assert.equal([...(await F.add(F.reshape(sum, [6]), 0).toArray())], [1, 1, 1, 2, 2, 2]);
+  const flat = F.add(gpu.zeros([2, 3]), 1);
+  assert.is(await kernels(gpu, () => F.mul(F.reshape(flat, [6]), 2)), 1);
+});
+
+test("sharing costs no more than the chain is long, and results of inner scopes hold little", async () => {
+  const gpu = await testDevice();
+  let x = gpu.tensor([1, 1, 1, 1, 1, 1], [2, 3]);
+  for (let i = 0; i < 60; i++) x = F.mul(F.add(x, x), 0.5);
+  assert.equal([...(await F.add(F.reshape(x, [6]), 1).toArray())], [2, 2, 2, 2, 2, 2]);
+  const before = gpu.memory.liveBytes;
+  await scope(async () => {
+    const sums = Array.from({ length: 8 }, () =>
+      scope(() => Array.from({ length: 7 }, (_, k) => gpu.full([65_536], k)).reduce((a, b) => F.add(a, b))),
+    );
+    assert.ok(gpu.memory.liveBytes - before <= 9 * 65_536 * 4, `${gpu.memory.liveBytes - before} bytes`);
+    assert.is((await sums[7]!.toArray())[0], 21);
+  });
+});
+
+test("more than 8 dimensions are refused when they are asked for", async () => {
+  const gpu = await testDevice();
+  const [odd, even] = [0, 1].map((at) => Array.from({ length: 10 }, (_, d) => (d % 2 === at ? 2 : 1)));
+  assert.throws(
+    () => F.add(gpu.zeros(odd!), gpu.zeros(even!)),
+    /add: broadcasting over more than 8 separate dimensions/,
+  );
 });
 
 test("long chains are cut, wide ones too, and nothing is left behind", async () => {

@@ -288,4 +288,17 @@ optimizer("follows torch.optim.SGD with and without momentum", async () => {
   }
 });
 
+optimizer("steps at any rate, and takes groups of f32 parameters alone", async () => {
+  for (const lr of [20, 21, 30]) {
+    const xs = [2, 20_000].map((n) => nn.parameter(gpu.ones([n])));
+    for (const x of xs) x.grad = gpu.ones(x.shape);
+    new optim.AdamW([{ params: xs, lr, weightDecay: 0.05 }]).step();
+    const want = 1 - lr * 0.05 - lr;
+    for (const x of xs) assert.ok(Math.abs((await x.toArray())[0]! - want) < 1e-3, `lr ${lr}, ${x.size} elements`);
+  }
+  const half = gpu.tensor([1, 2], [2], { dtype: "f16", requiresGrad: true });
+  assert.throws(() => new optim.SGD([{ params: [half] }]), /SGD: parameter 0 is f16/);
+  assert.throws(() => new optim.AdamW([gpu.ones([1])] as never), /AdamW: groups are objects such as .*; got a tensor/);
+});
+
 optimizer.run();

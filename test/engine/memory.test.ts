@@ -222,4 +222,22 @@ device("the same seed gives the same bits", async () => {
   assert.equal(await curve(), await curve());
 });
 
+device(
+  "backward refuses a graph whose scope has ended, and checkpoint an input handed through keeps its place",
+  async () => {
+    const leaf = nn.parameter(gpu.tensor([1, -2, 3]));
+    for (const fn of [(x: Tensor) => F.relu(x), (x: Tensor) => F.softmax(x, -1), (x: Tensor) => F.mul(F.exp(x), 2)]) {
+      const loss = scope(() => F.sum(fn(F.mul(leaf, 2))));
+      assert.throws(() => backward(loss), /freed when its scope ended; call backward inside that scope|was freed/);
+      assert.is(leaf.grad, undefined);
+    }
+    const same = checkpoint((x) => x, leaf);
+    backward(F.sum(F.mul(same, 3)));
+    assert.equal([...(await leaf.grad!.toArray())], [3, 3, 3]);
+    leaf.grad = undefined;
+    backward(F.sum(leaf));
+    assert.equal([...(await (leaf as Tensor).grad!.toArray())], [1, 1, 1]);
+  },
+);
+
 device.run();
