@@ -3,8 +3,10 @@
  * `a`, `b`, `c`, the result `y` (in derivatives) and the gradient `g` that arrives, all as vec4f; or, where every operand is of one integer
  * type and the row has a form for it, as vec4i or vec4u.
  */
+
+import type { Slot, Whole } from "../chain.ts";
 import { checkNoMore, checkOptions, checkTensors, checkType, describe } from "../check.ts";
-import { type Operand, pointwise, type Slot, type Whole } from "../fusion.ts";
+import { type Operand, pointwise } from "../fusion.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { isTensor } from "../scope.ts";
 import { broadcastShapes } from "../shape.ts";
