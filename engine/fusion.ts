@@ -105,12 +105,25 @@ class Expression implements Pending, Chain {
 
   #compute(): Storage {
     const { device, row, shape } = this;
+    this.#fitAgain();
     const plan = planOf(this);
     const size = sizeOf(shape);
     const storage = device.pool.allocate(size * BYTES[row.dtype]);
     dispatch(device, plan, { storage, shape, size, dtype: row.dtype, freed: false });
     this.#letGo();
     return storage;
+  }
+
+  /** What was taken in as a chain over few buffers may have been stored since, part by part, and be many buffers now. */
+  #fitAgain(): void {
+    for (;;) {
+      const size = new Size(this.shape);
+      size.add(this);
+      if (size.leaves <= MOST_LEAVES) return;
+      const open = [...this.inputs.values()].find((input) => input instanceof Expression && !input.known);
+      if (!(open instanceof Expression)) return;
+      open.settle();
+    }
   }
 
   #letGo(): void {

@@ -114,6 +114,17 @@ test("every way to write a buffer waits for what still reads it", async () => {
   }
 });
 
+test("a chain whose parts had to be stored before it is cut to what a kernel can bind", async () => {
+  const gpu = await testDevice();
+  const x = gpu.tensor([1, 2]);
+  const parts = Array.from({ length: 11 }, (_, i) => F.mul(x, i));
+  const sum = parts.reduce((a, b) => F.add(a, b));
+  gpu.upload(x, new Float32Array([7, 7]));
+  const before = gpu.dispatches;
+  assert.equal([...(await sum.toArray())], [55, 110]);
+  assert.ok(gpu.dispatches - before >= 2, "eleven buffers are more than one kernel reads");
+});
+
 test("an expression that broadcasts is computed before it gets another shape", async () => {
   const gpu = await testDevice();
   const sum = F.add(gpu.zeros([2, 3]), gpu.tensor([1, 2], [2, 1]));
