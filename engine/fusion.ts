@@ -6,7 +6,6 @@
  *
  * What this file does not know: which operations there are. A row is a text of WGSL over `a`, `b`, `c`, `g`.
  */
-
 import {
   type Chain,
   dispatch,

@@ -1,7 +1,6 @@
 // Sizes of a WISH or Mask2Former model: one plain object, saved with every checkpoint. Presets spell their numbers.
 // Where the WISH paper leaves a choice open, the option says which reading is the default and why.
 import type { FeatureName, OutputStride } from "./backbone.ts";
-import type { PromptPlace } from "./mask2former/decoder.ts";
 import type { MobileNetNorm } from "./mobilenet.ts";
 import type { ResNetDepth, ResNetNorm } from "./resnet.ts";
 
@@ -32,6 +31,14 @@ export type BackboneConfig =
  */
 export type PromptMode = "none" | "mean" | "sparse" | "typed";
 
+/**
+ * What the prompt head is told about places:
+ * - query: what the query's content says, as in the paper. Two to four decoder layers say too little: on scenes the head then learned the
+ *   mean latent and no more (1,100 steps), for the divergence is flat until a place is known to an eighth of the image.
+ * - mask: besides, where the query's own mask lies (its mean sine position).
+ */
+export type PromptPlace = "query" | "mask";
+
 export interface WishConfig {
   /** K; class K means "no object". */
   classes: number;
@@ -46,12 +53,7 @@ export interface WishConfig {
   /** `layers` 9 give 10 predictions (DEC_LAYERS 10 of the reference). */
   decoder: { layers: number; heads: number; ffn: number };
   queries: number;
-  /**
-   * `dim`: width of SAM's prompt embedding, 256; a smaller teacher has its own. `place`: what the prompt head is told about places.
-   * - query: what the query's content says, as in the paper. Two to four decoder layers say too little: on scenes the head then learned the
-   *   mean latent and no more (1,100 steps), for the divergence is flat until a place is known to an eighth of the image.
-   * - mask: besides, where the query's own mask lies (its mean sine position).
-   */
+  /** `dim`: width of SAM's prompt embedding, 256; a smaller teacher has its own. `place`: default query. */
   prompt: { mode: PromptMode; dim: number; place?: PromptPlace };
   /**
    * CAM branch: a 1x1 convolution without bias on this feature. The paper says "image encoder"; res5 is the usual reading. On small

@@ -1,11 +1,9 @@
 // Mask2Former's transformer decoder (modeling/transformer_decoder/mask2former_transformer_decoder.py): N queries, each attending only
 // where the mask predicted so far says yes, one level a layer, coarse to fine and round again. Post-norm, no dropout.
 import { type Device, F, nn, noGrad, type Tensor } from "../../engine/index.ts";
+import type { PromptPlace } from "../config.ts";
 import { constant, flattenGrid, MLP, MultiheadAttention, sinePositions } from "../layers.ts";
 import type { PixelFeatures } from "./pixel-decoder.ts";
-
-/** Where the prompt head finds out about places: see model/config.ts. */
-export type PromptPlace = "query" | "mask";
 
 export interface DecoderSizes {
   /** K; class K means "no object". */
