@@ -25,9 +25,15 @@ export interface Dispatch {
   params?: Params;
   /** `override` constants: every combination is a pipeline of its own, so structural switches only. */
   constants?: Record<string, number>;
-  /** Lanes of a subgroup, for shaders that spell each out: see `forLanes`. */
-  lanes?: number;
+  /** For shaders that spell out the lanes of a subgroup: see `forLanes`. */
+  lanes?: Lanes | undefined;
   groups: readonly number[];
+}
+
+/** How a shader uses a subgroup: as `tiles` parts of `lanes` each; parts are quads. */
+export interface Lanes {
+  lanes: number;
+  tiles: number;
 }
 
 interface Field {
@@ -82,14 +88,17 @@ const parsed = new Map<string, { bindings: Shader["bindings"]; fields: Field[]; 
 
 /**
  * What WGSL cannot say: subgroupBroadcast takes a constant lane, and there is no repetition of text. `const LANES = 1u` becomes the number of
- * lanes, and what stands between `// <lane>` and `// </lane>`, written for lane `0u`, stands there once for each.
+ * lanes, and what stands between `// <lane>` and `// </lane>`, written for lane `0u`, stands there once for each. `const TILES = 1u` becomes the
+ * number of quads, where a subgroup is several: then each lane asks those of its own quad.
  */
-function forLanes(source: string, lanes: number): string {
-  return source
+function forLanes(source: string, { lanes, tiles }: Lanes): string {
+  const text = source
     .replace("const LANES = 1u;", `const LANES = ${lanes}u;`)
+    .replace("const TILES = 1u;", `const TILES = ${tiles}u;`)
     .replace(/ *\/\/ <lane>\n([\s\S]*?) *\/\/ <\/lane>\n/g, (_, text: string) =>
       Array.from({ length: lanes }, (_, lane) => text.replaceAll(/\b0u\b/g, `${lane}u`)).join(""),
     );
+  return tiles === 1 ? text : text.replaceAll("subgroupBroadcast(", "quadBroadcast(");
 }
 
 function compile(device: Device, name: string, source: string): Shader {
@@ -115,7 +124,7 @@ function pipelineFor(device: Device, name: string, entry: string, call: Dispatch
   const names = Object.keys(call.bind);
   const constants = call.constants ?? {};
   const { lanes } = call;
-  const shaderName = lanes === undefined ? name : `${name} of ${lanes} lanes`;
+  const shaderName = lanes ? `${name} of ${lanes.tiles} x ${lanes.lanes} lanes` : name;
   const key = `${shaderName}/${entry}|${names.join()}|${Object.entries(constants).join()}`;
   const known = device.cache.pipelines.get(key) as Pipeline | undefined;
   if (known) return known;
@@ -124,7 +133,7 @@ function pipelineFor(device: Device, name: string, entry: string, call: Dispatch
   let shader = device.cache.pipelines.get(shaderKey) as Shader | undefined;
   if (!shader) {
     const text = sources.get(name) ?? platform().shader(name);
-    shader = compile(device, name, lanes === undefined ? text : forLanes(text, lanes));
+    shader = compile(device, name, lanes ? forLanes(text, lanes) : text);
     device.cache.pipelines.set(shaderKey, shader);
   }
   const label = `${name}/${entry}`;

@@ -3,9 +3,12 @@
 // the whole subgroup, so that LANES steps of the sum cost 8 scalar loads of x and LANES vector loads of packed: on software adapters loads,
 // not arithmetic, take the time. subgroupBroadcast takes a constant lane: engine/kernel.ts repeats what stands between <lane> and </lane>,
 // written for lane 0u, for every lane there is.
+// For few channels a subgroup of 8 lanes can be TILES = 2 quads, each with LANES = 4 and with pixels (or k) of its own, for all of which
+// everything else is the same; engine/kernel.ts then makes every subgroupBroadcast a quadBroadcast.
 enable subgroups;
 
 const LANES = 1u;
+const TILES = 1u;
 
 struct Params {
   batch: u32,
@@ -96,21 +99,23 @@ fn store_quad(to: u32, c: u32, v0: vec4f, v1: vec4f, v2: vec4f, v3: vec4f) {
   }
 }
 
-@compute @workgroup_size(LANES)
+@compute @workgroup_size(LANES * TILES)
 fn forward(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
-  @builtin(subgroup_invocation_id) lane: u32,
+  @builtin(subgroup_invocation_id) invocation: u32,
 ) {
-  let tile = group.x + group.y * groups.x;
+  let index = group.x + group.y * groups.x;
   let pixels = params.batch * params.grid_h * params.grid_w;
   let tiles = (pixels + 7u) / 8u;
-  if (tile >= tiles * params.panels * params.groups) {
+  let bundles = (tiles + TILES - 1u) / TILES;
+  if (index >= bundles * params.panels * params.groups) {
     return;
   }
-  let panel = tile / tiles;
+  let panel = index / bundles;
   let g = panel / params.panels;
-  let first = (tile - panel * tiles) * 8u;
+  let lane = invocation % LANES;
+  let first = ((index - panel * bundles) * TILES + invocation / LANES) * 8u;
   var at = panel * params.rows * LANES + lane;
   let place0 = locate(min(first + lane, pixels - 1u), g);
   let place1 = locate(min(first + 4u + lane, pixels - 1u), g);
@@ -182,7 +187,7 @@ fn forward(
   let to5 = subgroupBroadcast(place1.y, 1u);
   let to6 = subgroupBroadcast(place1.y, 2u);
   let to7 = subgroupBroadcast(place1.y, 3u);
-  if (c >= params.co) {
+  if (c >= params.co || first >= pixels) {
     return;
   }
   let add = bias_of(g, c);
@@ -204,21 +209,24 @@ fn forward(
   store(to7, c, sum7 + add);
 }
 
-@compute @workgroup_size(LANES)
+@compute @workgroup_size(LANES * TILES)
 fn weight(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
-  @builtin(subgroup_invocation_id) lane: u32,
+  @builtin(subgroup_invocation_id) invocation: u32,
 ) {
-  let tile = group.x + group.y * groups.x;
+  let index = group.x + group.y * groups.x;
   let tiles = params.rows / 8u;
+  let bundles = (tiles + TILES - 1u) / TILES;
   let all_panels = params.panels * params.groups;
-  if (tile >= tiles * all_panels * params.splits) {
+  if (index >= bundles * all_panels * params.splits) {
     return;
   }
-  let k = (tile % tiles) * 8u;
-  let panel = (tile / tiles) % all_panels;
-  let split = tile / (tiles * all_panels);
+  let lane = invocation % LANES;
+  let tile = (index % bundles) * TILES + invocation / LANES;
+  let k = min(tile, tiles - 1u) * 8u;
+  let panel = (index / bundles) % all_panels;
+  let split = index / (bundles * all_panels);
   let g = panel / params.panels;
   let pixels = params.batch * params.grid_h * params.grid_w;
   let first = split * params.split;
@@ -278,6 +286,9 @@ fn weight(
       r -= params.grid_h;
       image++;
     }
+  }
+  if (tile >= tiles) {
+    return;
   }
   let to = ((split * all_panels + panel) * params.rows + k) * LANES + lane;
   parts[to + 0u * LANES] = c0;

@@ -151,6 +151,7 @@ export const convCases: Cases = {
     conv([1, 5, 9, 8], [7, 5, 3, 3], { dilation: [2, 3], padding: around(3) }),
     conv([2, 4, 11, 9], [6, 4, 5, 3], { stride: [3, 2], dilation: [2, 2], padding: [1, 2, 3, 4] }),
     conv([1, 6, 8, 7], [9, 2, 3, 3], { groups: 3, stride: [2, 2], padding: around(1) }),
+    conv([2, 12, 5, 7], [20, 6, 3, 3], { groups: 2, padding: around(1) }, true, "groups of 10 channels"),
     conv([1, 40, 9, 10], [36, 40, 3, 3], { padding: around(1) }, false),
     conv([1, 130, 7, 7], [12, 130, 1, 1], {}, true, "1x1 odd plane"),
     conv([2, 33, 6, 6], [70, 33, 1, 1], {}, true, "1x1"),

@@ -3,7 +3,7 @@
  * gradient of the weights). Each is a matrix product whose one side is gathered from the images; no tape here.
  */
 import type { Device } from "../device.ts";
-import { linearGroups, run } from "../kernel.ts";
+import { type Lanes, linearGroups, run } from "../kernel.ts";
 import { keep } from "../scope.ts";
 import { empty, fill, type Tensor } from "../tensor.ts";
 import { depthwiseForward, depthwiseSpread, depthwiseWeigh, isDepthwise } from "./depthwise.ts";
@@ -51,15 +51,18 @@ function phaseTaps(s: ConvSizes, d: 0 | 1, phase: number): Taps {
   return { first: a, step: b - a, count: found.length, shift: found.length > 0 ? at(a) : 0, shiftStep: at(b) - at(a) };
 }
 
-/** Lanes of the subgroups where there is a kernel for that many and `co` channels fill half a panel; otherwise 1. */
-function lanesOf(device: Device, co: number): 1 | 4 | 8 {
-  const lanes = device.subgroupSize;
-  return (lanes === 4 || lanes === 8) && co >= 2 * lanes ? lanes : 1;
+/**
+ * How conv2d_subgroup.wgsl lays `co` channels on this adapter's subgroups: panels of 4 channels a lane, of all lanes or of a quad's, whichever
+ * leaves fewer of them empty. Undefined where there is no kernel for such subgroups, or the channels do not fill half of the least panel.
+ */
+function lanesFor(device: Device, co: number): Lanes | undefined {
+  const size = device.subgroupSize;
+  if ((size !== 4 && size !== 8) || co < 8) return undefined;
+  const filled = (lanes: number): number => Math.ceil(co / (4 * lanes)) * lanes;
+  return filled(4) < filled(size) ? { lanes: 4, tiles: size / 4 } : { lanes: size, tiles: 1 };
 }
 
-/** The shader for so many lanes. */
-const kernelOf = (lanes: number): string => (lanes === 1 ? "conv2d" : "conv2d_subgroup");
-const lanesIn = (lanes: number): { lanes?: number } => (lanes === 1 ? {} : { lanes });
+const kernelOf = (lanes: Lanes | undefined): string => (lanes ? "conv2d_subgroup" : "conv2d");
 
 /** An image with room for every window around it, and where in it the image starts. */
 interface Frame {
@@ -105,7 +108,9 @@ interface Layout {
   /** k, filled up. */
   rows: number;
   panels: number;
-  lanes: number;
+  /** Vectors of four channels in a panel. */
+  width: number;
+  lanes: Lanes | undefined;
   params: Record<string, number>;
 }
 
@@ -131,15 +136,16 @@ function tableOf(device: Device, params: Record<string, number>): Tensor {
 function layoutOf(device: Device, s: ConvSizes, [ky, kx]: [Taps, Taps], frame: Frame, transposed: boolean): Layout {
   const [ci, co] = transposed ? [s.co, s.ci] : [s.ci, s.co];
   const perInput = area(s.kernel);
-  const lanes = lanesOf(device, co);
+  const lanes = lanesFor(device, co);
+  const width = lanes?.lanes ?? 1;
   const rows = Math.max(8, Math.ceil((ci * ky.count * kx.count) / 8) * 8);
-  const panels = Math.ceil(co / (4 * lanes));
+  const panels = Math.ceil(co / (4 * width));
   const params = {
     groups: s.groups,
     ci,
     co,
     panels,
-    lanes,
+    lanes: width,
     rows,
     taps_y: ky.count,
     taps_x: kx.count,
@@ -162,7 +168,7 @@ function layoutOf(device: Device, s: ConvSizes, [ky, kx]: [Taps, Taps], frame: F
     filled: 0,
     splits: 0,
   };
-  return { table: tableOf(device, params), rows, panels, lanes, params };
+  return { table: tableOf(device, params), rows, panels, width, lanes, params };
 }
 
 /** Parameters of the kernels of conv2d*.wgsl. */
@@ -212,7 +218,7 @@ function product(
 ): void {
   const { device } = y;
   const { lanes } = p;
-  const packed = empty(device, [params.groups, p.panels, p.rows, lanes * 4]);
+  const packed = empty(device, [params.groups, p.panels, p.rows, p.width * 4]);
   run(device, "conv_pack", "weights", {
     bind: { weight, packed },
     params: p.params,
@@ -222,20 +228,20 @@ function product(
   const panels = p.panels * params.groups;
   // The grid is all of y, and no four pixels in a row belong to two planes: they are written at once.
   const whole = params.grid_h === params.out_h && params.grid_w === params.out_w;
-  const quads = lanes > 1 && whole && (params.grid_h * params.grid_w) % 4 === 0;
+  const quads = lanes !== undefined && whole && (params.grid_h * params.grid_w) % 4 === 0;
   const unused = (): Tensor => empty(device, [4]);
   run(device, kernelOf(lanes), "forward", {
-    ...lanesIn(lanes),
+    lanes,
     bind: {
       x: frame.x,
       packed,
       table: p.table,
       bias: bias ?? packed,
-      ...(lanes === 1 ? { y } : quads ? { y: unused(), y4: y } : { y, y4: unused() }),
+      ...(!lanes ? { y } : quads ? { y: unused(), y4: y } : { y, y4: unused() }),
     },
     params: { ...params, has_bias: bias ? 1 : 0, quads: quads ? 1 : 0 },
     groups: linearGroups(
-      lanes === 1 ? Math.ceil((Math.ceil(pixels / 4) * panels) / 64) : Math.ceil(pixels / TILE) * panels,
+      lanes ? Math.ceil(pixels / (TILE * lanes.tiles)) * panels : Math.ceil((Math.ceil(pixels / 4) * panels) / 64),
     ),
   });
 }
@@ -294,32 +300,34 @@ export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tens
   const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
   const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
   const p = layoutOf(device, s, taps, frame, false);
-  const { lanes } = p;
+  const { lanes, width } = p;
   const plane = area(s.output);
   const pixels = s.batch * plane;
   if (pixels === 0) return fill(gw, 0);
   // Splits of about 1024 pixels keep the gradient's panel in the cache and rounding small; more of them where few tiles are to be had, fewer
   // where their parts would fill the memory.
   const tiles = s.groups * p.panels * (p.rows / 8);
-  const most = Math.max(1, Math.min(Math.ceil(pixels / 64), Math.floor(MAX_PARTS / (tiles * 8 * lanes * 4))));
+  const most = Math.max(1, Math.min(Math.ceil(pixels / 64), Math.floor(MAX_PARTS / (tiles * 8 * width * 4))));
   const wanted = Math.min(most, Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 1024)));
   const split = Math.ceil(pixels / wanted / 8) * 8;
   const splits = Math.ceil(pixels / split);
   const filled = Math.ceil(pixels / 8) * 8;
-  const turned = empty(device, [s.groups, p.panels, filled, lanes * 4]);
+  const turned = empty(device, [s.groups, p.panels, filled, width * 4]);
   const packParams = { ...p.params, pixels: plane, filled, splits };
   run(device, "conv_pack", "pixels", {
     bind: { gy, packed: turned },
     params: packParams,
     groups: linearGroups(Math.ceil(turned.size / 4 / 64)),
   });
-  const parts = empty(device, [splits, s.groups, p.panels, p.rows, lanes * 4]);
+  const parts = empty(device, [splits, s.groups, p.panels, p.rows, p.width * 4]);
   run(device, kernelOf(lanes), "weight", {
-    ...lanesIn(lanes),
+    lanes,
     bind: { x: frame.x, packed: turned, table: p.table, parts },
     params: { ...kernelParams(s, p, frame, grid, s.stride, s.output), split, splits, filled },
     groups: linearGroups(
-      lanes === 1 ? Math.ceil((splits * tiles * 2) / 64) : splits * s.groups * p.panels * (p.rows / TILE_K),
+      lanes
+        ? splits * s.groups * p.panels * Math.ceil(p.rows / (TILE_K * lanes.tiles))
+        : Math.ceil((splits * tiles * 2) / 64),
     ),
   });
   run(device, "conv_pack", "sum_weights", {

@@ -29,7 +29,7 @@ export function gemm(a: Matrix, b: Matrix, batch: number, m: number, k: number, 
     const rows = b.flipped ? permuteData(alias(b.x, [batch, n, k]), [0, 2, 1]) : b.x;
     const [tilesM, tilesN] = [Math.ceil(m / 8), Math.ceil(n / (4 * lanes))];
     run(device, "matmul_subgroup", "forward", {
-      lanes,
+      lanes: { lanes, tiles: 1 },
       bind: { a: a.x, b: rows, bias: bias ?? rows, y },
       params: { ...common, b_batch: (k * n) / 4, tiles_m: tilesM, tiles_n: tilesN },
       groups: linearGroups(tilesM * tilesN * batch),
