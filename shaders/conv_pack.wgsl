@@ -40,6 +40,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> gy: array<f32>;
 @group(0) @binding(5) var<storage, read> parts: array<f32>;
 @group(0) @binding(6) var<storage, read_write> gw: array<f32>;
+@group(0) @binding(7) var<storage, read> gy4: array<vec4f>;
 
 /// (input channel, tap y, tap x) of k. Rows that only fill up have a channel that is not there.
 fn taps_of(k: u32) -> vec3u {
@@ -101,6 +102,35 @@ fn pixels(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gro
     }
   }
   packed[((i / (params.filled * params.lanes)) * params.filled + p) * params.lanes + c4 % params.lanes] = v;
+}
+
+// The same where the pixels of a plane are whole fours.
+@compute @workgroup_size(64)
+fn pixels_fours(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  let per_group = params.panels * params.lanes;
+  let fours = params.filled / 4u;
+  if (i >= fours * params.groups * per_group) {
+    return;
+  }
+  let p = i % fours;
+  let image = p / (params.pixels / 4u);
+  let g = i / (fours * per_group);
+  let c4 = (i / fours) % per_group;
+  var v = mat4x4f();
+  if (image < params.batch) {
+    let first = (image * params.groups + g) * params.co + c4 * 4u;
+    let at = p - image * (params.pixels / 4u);
+    for (var j = 0u; j < min(4u, params.co - min(c4 * 4u, params.co)); j++) {
+      v[j] = gy4[(first + j) * (params.pixels / 4u) + at];
+    }
+  }
+  let to = ((i / (fours * params.lanes)) * params.filled + p * 4u) * params.lanes + c4 % params.lanes;
+  let turned = transpose(v);
+  packed[to] = turned[0];
+  packed[to + params.lanes] = turned[1];
+  packed[to + 2u * params.lanes] = turned[2];
+  packed[to + 3u * params.lanes] = turned[3];
 }
 
 @compute @workgroup_size(64)

@@ -23,6 +23,12 @@ struct Params {
 @group(0) @binding(4) var<storage, read> place: array<u32>;
 @group(0) @binding(5) var<storage, read> gy: array<f32>;
 @group(0) @binding(6) var<storage, read_write> gx: array<f32>;
+@group(0) @binding(7) var<storage, read> x4: array<vec4f>;
+@group(0) @binding(8) var<storage, read_write> y4: array<vec4f>;
+@group(0) @binding(9) var<storage, read_write> place4_out: array<vec4u>;
+@group(0) @binding(10) var<storage, read> place4: array<vec4u>;
+@group(0) @binding(11) var<storage, read> gy4: array<vec4f>;
+@group(0) @binding(12) var<storage, read_write> gx4: array<vec4f>;
 
 override MAX: bool = false;
 
@@ -34,6 +40,10 @@ fn quotient(n: u32, d: u32) -> u32 {
 /// By the bits: compilers may assume that there is no NaN.
 fn is_nan(v: f32) -> bool {
   return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
+}
+
+fn is_nan4(v: vec4f) -> vec4<bool> {
+  return (bitcast<vec4u>(v) & vec4u(0x7fffffffu)) > vec4u(0x7f800000u);
 }
 
 @compute @workgroup_size(64)
@@ -65,6 +75,59 @@ fn max_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
   }
   y[i] = best;
   place_out[i] = found;
+}
+
+// Windows of 2 x 2 beside each other, four of a row an invocation, for rows of whole fours. Counted over all planes.
+@compute @workgroup_size(64)
+fn max_twos(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  let across = params.out_w / 4u;
+  if (i >= params.planes * params.out_h * across) {
+    return;
+  }
+  let row = i / across;
+  let column = i - row * across;
+  let at = row * across * 4u + column * 2u;
+  let top_left = x4[at];
+  let top_right = x4[at + 1u];
+  let low_left = x4[at + across * 2u];
+  let low_right = x4[at + across * 2u + 1u];
+  let first = (row % params.out_h) * 2u * params.in_w + column * 8u;
+  var found = first + vec4u(0u, 2u, 4u, 6u);
+  var best = vec4f(top_left.xz, top_right.xz);
+  var v = vec4f(top_left.yw, top_right.yw);
+  var wins = (v > best) | is_nan4(v);
+  best = select(best, v, wins);
+  found = select(found, first + vec4u(1u, 3u, 5u, 7u), wins);
+  v = vec4f(low_left.xz, low_right.xz);
+  wins = (v > best) | is_nan4(v);
+  best = select(best, v, wins);
+  found = select(found, first + params.in_w + vec4u(0u, 2u, 4u, 6u), wins);
+  v = vec4f(low_left.yw, low_right.yw);
+  wins = (v > best) | is_nan4(v);
+  y4[i] = select(best, v, wins);
+  place4_out[i] = select(found, first + params.in_w + vec4u(1u, 3u, 5u, 7u), wins);
+}
+
+@compute @workgroup_size(64)
+fn grad_twos(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  let across = params.out_w / 4u;
+  if (i >= params.planes * params.out_h * across) {
+    return;
+  }
+  let row = i / across;
+  let column = i - row * across;
+  let at = row * across * 4u + column * 2u;
+  let g = gy4[i];
+  // How far along the window's rows, both counted as one row of 2 in_w, the winner stands.
+  let from_first = place4[i] - (row % params.out_h) * 2u * params.in_w - column * 8u;
+  let left = vec4u(0u, 1u, 2u, 3u);
+  let right = left + 4u;
+  gx4[at] = select(vec4f(), g.xxyy, from_first.xxyy == left);
+  gx4[at + 1u] = select(vec4f(), g.zzww, from_first.zzww == right);
+  gx4[at + across * 2u] = select(vec4f(), g.xxyy, from_first.xxyy == left + params.in_w);
+  gx4[at + across * 2u + 1u] = select(vec4f(), g.zzww, from_first.zzww == right + params.in_w);
 }
 
 @compute @workgroup_size(64)

@@ -137,6 +137,7 @@ function pools(isMax: boolean): Case[] {
   return [
     pooled([1, 1, 1, 1], [1, 1], undefined, [0, 0], isMax),
     pooled([2, 3, 7, 8], [2, 2], undefined, [0, 0], isMax),
+    pooled([2, 3, 10, 24], [2, 2], undefined, [0, 0], isMax),
     pooled([1, 2, 9, 13], [3, 3], [2, 2], [1, 1], isMax),
     pooled([3, 11, 6], [2, 3], [1, 2], [1, 0], isMax),
     pooled([2, 5, 33, 29], [3, 3], [2, 2], [1, 1], isMax),

@@ -90,13 +90,14 @@ function frameOf(
     }
   const [top, left] = before as [number, number];
   if (top + left + after[0]! + after[1]! === 0) return { x, size, start: [0, 0] };
-  const [h, w] = [size[0] + top + after[0]!, size[1] + left + after[1]!];
+  const h = size[0] + top + after[0]!;
+  const w = Math.ceil((size[1] + left + after[1]!) / 4) * 4; // conv_border.wgsl writes by fours
   const planes = x.size / area(size);
   const framed = empty(x.device, [planes, h, w]);
   run(x.device, "conv_border", "forward", {
     bind: { x, y: framed },
     params: { planes, in_h: size[0], in_w: size[1], frame_h: h, frame_w: w, top, left },
-    groups: planeGroups(planes, Math.ceil((h * w) / 512)),
+    groups: planeGroups(planes, Math.ceil((h * w) / 4 / 512)),
   });
   return { x: framed, size: [h, w], start: [top, left] };
 }
@@ -314,10 +315,11 @@ export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tens
   const filled = Math.ceil(pixels / 8) * 8;
   const turned = empty(device, [s.groups, p.panels, filled, width * 4]);
   const packParams = { ...p.params, pixels: plane, filled, splits };
-  run(device, "conv_pack", "pixels", {
-    bind: { gy, packed: turned },
+  const fours = plane % 4 === 0;
+  run(device, "conv_pack", fours ? "pixels_fours" : "pixels", {
+    bind: fours ? { gy4: gy, packed: turned } : { gy, packed: turned },
     params: packParams,
-    groups: linearGroups(Math.ceil(turned.size / 4 / 64)),
+    groups: linearGroups(Math.ceil(turned.size / (fours ? 16 : 4) / 64)),
   });
   const parts = empty(device, [splits, s.groups, p.panels, p.rows, p.width * 4]);
   run(device, kernelOf(lanes), "weight", {

@@ -1,6 +1,6 @@
 /** Pooling over windows of (B, C, H, W) or (C, H, W). */
 import { checkFloats, checkOptions } from "../check.ts";
-import { run } from "../kernel.ts";
+import { linearGroups, run } from "../kernel.ts";
 import { show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { empty, fill, type Tensor } from "../tensor.ts";
@@ -42,6 +42,17 @@ function pool(op: "maxPool2d" | "avgPool2d", x: Tensor, size: Pair, options: Poo
   };
   const isMax = op === "maxPool2d";
   const place = isMax ? empty(device, y.shape, "u32") : undefined;
+  // The windows of most networks.
+  const twos = isMax && [...kernel, ...step].every((n) => n === 2) && pad.every((n) => n === 0);
+  if (twos && place && input[1]! % 8 === 0 && input[0]! % 2 === 0) {
+    const groups = linearGroups(Math.ceil(y.size / 256));
+    run(device, "pool", "max_twos", { bind: { x4: x, y4: y, place4_out: place }, params, groups });
+    return record(op, [x], y, (gy) => {
+      const gx = empty(device, x.shape);
+      run(device, "pool", "grad_twos", { bind: { gy4: gy, place4: place, gx4: gx }, params, groups });
+      return [gx];
+    });
+  }
   run(device, "pool", isMax ? "max_forward" : "mean_forward", {
     bind: place ? { x, y, place_out: place } : { x, y },
     params,

@@ -56,6 +56,18 @@ test("equal maxima: the gradient goes to the first", async () => {
     backward(F.sum(F.maxPool2d(x, 2)));
     assert.equal([...(await x.grad!.toArray())], [0, 1, 0, 0]);
   });
+  // Rows of whole fours have a kernel of their own; the last NaN wins.
+  await scope(async () => {
+    const rows = [
+      [1, 5, 2, 2, NaN, 3, 9, 8],
+      [5, 5, 1, 0, NaN, 2, 8, 9],
+    ];
+    const x = gpu.tensor(rows.flat(), [1, 1, 2, 8], { requiresGrad: true });
+    const y = F.maxPool2d(x, 2);
+    assert.equal([...(await y.toArray())], [5, 2, NaN, 9]);
+    backward(y, gpu.tensor([1, 2, 3, 4], [1, 1, 1, 4]));
+    assert.equal([...(await x.grad!.toArray())], [0, 1, 2, 0, 0, 0, 4, 0, 0, 0, 0, 0, 3, 0, 0, 0]);
+  });
 });
 
 test("a maximum below zero wins over the padding", async () => {
