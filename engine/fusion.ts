@@ -1,34 +1,40 @@
 /**
  * Pointwise operations are not run when they are called: each makes an Expression, and what is computed at last, when something else needs
  * the numbers, is a whole chain of them in one kernel. Intermediate results that nothing but pointwise operations uses are never stored; the
- * backward pass computes them again inside its own kernels. Expressions hold on to the buffers that they read, so that freeing a tensor or a
- * scope's end takes nothing away from them, and they are computed before such a buffer is overwritten.
+ * backward pass computes them again inside its own kernels. Reductions wait as well: the chain that they fold is computed as they read it,
+ * and a chain that follows is computed as they write. Both hold on to the buffers that they read, so that freeing a tensor or a scope's end
+ * takes nothing away from them, and they are computed before such a buffer is overwritten.
  *
  * What this file does not know: which operations there are. A row is a text of WGSL over `a`, `b`, `c`, `g`.
  */
 import {
   type Chain,
   dispatch,
+  type Fold,
+  foldChain,
   isLeaf,
   type Leaf,
   MOST_NUMBERS,
   MOST_STRIDED,
   type PointwiseRow,
-  planOf,
+  type Reduced,
   SLOTS,
   type Slot,
 } from "./chain.ts";
 import type { Device } from "./device.ts";
+import type { Bound } from "./kernel.ts";
 import { platform } from "./platform.ts";
 import type { Storage } from "./pool.ts";
 import { broadcastStrides, collapse, type Shape, sameShape, sizeOf } from "./shape.ts";
-import { BYTES, empty, type Pending, pendingTensor, Tensor } from "./tensor.ts";
+import { BYTES, type DType, empty, type Pending, pendingTensor, Tensor } from "./tensor.ts";
 
 export type Operand = Tensor | number;
-type Input = number | Leaf | Expression;
+type Input = number | Leaf | Expression | Reduction;
 
 /** The fewest storage bindings that an adapter offers a kernel are 8, one of them for the result. */
 const MOST_LEAVES = 7;
+/** The same where a reduction keeps its own values beside the result. */
+const MOST_LEAVES_OF_BOTH = 6;
 /** Buffers that what leaves a scope may hold on to, for one that it would fill. */
 const MOST_HELD = 4;
 /** Dimensions of a walk over strided leaves. */
@@ -52,29 +58,26 @@ export function withoutFusion<T>(fn: () => T): T {
   }
 }
 
-class Expression implements Pending, Chain {
+/** Numbers to come, and the buffers that they will be worked out from. */
+abstract class Waiting implements Pending {
   readonly device: Device;
-  readonly row: PointwiseRow;
   readonly shape: Shape;
-  inputs: ReadonlyMap<Slot, Input>;
-  /** Tensors and expressions that may still ask for it. */
+  /** Tensors and others that may still ask for it. */
   #holders = 1;
   #storage: Storage | undefined;
-  /** An expression has taken it in. */
-  taken = false;
-  /** Elements of it depend on the same elements of everything below, whatever the shape. */
-  readonly isFlat: boolean;
 
-  constructor(device: Device, row: PointwiseRow, shape: Shape, inputs: ReadonlyMap<Slot, Input>) {
+  constructor(device: Device, shape: Shape) {
     this.device = device;
-    this.row = row;
     this.shape = shape;
-    this.inputs = inputs;
-    const n = sizeOf(shape);
-    this.isFlat = [...inputs.values()].every(
-      (input) => typeof input === "number" || (isLeaf(input) ? sizeOf(input.shape) === n : input.isFlat),
-    );
-    for (const input of inputs.values()) if (isLeaf(input)) (input.storage.readers ??= new Set()).add(this);
+  }
+
+  abstract get inputs(): Iterable<Input>;
+  abstract get holdsMuch(): boolean;
+  protected abstract compute(): Storage;
+  protected abstract forget(): void;
+
+  protected watch(): void {
+    for (const input of this.inputs) if (isLeaf(input)) (input.storage.readers ??= new Set()).add(this);
   }
 
   get known(): Storage | undefined {
@@ -91,50 +94,173 @@ class Expression implements Pending, Chain {
     else this.#letGo();
   }
 
-  get holdsMuch(): boolean {
-    const size = new Size(this.shape);
-    size.add(this);
-    return size.leaves > MOST_HELD;
-  }
-
   settle(): Storage {
-    this.#storage ??= this.#compute();
-    return this.#storage;
+    return this.#storage ?? this.keep(this.compute());
   }
 
-  #compute(): Storage {
-    const { device, row, shape } = this;
-    this.#fitAgain();
-    const plan = planOf(this);
-    const size = sizeOf(shape);
-    const storage = device.pool.allocate(size * BYTES[row.dtype]);
-    dispatch(device, plan, { storage, shape, size, dtype: row.dtype, freed: false });
+  /** Takes over its numbers. */
+  keep(storage: Storage): Storage {
+    this.#storage = storage;
     this.#letGo();
     return storage;
   }
 
-  /** What was taken in as a chain over few buffers may have been stored since, part by part, and be many buffers now. */
-  #fitAgain(): void {
-    for (;;) {
-      const size = new Size(this.shape);
-      size.add(this);
-      if (size.leaves <= MOST_LEAVES) return;
-      const open = [...this.inputs.values()].find((input) => input instanceof Expression && !input.known);
-      if (!(open instanceof Expression)) return;
-      open.settle();
-    }
-  }
-
   #letGo(): void {
-    for (const input of this.inputs.values()) {
+    for (const input of this.inputs) {
       if (typeof input === "number") continue;
       if (isLeaf(input)) {
         input.storage.readers?.delete(this);
         this.device.pool.release(input.storage);
       } else input.release();
     }
-    this.inputs = new Map();
+    this.forget();
   }
+}
+
+class Expression extends Waiting implements Chain {
+  readonly row: PointwiseRow;
+  operands: ReadonlyMap<Slot, Input>;
+  /** An expression or a reduction has taken it in. */
+  taken = false;
+  /** Elements of it depend on the same elements of everything below, whatever the shape. */
+  readonly isFlat: boolean;
+
+  constructor(device: Device, row: PointwiseRow, shape: Shape, operands: ReadonlyMap<Slot, Input>) {
+    super(device, shape);
+    this.row = row;
+    this.operands = operands;
+    const n = sizeOf(shape);
+    this.isFlat = [...operands.values()].every(
+      (input) => typeof input === "number" || (input instanceof Expression ? input.isFlat : sizeOf(input.shape) === n),
+    );
+    this.watch();
+  }
+
+  get inputs(): Iterable<Input> {
+    return this.operands.values();
+  }
+
+  protected forget(): void {
+    this.operands = new Map();
+  }
+
+  get holdsMuch(): boolean {
+    const size = new Size(this.shape);
+    size.add(this);
+    return size.leaves > MOST_HELD || size.reductions.size > 0;
+  }
+
+  protected compute(): Storage {
+    const { device, row, shape } = this;
+    const reduction = this.#reduction();
+    if (!reduction) this.fitAgain();
+    const y = bound(device, shape, row.dtype);
+    if (reduction) return reduction.finish(this, y);
+    dispatch(device, this, y);
+    return y.storage;
+  }
+
+  /** The one reduction that this can follow in its kernel; all others are computed. */
+  #reduction(): Reduction | undefined {
+    const size = new Size(this.shape);
+    size.add(this);
+    const [first, ...others] = size.reductions;
+    for (const other of others) other.settle();
+    if (!first || first.known) return undefined;
+    if (
+      this.isFlat &&
+      size.leaves - 1 + first.leaves <= MOST_LEAVES_OF_BOTH &&
+      size.numbers + first.numbers <= MOST_NUMBERS
+    )
+      return first;
+    first.settle();
+    return undefined;
+  }
+
+  /** What was taken in as a chain over few buffers may have been stored since, part by part, and be many buffers now. */
+  fitAgain(): void {
+    for (;;) {
+      const size = new Size(this.shape);
+      size.add(this);
+      if (size.leaves <= MOST_LEAVES) return;
+      const open = [...this.inputs].find((input) => input instanceof Expression && !input.known);
+      if (!(open instanceof Expression)) return;
+      open.settle();
+    }
+  }
+}
+
+/** A reduction of an expression or of a buffer. */
+class Reduction extends Waiting implements Reduced {
+  readonly fold: Fold;
+  #source: Leaf | Expression | undefined;
+
+  constructor(device: Device, shape: Shape, fold: Fold, source: Leaf | Expression) {
+    super(device, shape);
+    this.fold = fold;
+    this.#source = source;
+    this.watch();
+  }
+
+  get inputs(): Iterable<Input> {
+    return this.#source ? [this.#source] : [];
+  }
+
+  get source(): Leaf | Expression {
+    return this.#source!;
+  }
+
+  protected forget(): void {
+    this.#source = undefined;
+  }
+
+  get holdsMuch(): boolean {
+    return true;
+  }
+
+  /** Buffers that its kernel reads. */
+  get leaves(): number {
+    return this.#size.leaves;
+  }
+
+  get numbers(): number {
+    return this.#size.numbers;
+  }
+
+  get #size(): Size {
+    const { source } = this;
+    const size = new Size(source.shape);
+    if (isLeaf(source)) size.addLeaf(source.storage, source.shape);
+    else size.add(source);
+    return size;
+  }
+
+  protected compute(): Storage {
+    return this.#run(bound(this.device, this.shape, "f32"));
+  }
+
+  /** Computes the chain that follows, and this with it: in one kernel, and this as well, for whoever else asks for it. */
+  finish(chain: Expression, y: Bound): Storage {
+    const kept = bound(this.device, this.shape, "f32");
+    const storage = this.#run(y, { chain, kept });
+    this.keep(kept.storage);
+    return storage;
+  }
+
+  #run(y: Bound, after?: { chain: Chain; kept: Bound }): Storage {
+    const { source } = this;
+    if (!isLeaf(source)) {
+      for (const open of this.#size.reductions) open.settle();
+      source.fitAgain();
+    }
+    foldChain(this.device, this, y, after);
+    return y.storage;
+  }
+}
+
+function bound(device: Device, shape: Shape, dtype: DType): Bound {
+  const size = sizeOf(shape);
+  return { storage: device.pool.allocate(size * BYTES[dtype]), shape, size, dtype, freed: false };
 }
 
 /** The row's value over operands that broadcast to `shape`: a tensor whose numbers are worked out when they are needed. */
@@ -157,40 +283,65 @@ export function pointwise(row: PointwiseRow, operands: Partial<Record<Slot, Oper
   return y;
 }
 
-/** An expression that may be taken into a kernel over `shape`. */
-function openExpression(x: Tensor, shape: Shape): Expression | undefined {
+/**
+ * x (outer, r, inner) folded to (outer, pieces, inner), four at a time: `inner`, or r where inner is 1, holds whole fours. A tensor whose numbers are worked out when they are needed,
+ * where it is whole; parts are worked out at once.
+ */
+export function reduction(x: Tensor, fold: Fold): Tensor {
   const { pending } = x;
-  if (!(pending instanceof Expression)) return undefined;
-  const fits = sameShape(pending.shape, shape) || (x.size === sizeOf(shape) && pending.isFlat);
-  return fits ? pending : undefined;
+  const stored = pending instanceof Expression && pending.taken && DEAR.test(pending.row.expression);
+  const shape = [fold.outer, fold.pieces, fold.inner];
+  const made = new Reduction(
+    x.device,
+    shape,
+    fold,
+    pending instanceof Expression && !stored ? take(pending) : leafOf(x),
+  );
+  const y = pendingTensor(x.device, made, shape, "f32");
+  if (fold.pieces > 1 || !isFusing()) void y.storage;
+  return y;
 }
 
-function inputOf(x: Operand, shape: Shape): Input {
-  if (typeof x === "number") return x;
-  const expression = openExpression(x, shape);
-  if (expression) {
-    expression.hold();
-    expression.taken = true;
-    return expression;
-  }
+/** What may be taken into a kernel over `shape`. */
+function openTo(x: Tensor, shape: Shape): Expression | Reduction | undefined {
+  const { pending } = x;
+  const whole = x.size === sizeOf(shape);
+  if (pending instanceof Reduction) return whole ? pending : undefined;
+  if (!(pending instanceof Expression)) return undefined;
+  return sameShape(pending.shape, shape) || (whole && pending.isFlat) ? pending : undefined;
+}
+
+function take<T extends Expression | Reduction>(open: T): T {
+  open.hold();
+  if (open instanceof Expression) open.taken = true;
+  return open;
+}
+
+function leafOf(x: Tensor): Leaf {
   const { storage } = x;
   storage.owners++;
   return { storage, shape: x.shape, dtype: x.dtype };
 }
 
+function inputOf(x: Operand, shape: Shape): Input {
+  if (typeof x === "number") return x;
+  const open = openTo(x, shape);
+  return open ? take(open) : leafOf(x);
+}
+
 /** Operands with something dear that another kernel already computes are stored; and the longest ones, until the rest fits one kernel. */
 function settleWhatIsTooMuch(row: PointwiseRow, tensors: readonly Tensor[], shape: Shape): void {
   for (const x of tensors) {
-    const expression = openExpression(x, shape);
-    if (expression?.taken && DEAR.test(expression.row.expression)) void x.storage;
+    const open = openTo(x, shape);
+    if (open instanceof Expression && open.taken && DEAR.test(open.row.expression)) void x.storage;
   }
   for (;;) {
-    const open = [...new Set(tensors.filter((x) => openExpression(x, shape)))];
+    const open = [...new Set(tensors.filter((x) => openTo(x, shape) instanceof Expression))];
     const size = new Size(shape);
     size.addRow(row);
     for (const x of tensors) {
-      const expression = openExpression(x, shape);
-      if (expression) size.add(expression);
+      const taken = openTo(x, shape);
+      if (taken) size.add(taken);
       else size.addLeaf(x.storage, x.shape);
     }
     // Numbers of the row itself: at most four.
@@ -204,7 +355,7 @@ function settleWhatIsTooMuch(row: PointwiseRow, tensors: readonly Tensor[], shap
     }
     const rowsOf = (x: Tensor): number => {
       const own = new Size(shape);
-      own.add(openExpression(x, shape)!);
+      own.add(openTo(x, shape)!);
       return own.rows;
     };
     open.sort((x, y) => rowsOf(y) - rowsOf(x));
@@ -220,7 +371,9 @@ class Size {
   readonly #n: number;
   readonly #flat = new Set<Storage>();
   readonly #strided = new Map<string, Shape>();
-  readonly #seen = new Set<Expression>();
+  readonly #seen = new Set<Expression | Reduction>();
+  /** Those that are not computed yet. */
+  readonly reductions = new Set<Reduction>();
 
   constructor(shape: Shape) {
     this.#shape = shape;
@@ -228,7 +381,7 @@ class Size {
   }
 
   get leaves(): number {
-    return this.#flat.size + this.#strided.size;
+    return this.#flat.size + this.#strided.size + this.reductions.size;
   }
 
   /** Dimensions of the walk over the strided leaves. */
@@ -256,14 +409,21 @@ class Size {
     else this.#strided.set(`${storage.id} ${shape.join()}`, shape);
   }
 
-  add(expression: Expression): void {
-    if (this.#seen.has(expression)) return;
-    this.#seen.add(expression);
-    this.addRow(expression.row);
-    for (const input of expression.inputs.values()) {
+  add(waiting: Expression | Reduction): void {
+    if (waiting.known) {
+      this.#flat.add(waiting.known);
+      return;
+    }
+    if (this.#seen.has(waiting)) return;
+    this.#seen.add(waiting);
+    if (waiting instanceof Reduction) {
+      this.reductions.add(waiting);
+      return;
+    }
+    this.addRow(waiting.row);
+    for (const input of waiting.inputs) {
       if (typeof input === "number") this.numbers++;
       else if (isLeaf(input)) this.addLeaf(input.storage, input.shape);
-      else if (input.known) this.#flat.add(input.known);
       else this.add(input);
     }
   }

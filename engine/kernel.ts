@@ -108,6 +108,8 @@ function compile(device: Device, name: string, source: string): Shader {
     for (const match of source.matchAll(/@group\(0\)\s*@binding\((\d+)\)\s*var<storage(?:,\s*(\w+))?>\s*(\w+)\s*:/g))
       bindings.set(match[3]!, { binding: Number(match[1]), writes: match[2] === "read_write" });
     facts = { bindings, ...parseParams(source, name) };
+    if (facts.size > device.uniformSlot)
+      throw new Error(`shaders/${name}.wgsl: Params may have ${device.uniformSlot} bytes; it has ${facts.size}`);
     parsed.set(name, facts);
   }
   return { module: device.gpu.createShaderModule({ label: `shaders/${name}.wgsl`, code: source }), ...facts };

@@ -1,18 +1,33 @@
 // A chain of elementwise functions with NumPy broadcasting; four results an invocation. engine/fusion.ts repeats the operand below for
 // each buffer that the chain reads, as x0, x1, … at bindings 2, 3, …, and puts the chain in the place of `apply`'s row; as it stands here the
 // file is valid and copies x0. Operands and results are 32 bits each: the chain says what they are taken for, f32 or whole numbers.
+// reduce_rows and reduce_columns fold the chain's values as reduce.wgsl does, without storing them, four at a time: x (outer, R, inner) with
+// whole fours in R where inner is 1, else in inner. `after` is the chain that follows the reduction; then the reduced values themselves are
+// stored as well, for whoever asks for them later.
 // exp, log, sin, cos, tanh and erf are written out: adapters' builtins may be off by more than 1e-6.
 struct Params {
   n: u32,        // elements of y
   rank: u32,     // dimensions of the strided walk
   vectors: u32,  // 1: four neighbours of y are four neighbours, or one element, of every strided operand
-  numbers: array<vec4u, 4>,  // bits of the chain's numbers
+  numbers: array<vec4u, 3>,  // bits of the chain's numbers
   shape: array<vec4u, 2>,
   strides: array<vec4u, 8>,  // of up to four strided operands along each dimension of the walk
+  outer: u32,    // of a reduction, as the next ones
+  r: u32,
+  inner: u32,
+  pieces: u32,
+  piece: u32,
+  scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> y: array<vec4u>;
+@group(0) @binding(1) var<storage, read_write> y_single: array<u32>;
+@group(0) @binding(9) var<storage, read_write> reduced: array<vec4f>;
+@group(0) @binding(9) var<storage, read_write> reduced_single: array<f32>;
+
+// 0: sum, times `scale` · 1: largest · 2: smallest; NaN where there is one
+override KIND: u32 = 0u;
 
 const LN2_HIGH = 0.693359375;
 const LN2_LOW = -2.12194440e-4;
@@ -238,4 +253,79 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   if (i * 4u < params.n) {
     y[i] = apply(i);
   }
+}
+
+// Folds `count` fours, `step` apart. Sums of 64 are added to the total one by one: rounding grows with their number / 64.
+fn fold(first: u32, step: u32, count: u32) -> vec4f {
+  var at = first;
+  if (KIND == 0u) {
+    var total = vec4f();
+    for (var from_k = 0u; from_k < count; from_k += 64u) {
+      var part = vec4f();
+      for (var k = from_k; k < min(from_k + 64u, count); k++) {
+        part += bitcast<vec4f>(apply(at));
+        at += step;
+      }
+      total += part;
+    }
+    return total;
+  }
+  var best = bitcast<vec4f>(apply(at));
+  for (var k = 1u; k < count; k++) {
+    at += step;
+    best = fold_two(best, bitcast<vec4f>(apply(at)));
+  }
+  return best;
+}
+
+fn fold_two(a: vec4f, b: vec4f) -> vec4f {
+  if (KIND == 0u) {
+    return a + b;
+  }
+  if (KIND == 1u) {
+    return max_(a, b);
+  }
+  return min_(a, b);
+}
+
+// i counts fours of the result.
+fn after(i: u32, r: vec4f) -> vec4u {
+  // <after>
+  return bitcast<vec4u>(r);
+  // </after>
+}
+
+@compute @workgroup_size(64)
+fn reduce_rows(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  if (i >= params.outer * params.pieces) {
+    return;
+  }
+  let first = (i % params.pieces) * params.piece;
+  let last = min(first + params.piece, params.r);
+  let fours = fold(((i / params.pieces) * params.r + first) / 4u, 1u, (last - first) / 4u);
+  let halves = fold_two(fours, fours.zwxy);
+  let r = fold_two(halves, halves.yxwz) * params.scale;
+  y_single[i] = after(i / 4u, r)[i % 4u];
+  // <kept>
+  reduced_single[i] = r.x;
+  // </kept>
+}
+
+@compute @workgroup_size(64)
+fn reduce_columns(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let i = id.x + id.y * groups.x * 64u;
+  let across = params.inner / 4u;
+  if (i >= params.outer * params.pieces * across) {
+    return;
+  }
+  let row = i / across;
+  let first = (row % params.pieces) * params.piece;
+  let last = min(first + params.piece, params.r);
+  let at = ((row / params.pieces) * params.r + first) * across + i - row * across;
+  let r = fold(at, across, last - first) * params.scale;
+  y[i] = after(i, r);
+  // <kept>
+  reduced[i] = r;
+  // </kept>
 }

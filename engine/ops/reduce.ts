@@ -1,5 +1,9 @@
 /** Sums, means, extrema and argmax over dimensions. */
+
+import type { Fold } from "../chain.ts";
 import { checkFloats, checkOptions, checkTensors, isPlain } from "../check.ts";
+import type { Device } from "../device.ts";
+import { reduction } from "../fusion.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { axis, type Shape, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -10,30 +14,47 @@ const SUM = 0;
 const MAX = 1;
 const MIN = 2;
 
+/**
+ * How many rows each invocation folds, `each` numbers of them at once: all where the columns alone keep the adapter busy; long, few columns
+ * are cut into pieces near the square root.
+ */
+function pieceOf(device: Device, columns: number, rows: number, each: number): number {
+  const length = rows / each;
+  if (length <= 256 || (columns >= (device.isSoftware ? 256 : 2048) && length <= 4096)) return Math.max(rows, 1);
+  return each * Math.max(64, Math.min(1024, 2 ** Math.ceil(Math.log2(Math.sqrt(length)))));
+}
+
 /** (outer, R, inner) -> (outer, inner), in as many passes as keep each invocation's share short. */
 function reduceMiddle(x: Tensor, outer: number, r: number, inner: number, kind: number, scale: number): Tensor {
+  const { device } = x;
+  const float = x.dtype === "f32";
   let from = x;
   let rows = r;
   for (;;) {
-    const columns = outer * inner;
-    const busy = x.device.isSoftware ? 256 : 2048;
-    // One pass where the columns alone keep the adapter busy; long, few columns are cut into pieces near the square root.
-    const whole = rows <= 256 || (columns >= busy && rows <= 4096);
-    const piece = whole ? Math.max(rows, 1) : Math.max(64, Math.min(1024, 2 ** Math.ceil(Math.log2(Math.sqrt(rows)))));
+    const fours = float && (inner % 4 === 0 || (inner === 1 && rows % 4 === 0));
+    const columns = fours && inner > 1 ? (outer * inner) / 4 : outer * inner;
+    const piece = pieceOf(device, columns, rows, fours && inner === 1 ? 4 : 1);
     const pieces = Math.max(1, Math.ceil(rows / piece));
-    const float = x.dtype === "f32";
-    const unsigned = x.dtype === "u32";
-    const y = empty(x.device, [outer, pieces, inner], float ? "f32" : unsigned ? "u32" : "i32");
-    run(x.device, "reduce", float ? "forward" : "forward_whole", {
-      bind: float ? { x: from, y } : { whole: from, whole_out: y },
-      params: { outer, r: rows, inner, pieces, piece, scale: pieces === 1 ? scale : 1 },
-      constants: float ? { KIND: kind } : { KIND: kind, UNSIGNED: unsigned ? 1 : 0 },
-      groups: linearGroups(Math.ceil((columns * pieces) / 64)),
-    });
-    if (pieces === 1) return y;
-    from = y;
+    const fold = { outer, r: rows, inner, pieces, piece, scale: pieces === 1 ? scale : 1 };
+    from = fours && from.size > 0 ? reduction(from, { ...fold, kind }) : reduceOnes(from, fold, kind);
+    if (pieces === 1) return from;
     rows = pieces;
   }
+}
+
+/** One number after the other, of any type. */
+function reduceOnes(x: Tensor, fold: Omit<Fold, "kind">, kind: number): Tensor {
+  const { outer, inner, pieces } = fold;
+  const float = x.dtype === "f32";
+  const unsigned = x.dtype === "u32";
+  const y = empty(x.device, [outer, pieces, inner], float ? "f32" : unsigned ? "u32" : "i32");
+  run(x.device, "reduce", float ? "forward" : "forward_whole", {
+    bind: float ? { x, y } : { whole: x, whole_out: y },
+    params: { ...fold },
+    constants: float ? { KIND: kind } : { KIND: kind, UNSIGNED: unsigned ? 1 : 0 },
+    groups: linearGroups(Math.ceil((outer * inner * pieces) / 64)),
+  });
+  return y;
 }
 
 type Dims = number | readonly number[] | undefined;

@@ -1,4 +1,5 @@
 /** The copies on which movement operations and gradients stand: no tape here. */
+import { pointwise } from "../fusion.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { broadcastStrides, collapse, type Shape, sizeOf, stridesOf } from "../shape.ts";
 import { alias, BYTES, empty, type Tensor } from "../tensor.ts";
@@ -124,8 +125,13 @@ export function permuteData(x: Tensor, dims: readonly number[]): Tensor {
   return stridedRead(x, shape, { strides: dims.map((d) => own[d]!) });
 }
 
-/** Repeats x along dimensions of size 1 up to `shape`, times `scale`. */
+const EXPAND = { name: "expand", expression: "a", dtype: "f32" } as const;
+const SCALE = { name: "expand", expression: "a * b", dtype: "f32" } as const;
+
+/** Repeats x along dimensions of size 1 up to `shape`, times `scale`. Of f32 numbers it is part of whatever chain reads it. */
 export function expandTo(x: Tensor, shape: Shape, scale: number): Tensor {
   if (x.size === sizeOf(shape) && scale === 1) return alias(x, shape);
+  if (x.dtype === "f32")
+    return pointwise(scale === 1 ? EXPAND : SCALE, scale === 1 ? { a: x } : { a: x, b: scale }, shape);
   return stridedRead(x, shape, { strides: broadcastStrides(x.shape, shape), scale });
 }
