@@ -207,8 +207,9 @@ const benches: readonly Bench[] = [
       ];
       const params = [...a.parameters(), ...b.parameters(), ...c.parameters()];
       const sgd = new optim.SGD([{ params, lr: 0.01 }]);
+      const relu = { activation: "relu" } as const;
       return () => {
-        const h = F.maxPool2d(F.relu(b.forward(F.maxPool2d(F.relu(a.forward(x)), 2))), 2);
+        const h = F.maxPool2d(b.forward(F.maxPool2d(a.forward(x, relu), 2), relu), 2);
         sgd.zeroGrad();
         const loss = F.crossEntropy(c.forward(F.reshape(h, [16, -1])), labels);
         backward(loss);

@@ -4,6 +4,7 @@ export { type AttentionOptions, scaledDotProductAttention } from "./ops/attentio
 export { conv2d, convTranspose2d } from "./ops/conv.ts";
 export { msDeformAttn } from "./ops/deform.ts";
 export { type DropoutOptions, dropout } from "./ops/dropout.ts";
+export type { FinishOptions } from "./ops/finish.ts";
 export { embedding, gather, indexSelect, scatterAdd } from "./ops/gather.ts";
 export { type InterpolateOptions, interpolate } from "./ops/interpolate.ts";
 export {
@@ -46,6 +47,7 @@ export {
   neg,
   pow,
   relu,
+  relu6,
   sigmoid,
   silu,
   sin,

@@ -30,6 +30,19 @@ export class FrozenBatchNorm2d extends nn.Module implements Norm {
     const { running_mean: mean, running_var: variance, weight, bias } = this;
     return F.batchNorm(x, { mean, variance, weight, bias, training: false });
   }
+
+  /** The norm as a factor and a summand of each channel, both (C). */
+  affine(): { factor: Tensor; summand: Tensor } {
+    const factor = F.div(this.weight, F.sqrt(F.add(this.running_var, 1e-5)));
+    return { factor, summand: F.sub(this.bias, F.mul(this.running_mean, factor)) };
+  }
+}
+
+/** activation(norm(x) + residual) */
+export function normed(norm: Norm, x: Tensor, { residual, activation }: F.FinishOptions): Tensor {
+  const y = norm.forward(x);
+  const sum = residual ? F.add(y, residual) : y;
+  return activation ? F[activation](sum) : sum;
 }
 
 /** Groups for a GroupNorm of a backbone: 8 channels or more each, at most 32, dividing the channels. */
@@ -64,9 +77,15 @@ export class ConvNorm extends nn.Conv2d {
     this.norm = norm;
   }
 
-  override forward(x: Tensor): Tensor {
-    const y = super.forward(x);
-    return this.norm ? this.norm.forward(y) : y;
+  /** activation(norm(convolution) + residual). A frozen norm becomes part of the weights, so that it costs nothing per pixel. */
+  override forward(x: Tensor, finish: F.FinishOptions = {}): Tensor {
+    const { norm, weight, options } = this;
+    if (norm instanceof FrozenBatchNorm2d && !this.bias) {
+      const { factor, summand } = norm.affine();
+      const folded = F.mul(weight, F.reshape(factor, [-1, 1, 1, 1]));
+      return F.conv2d(x, folded, { ...options, ...finish, bias: summand });
+    }
+    return norm ? normed(norm, super.forward(x), finish) : super.forward(x, finish);
   }
 }
 

@@ -9,7 +9,7 @@ import {
   type OutputStride,
   strideOrDilate,
 } from "./backbone.ts";
-import { type Norm, normGroups } from "./layers.ts";
+import { type Norm, normed, normGroups } from "./layers.ts";
 
 /**
  * folded: the BatchNorm of training is inside weight and bias, so there is no norm left (weights of TensorFlow Lite); fine-tunes well.
@@ -87,9 +87,10 @@ export class MobileNetV2 extends Backbone {
     let [h, shortcut] = [x, x];
     for (const { layer, relu6, opens, adds, feature } of this.#steps) {
       if (opens) shortcut = h;
-      h = (layer.conv ?? layer.dwconv)!.forward(h);
-      if (relu6) h = F.clamp(h, { min: 0, max: 6 });
-      if (adds) h = F.add(h, shortcut);
+      h = (layer.conv ?? layer.dwconv)!.forward(h, {
+        activation: relu6 ? "relu6" : undefined,
+        residual: adds ? shortcut : undefined,
+      });
       if (feature) found[feature] = h;
     }
     return found as Features;
@@ -122,12 +123,14 @@ class SameConv extends nn.Conv2d {
     nn.init.kaimingNormal_(this.weight);
   }
 
-  override forward(x: Tensor): Tensor {
+  /** With a norm, residual and activation come after it. */
+  override forward(x: Tensor, { residual, activation }: F.FinishOptions = {}): Tensor {
     const [, , H, W] = x.shape as [number, number, number, number];
     const [top, bottom] = this.#same(H);
     const [left, right] = this.#same(W);
-    const y = F.conv2d(x, this.weight, { ...this.#options, bias: this.bias, padding: [left, right, top, bottom] });
-    return this.norm ? this.norm.forward(y) : y;
+    const options = { ...this.#options, bias: this.bias, padding: [left, right, top, bottom] } as const;
+    if (!this.norm) return F.conv2d(x, this.weight, { ...options, residual, activation });
+    return normed(this.norm, F.conv2d(x, this.weight, options), { residual, activation });
   }
 
   /** Padding before and after along an axis of the given length. */

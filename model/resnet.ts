@@ -106,7 +106,7 @@ export class ResNet extends Backbone {
   }
 
   features(x: Tensor): Features {
-    const stem = F.relu(this.stem.conv1.forward(x)); // (B, C, H / 2, W / 2)
+    const stem = this.stem.conv1.forward(x, { activation: "relu" }); // (B, C, H / 2, W / 2)
     const pass = (blocks: Block[], h: Tensor): Tensor => blocks.reduce((y, block) => block.forward(y), h);
     const res2 = pass(this.res2, this.#pool ? F.maxPool2d(stem, 3, { stride: 2, padding: 1 }) : stem);
     const res3 = pass(this.res3, res2);
@@ -139,9 +139,10 @@ class Block extends nn.Module {
   }
 
   forward(x: Tensor): Tensor {
-    let y = this.conv2.forward(F.relu(this.conv1.forward(x)));
-    if (this.conv3) y = this.conv3.forward(F.relu(y));
-    return F.relu(F.add(y, this.shortcut ? this.shortcut.forward(x) : x));
+    const activation = "relu";
+    const end = { residual: this.shortcut ? this.shortcut.forward(x) : x, activation } as const;
+    const y = this.conv1.forward(x, { activation });
+    return this.conv3 ? this.conv3.forward(this.conv2.forward(y, { activation }), end) : this.conv2.forward(y, end);
   }
 }
 

@@ -25,6 +25,7 @@ struct Params {
   out_y: u32,
   out_x: u32,
   has_bias: u32,
+  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
   split: u32,    // pixels of a split
   splits: u32,
   filled: u32,   // all pixels, filled up
@@ -38,6 +39,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
 @group(0) @binding(6) var<storage, read_write> parts: array<vec4f>;
+@group(0) @binding(8) var<storage, read> rest: array<f32>;
 
 /// Where pixel p of group g stands: (its window's start in x, its place in the first channel of y).
 fn locate(p: u32, g: u32) -> vec2u {
@@ -51,19 +53,31 @@ fn locate(p: u32, g: u32) -> vec2u {
   return vec2u(at, row * params.out_w + q * params.out_step_x + params.out_x);
 }
 
+/// The activation: engine/epilogue.ts puts it in the place of what stands here.
+fn finish(v: vec4f) -> vec4f {
+  // <finish>
+  return v;
+  // </finish>
+}
+
 /// Four output channels of one pixel, as many as there are.
-fn store(to: u32, c: u32, v: vec4f) {
+fn store(to: u32, c: u32, sum: vec4f) {
   let plane = params.out_h * params.out_w;
-  let at = to + c * plane;
-  y[at] = v.x;
+  let places = to + min(c + vec4u(0u, 1u, 2u, 3u), vec4u(params.co - 1u)) * plane;
+  var v = sum;
+  if (params.has_rest == 1u) {
+    v += vec4f(rest[places.x], rest[places.y], rest[places.z], rest[places.w]);
+  }
+  v = finish(v);
+  y[places.x] = v.x;
   if (c + 1u < params.co) {
-    y[at + plane] = v.y;
+    y[places.y] = v.y;
   }
   if (c + 2u < params.co) {
-    y[at + 2u * plane] = v.z;
+    y[places.z] = v.z;
   }
   if (c + 3u < params.co) {
-    y[at + 3u * plane] = v.w;
+    y[places.w] = v.w;
   }
 }
 

@@ -30,6 +30,7 @@ struct Params {
   out_y: u32,
   out_x: u32,
   has_bias: u32,
+  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
   split: u32,    // pixels of a split
   splits: u32,
   filled: u32,   // all pixels, filled up
@@ -44,6 +45,8 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
 @group(0) @binding(7) var<storage, read_write> y4: array<vec4f>;  // y by fours, written instead of y where `quads`
 @group(0) @binding(6) var<storage, read_write> parts: array<vec4f>;
+@group(0) @binding(8) var<storage, read> rest: array<f32>;
+@group(0) @binding(9) var<storage, read> rest4: array<vec4f>;
 
 /// Where pixel p of group g stands: (its window's start in x, its place in the first channel of y).
 fn locate(p: u32, g: u32) -> vec2u {
@@ -57,19 +60,31 @@ fn locate(p: u32, g: u32) -> vec2u {
   return vec2u(at, row * params.out_w + q * params.out_step_x + params.out_x);
 }
 
+/// The activation: engine/epilogue.ts puts it in the place of what stands here.
+fn finish(v: vec4f) -> vec4f {
+  // <finish>
+  return v;
+  // </finish>
+}
+
 /// Four output channels of one pixel, as many as there are.
-fn store(to: u32, c: u32, v: vec4f) {
+fn store(to: u32, c: u32, sum: vec4f) {
   let plane = params.out_h * params.out_w;
-  let at = to + c * plane;
-  y[at] = v.x;
+  let places = to + min(c + vec4u(0u, 1u, 2u, 3u), vec4u(params.co - 1u)) * plane;
+  var v = sum;
+  if (params.has_rest == 1u) {
+    v += vec4f(rest[places.x], rest[places.y], rest[places.z], rest[places.w]);
+  }
+  v = finish(v);
+  y[places.x] = v.x;
   if (c + 1u < params.co) {
-    y[at + plane] = v.y;
+    y[places.y] = v.y;
   }
   if (c + 2u < params.co) {
-    y[at + 2u * plane] = v.z;
+    y[places.z] = v.z;
   }
   if (c + 3u < params.co) {
-    y[at + 3u * plane] = v.w;
+    y[places.w] = v.w;
   }
 }
 
@@ -87,16 +102,24 @@ fn bias_of(g: u32, c: u32) -> vec4f {
 fn store_quad(to: u32, c: u32, v0: vec4f, v1: vec4f, v2: vec4f, v3: vec4f) {
   let plane = params.out_h * params.out_w / 4u;
   let at = to / 4u + c * plane;
-  y4[at] = vec4f(v0.x, v1.x, v2.x, v3.x);
+  store_four(at, vec4f(v0.x, v1.x, v2.x, v3.x));
   if (c + 1u < params.co) {
-    y4[at + plane] = vec4f(v0.y, v1.y, v2.y, v3.y);
+    store_four(at + plane, vec4f(v0.y, v1.y, v2.y, v3.y));
   }
   if (c + 2u < params.co) {
-    y4[at + 2u * plane] = vec4f(v0.z, v1.z, v2.z, v3.z);
+    store_four(at + 2u * plane, vec4f(v0.z, v1.z, v2.z, v3.z));
   }
   if (c + 3u < params.co) {
-    y4[at + 3u * plane] = vec4f(v0.w, v1.w, v2.w, v3.w);
+    store_four(at + 3u * plane, vec4f(v0.w, v1.w, v2.w, v3.w));
   }
+}
+
+fn store_four(at: u32, sum: vec4f) {
+  var v = sum;
+  if (params.has_rest == 1u) {
+    v += rest4[at];
+  }
+  y4[at] = finish(v);
 }
 
 @compute @workgroup_size(LANES * TILES)

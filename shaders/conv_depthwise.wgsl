@@ -21,6 +21,7 @@ struct Params {
   top: i32,
   left: i32,
   has_bias: u32,
+  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
   flipped: u32,
   tap_step_y: u32,
   tap_step_x: u32,
@@ -39,6 +40,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read> gy: array<f32>;
 @group(0) @binding(6) var<storage, read_write> gx: array<f32>;
 @group(0) @binding(7) var<storage, read_write> parts: array<f32>;
+@group(0) @binding(8) var<storage, read> rest: array<f32>;
 
 /// n / d for n up to 4 million: software adapters divide whole numbers lane by lane.
 fn quotient(n: u32, d: u32) -> u32 {
@@ -49,6 +51,13 @@ fn quotient(n: u32, d: u32) -> u32 {
 fn in_row(base: u32, i: u32) -> f32 {
   let inside = i < params.in_w;
   return select(0.0, x[base + select(0u, i, inside)], inside);
+}
+
+/// The activation: engine/epilogue.ts puts it in the place of what stands here.
+fn finish(v: vec4f) -> vec4f {
+  // <finish>
+  return v;
+  // </finish>
 }
 
 // Workgroups: x over quads of a plane, y and z over planes.
@@ -93,16 +102,21 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
       tap += tap_sign;
     }
   }
-  let to = (plane * params.out_h + oy) * params.out_w + ox;
-  y[to] = sums.x;
+  let row_start = (plane * params.out_h + oy) * params.out_w;
+  let to = row_start + min(ox + vec4u(0u, 1u, 2u, 3u), vec4u(params.out_w - 1u));
+  if (params.has_rest == 1u) {
+    sums += vec4f(rest[to.x], rest[to.y], rest[to.z], rest[to.w]);
+  }
+  sums = finish(sums);
+  y[to.x] = sums.x;
   if (ox + 1u < params.out_w) {
-    y[to + 1u] = sums.y;
+    y[to.y] = sums.y;
   }
   if (ox + 2u < params.out_w) {
-    y[to + 2u] = sums.z;
+    y[to.z] = sums.z;
   }
   if (ox + 3u < params.out_w) {
-    y[to + 3u] = sums.w;
+    y[to.w] = sums.w;
   }
 }
 

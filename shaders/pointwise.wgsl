@@ -29,6 +29,7 @@ struct Params {
 // 0: sum, times `scale` · 1: largest · 2: smallest; NaN where there is one
 override KIND: u32 = 0u;
 
+// <functions>
 const LN2_HIGH = 0.693359375;
 const LN2_LOW = -2.12194440e-4;
 
@@ -205,6 +206,7 @@ fn pow_(x: vec4f, p: vec4f) -> vec4f {
   size = select(size, -size, odd & ((bitcast<vec4u>(x) >> vec4u(31u)) == vec4u(1u)));
   return select(size, r, small);
 }
+// </functions>
 
 // Where element i of y finds its strided operands.
 fn places(i: u32) -> vec4u {

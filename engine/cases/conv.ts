@@ -72,6 +72,25 @@ function conv(x: Shape, w: Shape, o: Window = {}, bias = true, name = ""): Case 
   };
 }
 
+const ACTIVATIONS = {
+  tanh: Math.tanh,
+  silu: (v: number): number => v / (1 + Math.exp(-v)),
+};
+
+/** Convolution, residual and activation in one kernel. */
+function ended(x: Shape, w: Shape, o: Window, activation: keyof typeof ACTIVATIONS, residual = true): Case {
+  const plain = conv(x, w, o);
+  const shape = convShape(x, w, o);
+  const inputs: Case["inputs"] = [...plain.inputs, ...(residual ? [shape] : [])];
+  return {
+    name: `${activation} of ${plain.name}`,
+    inputs,
+    run: ([t, k, b, rest]) => F.conv2d(t!, k!, { ...o, bias: b, residual: rest, activation }),
+    reference: (xs, ws, b, rest) =>
+      Array.from(plain.reference(xs!, ws!, b!), (v, i) => ACTIVATIONS[activation](v + (rest?.[i] ?? 0))),
+  };
+}
+
 function transposed(x: Shape, w: Shape, stride: number, padding: number, bias = true, name = ""): Case {
   const size = (n: number, k: number): number => (n - 1) * stride - 2 * padding + k;
   const shape = [x[0]!, w[1]!, size(x[2]!, w[2]!), size(x[3]!, w[3]!)];
@@ -177,6 +196,11 @@ export const convCases: Cases = {
       "depthwise dilated and strided",
     ),
     conv([1, 130, 5, 6], [130, 1, 5, 5], { groups: 130, padding: around(2) }, false, "depthwise 130"),
+    ended([2, 3, 5, 7], [4, 3, 3, 3], { padding: around(1) }, "tanh"),
+    ended([2, 12, 5, 7], [20, 6, 3, 3], { groups: 2 }, "silu"),
+    ended([1, 8, 6, 6], [18, 8, 3, 3], { padding: around(1) }, "tanh"),
+    ended([1, 8, 6, 6], [36, 8, 1, 1], {}, "tanh", false),
+    ended([2, 5, 7, 6], [5, 1, 3, 3], { groups: 5, padding: around(1) }, "tanh"),
     conv([1, 64, 10, 12], [64, 64, 3, 3], { padding: around(1) }, false, "real"),
     conv([1, 96, 32, 32], [96, 1, 3, 3], { groups: 96, padding: around(1) }, false, "real depthwise"),
   ],

@@ -156,6 +156,11 @@ const twice: Case[] = [
 const sigmoid = (v: number): number => 1 / (1 + Math.exp(-v));
 const positive = between(0.1, 4);
 const wide = (random: { uniform(a: number, b: number): number }): number => random.uniform(-12, 12);
+/** Further from 0 and 6 than the steps of the differences. */
+const offKinks: typeof wide = (random) => {
+  const v = wide(random);
+  return [0, 6].some((kink) => Math.abs(v - kink) < 0.05) ? v + 0.1 : v;
+};
 
 export const pointwiseCases: Cases = {
   add: [
@@ -175,6 +180,7 @@ export const pointwiseCases: Cases = {
   abs: [...unary(F.abs, Math.abs, away(0.01, 0)), ...integers([[9]], F.abs, Math.abs)],
   sigmoid: [...unary(F.sigmoid, sigmoid), ...unary(F.sigmoid, sigmoid, wide)],
   tanh: [...unary(F.tanh, Math.tanh), ...unary(F.tanh, Math.tanh, wide)],
+  relu6: unary(F.relu6, (v) => Math.min(Math.max(v, 0), 6), offKinks),
   relu: [...unary(F.relu, (v) => Math.max(v, 0), away(0.01, 0)), ...integers([[9]], F.relu, (v) => Math.max(v, 0))],
   silu: unary(F.silu, (v) => v * sigmoid(v), wide),
   sin: [...unary(F.sin, Math.sin), ...unary(F.sin, Math.sin, between(-60, 60))],

@@ -58,21 +58,23 @@ const CONV_OPTIONS = { stride: "any", padding: "any", dilation: "any", groups: "
 export class Conv2d extends Module {
   weight: Tensor; // (out, in / groups, kh, kw)
   bias: Tensor | undefined; // (out)
-  readonly #options: ConvOptions;
+  /** What F.conv2d is told besides the weights. */
+  readonly options: Omit<ConvOptions, "bias">;
 
   constructor(gpu: Device, inChannels: number, outChannels: number, kernel: Pair, options: ConvOptions = {}) {
     super();
     checkLayer("Conv2d", gpu, { inChannels, outChannels }, options, CONV_OPTIONS);
     const [kh, kw] = pair("nn.Conv2d", "kernel", kernel, 1);
-    this.#options = options;
+    const { bias, ...others } = options;
+    this.options = others;
     this.weight = parameter(init.fanInUniform_(gpu.empty([outChannels, inChannels / (options.groups ?? 1), kh, kw])));
-    if (options.bias !== false)
+    if (bias !== false)
       this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), init.fans(this.weight.shape).fanIn));
   }
 
-  forward(x: Tensor): Tensor {
-    const { bias: _, ...options } = this.#options;
-    return F.conv2d(x, this.weight, this.bias ? { ...options, bias: this.bias } : options);
+  /** activation(convolution + residual), where they are given, in one kernel. */
+  forward(x: Tensor, finish: F.FinishOptions = {}): Tensor {
+    return F.conv2d(x, this.weight, { ...this.options, ...finish, bias: this.bias });
   }
 }
 

@@ -4,10 +4,11 @@ import { sameShape, show } from "../shape.ts";
 import { record } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
 import { correlate, spread, weigh } from "./correlate.ts";
+import { FINISH_OPTIONS, type FinishOptions, finished } from "./finish.ts";
 import { sum } from "./reduce.ts";
 import { type ConvSizes, outputSize, type Pair, pair } from "./window.ts";
 
-export interface Conv2dOptions {
+export interface Conv2dOptions extends FinishOptions {
   /** (out). */
   bias?: Tensor | undefined;
   stride?: Pair | undefined;
@@ -29,9 +30,21 @@ function checkBias(op: string, bias: Tensor | undefined, channels: number): void
   if (!sameShape(bias.shape, [channels])) throw new Error(`${op}: bias must be (${channels}); got ${show(bias.shape)}`);
 }
 
-/** (B, in, H, W), (out, in / groups, kh, kw), (out) -> (B, out, H', W'): torch.nn.functional.conv2d. */
+const CONV2D_OPTIONS = {
+  bias: "tensor",
+  stride: "any",
+  padding: "any",
+  dilation: "any",
+  groups: "number",
+  ...FINISH_OPTIONS,
+} as const;
+
+/**
+ * (B, in, H, W), (out, in / groups, kh, kw), (out) -> (B, out, H', W'): torch.nn.functional.conv2d; with `residual` (B, out, H', W') and
+ * `activation`, activation(convolution + residual).
+ */
 export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): Tensor {
-  checkOptions("conv2d", options, { bias: "tensor", stride: "any", padding: "any", dilation: "any", groups: "number" });
+  checkOptions("conv2d", options, CONV2D_OPTIONS);
   checkImages("conv2d", x, weight);
   const { bias, padding = 0, groups = 1 } = options;
   const stride = pair("conv2d", "stride", options.stride ?? 1, 1);
@@ -66,11 +79,18 @@ export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): 
     dilation,
     start: [top, left],
   };
-  return record("conv2d", bias ? [x, weight, bias] : [x, weight], correlate(x, weight, s, bias), (gy) => [
-    x.requiresGrad ? spread(gy, weight, s) : null,
-    weight.requiresGrad ? weigh(x, gy, weight, s) : null,
-    bias?.requiresGrad ? sum(gy, [0, 2, 3]) : null,
-  ]);
+  return finished(
+    "conv2d",
+    { x, weight, bias },
+    [batch, out, ...s.output],
+    options,
+    (finish) => correlate(x, weight, s, finish),
+    (g) => [
+      x.requiresGrad ? spread(g, weight, s) : null,
+      weight.requiresGrad ? weigh(x, g, weight, s) : null,
+      bias?.requiresGrad ? sum(g, [0, 2, 3]) : null,
+    ],
+  );
 }
 
 export interface ConvTranspose2dOptions {

@@ -3,6 +3,7 @@
  * gradient of the weights). Each is a matrix product whose one side is gathered from the images; no tape here.
  */
 import type { Device } from "../device.ts";
+import { type Finish, finishing } from "../epilogue.ts";
 import { type Lanes, linearGroups, run } from "../kernel.ts";
 import { keep } from "../scope.ts";
 import { empty, fill, type Tensor } from "../tensor.ts";
@@ -201,6 +202,7 @@ function kernelParams(
     out_y: grid.offset[0],
     out_x: grid.offset[1],
     has_bias: 0,
+    has_rest: 0,
     split: 0,
     splits: 0,
     filled: 0,
@@ -213,7 +215,7 @@ function product(
   frame: Frame,
   weight: Tensor,
   p: Layout,
-  bias: Tensor | undefined,
+  { bias, rest, activation }: Finish,
   y: Tensor,
   params: ReturnType<typeof kernelParams>,
 ): void {
@@ -231,36 +233,39 @@ function product(
   const whole = params.grid_h === params.out_h && params.grid_w === params.out_w;
   const quads = lanes !== undefined && whole && (params.grid_h * params.grid_w) % 4 === 0;
   const unused = (): Tensor => empty(device, [4]);
-  run(device, kernelOf(lanes), "forward", {
+  const added = rest ?? packed;
+  run(device, finishing(kernelOf(lanes), activation), "forward", {
     lanes,
     bind: {
       x: frame.x,
       packed,
       table: p.table,
       bias: bias ?? packed,
+      rest: added,
+      ...(lanes && { rest4: added }),
       ...(!lanes ? { y } : quads ? { y: unused(), y4: y } : { y, y4: unused() }),
     },
-    params: { ...params, has_bias: bias ? 1 : 0, quads: quads ? 1 : 0 },
+    params: { ...params, has_bias: bias ? 1 : 0, has_rest: rest ? 1 : 0, quads: quads ? 1 : 0 },
     groups: linearGroups(
       lanes ? Math.ceil(pixels / (TILE * lanes.tiles)) * panels : Math.ceil((Math.ceil(pixels / 4) * panels) / 64),
     ),
   });
 }
 
-/** y (B, groups * co, output) = windows of x (B, groups * ci, input) times weight (groups * co, ci, kernel). */
-export function correlate(x: Tensor, weight: Tensor, s: ConvSizes, bias?: Tensor): Tensor {
+/** y (B, groups * co, output) = activation(windows of x (B, groups * ci, input) times weight (groups * co, ci, kernel) + bias + rest). */
+export function correlate(x: Tensor, weight: Tensor, s: ConvSizes, finish: Finish = {}): Tensor {
   const { device } = x;
   const y = empty(device, [s.batch, s.groups * s.co, ...s.output]);
   if (y.size === 0) return y;
   if (isDepthwise(s)) {
-    depthwiseForward(x, weight, s, y, bias);
+    depthwiseForward(x, weight, s, y, finish);
     return y;
   }
   const taps = allTaps(s);
   const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
   const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
   const p = layoutOf(device, s, taps, frame, false);
-  product(frame, weight, p, bias, y, kernelParams(s, p, frame, grid, s.stride, s.output));
+  product(frame, weight, p, finish, y, kernelParams(s, p, frame, grid, s.stride, s.output));
   return y;
 }
 
@@ -286,7 +291,7 @@ export function spread(gy: Tensor, weight: Tensor, s: ConvSizes, bias?: Tensor):
   const frame = frameOf(gy, s.output, windows, [1, 1]);
   for (const { taps, grid } of windows) {
     const p = layoutOf(device, s, taps, frame, true);
-    product(frame, weight, p, bias, gx, kernelParams(s, p, frame, grid, [1, 1], s.input));
+    product(frame, weight, p, { bias }, gx, kernelParams(s, p, frame, grid, [1, 1], s.input));
   }
   return gx;
 }

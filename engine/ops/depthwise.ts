@@ -1,4 +1,5 @@
 /** Convolution of each channel by itself: the three products of correlate.ts without a sum over channels. */
+import { type Finish, finishing } from "../epilogue.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
@@ -31,6 +32,7 @@ function depthwise(s: ConvSizes, size: readonly [number, number], planes: number
     top: s.start[0],
     left: s.start[1],
     has_bias: 0,
+    has_rest: 0,
     flipped: 0,
     tap_step_y: tapStep(0),
     tap_step_x: tapStep(1),
@@ -43,13 +45,14 @@ function depthwise(s: ConvSizes, size: readonly [number, number], planes: number
   return { params, groups: planeGroups(planes, Math.ceil((size[0] * Math.ceil(size[1] / each)) / 64)) };
 }
 
-/** y = windows of x times weight. */
-export function depthwiseForward(x: Tensor, weight: Tensor, s: ConvSizes, y: Tensor, bias?: Tensor): void {
+/** y = activation(windows of x times weight + bias + rest). */
+export function depthwiseForward(x: Tensor, weight: Tensor, s: ConvSizes, y: Tensor, finish: Finish): void {
   const { device } = x;
+  const { bias, rest, activation } = finish;
   const { params, groups } = depthwise(s, s.output, s.batch * s.groups * s.co, 4);
-  run(device, "conv_depthwise", "forward", {
-    bind: { x, weight, bias: bias ?? weight, y },
-    params: { ...params, has_bias: bias ? 1 : 0 },
+  run(device, finishing("conv_depthwise", activation), "forward", {
+    bind: { x, weight, bias: bias ?? weight, rest: rest ?? weight, y },
+    params: { ...params, has_bias: bias ? 1 : 0, has_rest: rest ? 1 : 0 },
     groups,
   });
 }
@@ -63,7 +66,7 @@ export function depthwiseSpread(gy: Tensor, weight: Tensor, s: ConvSizes, gx: Te
     const start = [0, 1].map((d) => s.dilation[d]! * (s.kernel[d]! - 1) - s.start[d]!) as [number, number];
     const { params, groups } = depthwise({ ...s, input: s.output, output: s.input, start }, s.input, planes, 4);
     run(device, "conv_depthwise", "forward", {
-      bind: { x: gy, weight, bias: weight, y: gx },
+      bind: { x: gy, weight, bias: weight, rest: weight, y: gx },
       params: { ...params, flipped: 1 },
       groups,
     });

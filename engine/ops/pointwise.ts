@@ -54,7 +54,11 @@ const table = {
   abs: { value: "abs(a)", whole: true, grad: { a: "g * sign(a)" } },
   sigmoid: { value: "sigmoid_(a)", grad: { a: "g * y * (1.0 - y)" } },
   tanh: { value: "tanh_(a)", grad: { a: "g * (1.0 - y * y)" } },
-  relu: { value: "relu_(a)", whole: "max(a, a - a)", grad: { a: "select(g, vec4f(0.0), a <= vec4f(0.0))" } },
+  relu: { value: "relu_(a)", whole: "max(a, a - a)", grad: { a: "select(g, vec4f(0.0), y <= vec4f(0.0))" } },
+  relu6: {
+    value: "select(clamp(a, vec4f(0.0), vec4f(6.0)), a, is_nan(a))",
+    grad: { a: "select(vec4f(0.0), g, (y > vec4f(0.0)) & (y < vec4f(6.0)))" },
+  },
   silu: { value: "a * sigmoid_(a)", grad: { a: "g * sigmoid_(a) * (1.0 + a * (1.0 - sigmoid_(a)))" } },
   sin: { value: "sin_(a)", grad: { a: "g * cos_(a)" } },
   cos: { value: "cos_(a)", grad: { a: "-g * sin_(a)" } },
@@ -209,6 +213,8 @@ export const abs = unary("abs");
 export const sigmoid = unary("sigmoid");
 export const tanh = unary("tanh");
 export const relu = unary("relu");
+/** x limited to [0, 6]; the gradient passes inside, the ends not included. */
+export const relu6 = unary("relu6");
 export const silu = unary("silu");
 export const sin = unary("sin");
 export const cos = unary("cos");
@@ -269,4 +275,31 @@ export function cast(x: Tensor, dtype: DType): Tensor {
     groups: linearGroups(Math.ceil(pairs / 64)),
   });
   return record("cast", [x], y, (gy) => [gy]);
+}
+
+const ACTIVATIONS = {
+  relu: "relu",
+  relu6: "relu6",
+  sigmoid: "sigmoid",
+  tanh: "tanh",
+  silu: "silu",
+  gelu: "geluNone",
+} as const;
+/** An activation that a product can apply before it writes its result. */
+export type ActivationName = keyof typeof ACTIVATIONS;
+export const ACTIVATION_NAMES = Object.keys(ACTIVATIONS) as readonly ActivationName[];
+
+/** The same as calling F's function of that name. */
+export function activate(name: ActivationName, x: Tensor): Tensor {
+  return apply(ACTIVATIONS[name], { x }, name);
+}
+
+/** Its text, and its gradient where that needs the result alone: then the sum before it need not be kept. */
+export function activationRow(name: ActivationName): {
+  name: string;
+  expression: string;
+  gradient: string | undefined;
+} {
+  const { value, grad } = table[ACTIVATIONS[name]];
+  return { name, expression: value, gradient: /\ba\b/.test(grad.a) ? undefined : grad.a.replace(/\by\b/g, "a") };
 }

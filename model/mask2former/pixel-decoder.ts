@@ -83,7 +83,7 @@ export class MSDeformAttnPixelDecoder extends nn.Module {
       const size = lateral.shape.slice(2) as [number, number];
       // The reference's comment says nearest; its code is bilinear, and so are its weights.
       const above = F.interpolate(levels.at(-1)!, { size, mode: "bilinear", alignCorners: false });
-      levels.push(F.relu(layer.forward(F.add(lateral, above))));
+      levels.push(layer.forward(F.add(lateral, above), { activation: "relu" }));
     }
     return { maskFeatures: this.mask_features.forward(levels.at(-1)!), levels: levels.slice(0, this.#attended.length) };
   }
