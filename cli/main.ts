@@ -119,7 +119,7 @@ async function runCommand(command: Command, parser: Parser): Promise<number> {
     const module = await command.load?.();
     return (await module?.run(call as Call<never>)) ?? DONE;
   } finally {
-    for (const device of devices) device.close();
+    for (const device of devices) await device.close();
     process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
   }
 }
@@ -138,6 +138,7 @@ function report(error: unknown): number {
   terminal.error(terminal.verbose ? (stack ?? line) : line.split("\n", 1)[0] || "the command failed");
   if (bad !== undefined) return BAD_INPUT;
   if (code === "NO_ADAPTER") return NO_ADAPTER;
+  if (code === "BAD_PROFILE") return BAD_INPUT;
   if (!terminal.verbose) terminal.log("run the command again with --verbose for the place in the code");
   return FAILED;
 }

@@ -4,7 +4,6 @@
  */
 import type { Bound } from "./kernel.ts";
 import { platform } from "./platform.ts";
-import type { KernelTime } from "./profiler.ts";
 import { show } from "./shape.ts";
 
 export function debugLevel(): number {
@@ -16,22 +15,12 @@ export function log(line: string): void {
   console.error(line);
 }
 
-export function describe(label: string, bind: Record<string, Bound>, liveBytes: number): string {
-  const operands = Object.entries(bind).map(([name, x]) => `${name} ${x.dtype}${show(x.shape)}`);
-  return `${label}: ${operands.join(", ")} · ${(liveBytes / 2 ** 20).toFixed(1)} MiB alive`;
+export function operandsOf(bind: Record<string, Bound>): string {
+  return Object.entries(bind)
+    .map(([name, x]) => `${name} ${x.dtype}${show(x.shape)}`)
+    .join(", ");
 }
 
-/** Kernels by time: calls, milliseconds, share. */
-export function timeTable(times: readonly KernelTime[], most = 20): string {
-  const total = times.reduce((sum, t) => sum + t.ms, 0);
-  const rows = times
-    .slice(0, most)
-    .map(
-      (t) =>
-        `${t.ms.toFixed(2).padStart(10)} ms ${((100 * t.ms) / total).toFixed(1).padStart(5)} % ${String(t.calls).padStart(7)} x  ${t.name}`,
-    );
-  return [
-    `${total.toFixed(2).padStart(10)} ms in ${times.reduce((sum, t) => sum + t.calls, 0)} dispatches`,
-    ...rows,
-  ].join("\n");
+export function describe(label: string, bind: Record<string, Bound>, liveBytes: number): string {
+  return `${label}: ${operandsOf(bind)} · ${(liveBytes / 2 ** 20).toFixed(1)} MiB alive`;
 }

@@ -3,12 +3,14 @@
  * kernels, not what they compute. Commands gather in one encoder and are submitted in batches; only reading back waits for them.
  */
 import { checkNumbers, checkOptions, describe as inWords } from "./check.ts";
-import { debugLevel, describe, log, timeTable } from "./debug.ts";
-import { type Bound, linearGroups, run } from "./kernel.ts";
+import { debugLevel, describe, log } from "./debug.ts";
+import { type Bound, type Dispatch, linearGroups, run } from "./kernel.ts";
+import { measurePeaks } from "./peaks.ts";
 import { platform } from "./platform.ts";
 import { Pool, settleReaders } from "./pool.ts";
 import { Profiler } from "./profiler.ts";
 import { Random } from "./random.ts";
+import type { Peaks } from "./rates.ts";
 import { own } from "./scope.ts";
 import type { Shape } from "./shape.ts";
 import { show, sizeOf } from "./shape.ts";
@@ -24,6 +26,7 @@ import {
   type Tensor,
   type TensorOptions,
 } from "./tensor.ts";
+import { endProfiling, startProfiling, type Trace } from "./trace.ts";
 
 export interface DeviceOptions {
   /** "gpu", "software", "lavapipe", "swiftshader" or a part of the adapter's name; default: $WGPU_WISH_ADAPTER, else the best there is. */
@@ -67,6 +70,9 @@ export class Device {
   #unawaited = 0;
   #failure: Error | undefined;
   #closed = false;
+  #ending: Promise<void> | undefined;
+  #trace: Trace | undefined;
+  #peaks: Peaks | undefined;
   /** DEBUG, see debug.ts. */
   readonly debug = debugLevel();
   /** At DEBUG=4: the first dispatch that wrote something not finite, and the names of the dispatches. */
@@ -86,7 +92,6 @@ export class Device {
     this.profiler = new Profiler(gpu);
     if (this.debug >= 1)
       log(`adapter: ${name} (${adapter.info.vendor} ${adapter.info.architecture}), subgroups of ${this.subgroupSize}`);
-    if (this.debug >= 2 && gpu.features.has("timestamp-query")) this.profiler.start();
     gpu.addEventListener("uncapturederror", (event) => {
       const message = (event as GPUUncapturedErrorEvent).error.message;
       this.#failure ??= new Error(`engine: the GPU refused a command: ${message.split("\n").slice(0, 4).join(" ")}`);
@@ -120,7 +125,14 @@ export class Device {
       limits[key] = adapter.limits[key];
     const device = await adapter.requestDevice({ requiredFeatures: features, requiredLimits: limits });
     alive.push(gpu, adapter, device);
-    return new Device(name, adapter, device);
+    const opened = new Device(name, adapter, device);
+    opened.#trace = await startProfiling(opened);
+    return opened;
+  }
+
+  /** What the adapter can do at most; measured when it is first asked for, by timestamps. */
+  async peaks(): Promise<Peaks> {
+    return (this.#peaks ??= await measurePeaks(this));
   }
 
   /** Lanes of a subgroup where every kernel is sure to get that many; 0 where subgroups vary or are not offered. */
@@ -205,12 +217,12 @@ export class Device {
 
   // ---- commands ----
 
-  /** The compute pass that gathers dispatches; `label` names the kernel when the profiler times each on its own. */
-  pass(label: string): GPUComputePassEncoder {
+  /** The compute pass that gathers dispatches; `label` and `call` are for the profiler, which times each on its own. */
+  pass(label: string, call: Dispatch): GPUComputePassEncoder {
     this.#encoder ??= this.gpu.createCommandEncoder({ label: `batch from ${label}` });
     if (this.profiler.enabled) {
       this.#pass?.end();
-      this.#pass = this.#encoder.beginComputePass(this.profiler.pass(label));
+      this.#pass = this.#encoder.beginComputePass(this.profiler.pass(label, call));
     }
     this.#pass ??= this.#encoder.beginComputePass();
     return this.#pass;
@@ -250,10 +262,11 @@ export class Device {
     if (!this.#encoder) return;
     this.#pass?.end();
     this.#pass = undefined;
-    if (this.profiler.enabled) this.profiler.resolve(this.#encoder);
+    this.profiler.resolve(this.#encoder);
     if (this.#slots > 0)
       this.gpu.queue.writeBuffer(this.uniforms, 0, this.#uniformBytes, 0, this.#slots * UNIFORM_SLOT);
     this.gpu.queue.submit([this.#encoder.finish()]);
+    this.profiler.submitted();
     this.#encoder = undefined;
     this.#slots = 0;
     this.#inBatch = 0;
@@ -357,16 +370,22 @@ export class Device {
     throw failure;
   }
 
-  /** Gives the adapter back. At DEBUG=2 and above it first prints where the time went, and is done when the promise settles. */
-  async close(): Promise<void> {
-    if (this.#closed) return;
-    if (this.debug >= 2 && this.profiler.enabled) {
-      await this.sync();
-      log(timeTable(await this.profiler.stop()));
-    }
+  /**
+   * Gives the adapter back. With DEBUG=2 or PROFILE it first tells where the time went, and is done when the promise settles, which
+   * rejects where the trace cannot be written.
+   */
+  close(): Promise<void> {
+    return (this.#ending ??= this.#end());
+  }
+
+  async #end(): Promise<void> {
     this.flush();
-    this.#closed = true;
-    this.gpu.destroy();
+    try {
+      if (this.profiler.enabled) await endProfiling(this, this.#trace, this.#failure === undefined);
+    } finally {
+      this.#closed = true;
+      this.gpu.destroy();
+    }
   }
 }
 

@@ -28,6 +28,8 @@ export interface Dispatch {
   /** For shaders that spell out the lanes of a subgroup: see `forLanes`. */
   lanes?: Lanes | undefined;
   groups: readonly number[];
+  /** Floating-point operations, for the figures of the profiler. */
+  flops?: number;
 }
 
 /** How a shader uses a subgroup: as `tiles` parts of `lanes` each; parts are quads. */
@@ -226,7 +228,7 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
     device.cache.bindGroups.set(key, group);
   }
   for (const n in call.bind) call.bind[n]!.storage.lastBatch = device.batch;
-  const pass = device.pass(label);
+  const pass = device.pass(label, call);
   pass.setPipeline(pipeline);
   pass.setBindGroup(0, group, slot ? [slot.offset] : []);
   pass.dispatchWorkgroups(call.groups[0]!, call.groups[1] ?? 1, call.groups[2] ?? 1);

@@ -11,6 +11,8 @@ export interface Platform {
   /** Atomic: after a crash either the old file or the new one is there, whole. */
   writeFile(path: string, bytes: Uint8Array): Promise<void>;
   environment(name: string): string | undefined;
+  /** Does `work` when the program has nothing left to do, where the place knows such a moment. */
+  atEnd?(work: () => Promise<void>): void;
 }
 
 let current: Platform | undefined;

@@ -64,6 +64,10 @@ export const nodePlatform: Platform = {
   },
 
   environment: (name) => process.env[name],
+
+  atEnd(work) {
+    process.once("beforeExit", () => void work());
+  },
 };
 
 async function syncFolder(folder: string): Promise<void> {
@@ -110,7 +114,8 @@ function advice(word: string): string {
 }
 
 async function request(flags: string[], options: GPURequestAdapterOptions = {}): Promise<Found | undefined> {
-  const gpu = create(flags);
+  // Dawn rounds timestamps to 65 µs, lest a web page spy by them: more than most kernels take.
+  const gpu = create([...flags, "disable-dawn-features=timestamp_quantization"]);
   // Kept before the first await: a collected `gpu` is fatal even when it found nothing and only another one has a device.
   kept.wgpuWishKeepsAlive ??= [];
   kept.wgpuWishKeepsAlive.push(gpu);

@@ -249,6 +249,7 @@ function product(
     groups: linearGroups(
       lanes ? Math.ceil(pixels / (TILE * lanes.tiles)) * panels : Math.ceil((Math.ceil(pixels / 4) * panels) / 64),
     ),
+    flops: 2 * pixels * params.groups * params.co * params.ci * p.params.taps_y! * p.params.taps_x!,
   });
 }
 
@@ -336,6 +337,7 @@ export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tens
         ? splits * s.groups * p.panels * Math.ceil(p.rows / (TILE_K * lanes.tiles))
         : Math.ceil((splits * tiles * 2) / 64),
     ),
+    flops: 2 * pixels * s.groups * s.co * s.ci * area(s.kernel),
   });
   run(device, "conv_pack", "sum_weights", {
     bind: { parts, gw },

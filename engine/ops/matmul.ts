@@ -33,6 +33,7 @@ export function gemm(a: Matrix, b: Matrix, batch: number, m: number, k: number, 
       bind: { a: a.x, b: rows, bias: bias ?? rows, y },
       params: { ...common, b_batch: (k * n) / 4, tiles_m: tilesM, tiles_n: tilesN },
       groups: linearGroups(tilesM * tilesN * batch),
+      flops: 2 * batch * m * n * k,
     });
     return y;
   }
@@ -48,6 +49,7 @@ export function gemm(a: Matrix, b: Matrix, batch: number, m: number, k: number, 
       tiles_n: tilesN,
     },
     groups: linearGroups(Math.ceil((tilesM * tilesN * batch) / 64)),
+    flops: 2 * batch * m * n * k,
   });
   return y;
 }
