@@ -2,7 +2,7 @@
 import { join } from "node:path";
 import { quickstart } from "../train/quickstart.ts";
 import type { Call } from "./command.ts";
-import { duration, table } from "./terminal.ts";
+import { bytes, duration, table } from "./terminal.ts";
 
 interface Options {
   out: string;
@@ -32,6 +32,7 @@ export async function run({ options, terminal, open, interruptible }: Call<Optio
     [
       table(["on unseen scenes", "before", "after"], rows),
       `${result.steps} steps in ${duration(result.seconds)}${result.startedFrom ? `, from the shipped weights ${result.startedFrom}` : ", from random weights"}`,
+      `GPU memory: at most ${bytes(result.highWaterBytes)} of tensors`,
       `open ${join(result.run, "report.html")}; pictures are in ${join(result.run, "pictures")}`,
     ].join("\n"),
   );

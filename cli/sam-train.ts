@@ -5,7 +5,7 @@ import { readSamTrainConfig } from "../train/sam/config.ts";
 import type { SamScores } from "../train/sam/evaluate.ts";
 import { evaluateOn, trainedSam, trainSam } from "../train/sam/train.ts";
 import type { Call } from "./command.ts";
-import { short, table } from "./terminal.ts";
+import { bytes, short, table } from "./terminal.ts";
 
 interface Options {
   resume?: boolean;
@@ -45,7 +45,14 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
       terminal.log(`${config.run}: interrupted and saved at step ${result.steps}; go on with --resume`);
       return INTERRUPTED;
     }
-    terminal.result({ run: config.run, ...result }, `${result.weights}\n${scoreTable(result.scores ?? {})}`);
+    terminal.result(
+      { run: config.run, ...result },
+      [
+        result.weights,
+        `GPU memory: at most ${bytes(result.highWaterBytes)} of tensors`,
+        scoreTable(result.scores ?? {}),
+      ].join("\n"),
+    );
   } catch (error) {
     if (error instanceof CheckpointError) throw new BadInput(error.message);
     throw error;

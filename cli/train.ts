@@ -2,7 +2,7 @@
 import { readConfig } from "../train/config.ts";
 import { train } from "../train/train.ts";
 import type { Call } from "./command.ts";
-import { table } from "./terminal.ts";
+import { bytes, table } from "./terminal.ts";
 
 interface Options {
   resume?: boolean;
@@ -15,7 +15,7 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
   const [path, ...settings] = args;
   const config = readConfig(path!, settings);
   const gpu = await call.open();
-  const { step, interrupted, evaluation } = await train(gpu, config, {
+  const { step, interrupted, evaluation, highWaterBytes } = await train(gpu, config, {
     display: terminal,
     signal: call.interruptible(),
     resume: options.resume ?? false,
@@ -27,9 +27,10 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
   }
   const { perClass, ...figures } = evaluation?.metrics ?? { perClass: {} };
   terminal.result(
-    { run: config.run, steps: step, metrics: evaluation?.metrics ?? null },
+    { run: config.run, steps: step, metrics: evaluation?.metrics ?? null, highWaterBytes },
     [
       `${config.run}: ${step} steps; report.html, metrics.jsonl and checkpoints/ are in it`,
+      `GPU memory: at most ${bytes(highWaterBytes)} of tensors`,
       ...(evaluation
         ? [
             table(

@@ -154,10 +154,15 @@ export class Device {
     return (this.info as GPUAdapterInfo & { isFallbackAdapter?: boolean }).isFallbackAdapter ?? false;
   }
 
-  /** Bytes and buffers that tensors own now, the most they ever owned, and what waits in the pool. */
+  /** Bytes and buffers that tensors own now, the most they owned since resetHighWater(), and what waits in the pool. */
   get memory(): { liveBytes: number; liveBuffers: number; highWaterBytes: number; freeBytes: number } {
     const { liveBytes, liveBuffers, highWaterBytes, freeBytes } = this.pool;
     return { liveBytes, liveBuffers, highWaterBytes, freeBytes };
+  }
+
+  /** From here on `memory.highWaterBytes` is the most that tensors own from now, as torch.cuda.reset_peak_memory_stats has it. */
+  resetHighWater(): void {
+    this.pool.resetHighWater();
   }
 
   // ---- tensors ----

@@ -41,7 +41,7 @@ export function settleReaders(storage: Storage): void {
 }
 
 export class Pool {
-  /** Bytes in buffers that tensors own, and the most they ever were. */
+  /** Bytes in buffers that tensors own, and the most they were since resetHighWater(). */
   liveBytes = 0;
   highWaterBytes = 0;
   liveBuffers = 0;
@@ -78,6 +78,10 @@ export class Pool {
     this.liveBuffers++;
     if (this.liveBytes > this.highWaterBytes) this.highWaterBytes = this.liveBytes;
     return storage;
+  }
+
+  resetHighWater(): void {
+    this.highWaterBytes = this.liveBytes;
   }
 
   release(storage: Storage): void {

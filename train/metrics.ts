@@ -4,6 +4,11 @@ import { join } from "node:path";
 import type { Metrics } from "./eval/coco-ap.ts";
 import { writeWhole } from "./files.ts";
 
+/**
+ * Means of the loss and its terms since the line before, the learning rate, images a second, and the GPU's memory: bytes and buffers that
+ * tensors own between steps, and `highWaterBytes`, the most they owned at any moment since this process took up the run (as
+ * torch.cuda.max_memory_allocated counts), SAM's masks and evaluations included.
+ */
 export interface LoggedStep {
   step: number;
   [name: string]: number;
@@ -13,6 +18,8 @@ export interface LoggedEvaluation {
   step: number;
   /** COCO's metrics, from 0 to 1. */
   evaluation: Metrics;
+  /** See LoggedStep. */
+  highWaterBytes?: number;
 }
 
 export type Entry = LoggedStep | LoggedEvaluation;
@@ -32,8 +39,8 @@ export class Diary {
   /** @param from a run that goes on from this step forgets what was written after it */
   static async open(run: string, from: number): Promise<Diary> {
     const evaluations = (await forgetAfter(run, from)).filter(isEvaluation);
-    const rows = evaluations.map(({ step, evaluation }) => row(step, evaluation));
-    await writeWhole(join(run, "results.csv"), [`step,${COLUMNS.join(",")}`, ...rows, ""].join("\n"));
+    const head = `step,${COLUMNS.join(",")},highWaterBytes`;
+    await writeWhole(join(run, "results.csv"), [head, ...evaluations.map(row), ""].join("\n"));
     return new Diary(run, evaluations);
   }
 
@@ -46,12 +53,13 @@ export class Diary {
   }
 
   /** One that says again what stands there already, as at the end of a run that had ended before, is not repeated. */
-  evaluation(step: number, evaluation: Metrics): void {
-    const text = JSON.stringify({ step, evaluation });
-    if (this.#evaluations.some((entry) => JSON.stringify(entry) === text)) return;
-    this.#evaluations.push({ step, evaluation });
-    appendFileSync(join(this.#run, "metrics.jsonl"), `${text}\n`);
-    appendFileSync(join(this.#run, "results.csv"), `${row(step, evaluation)}\n`);
+  evaluation(step: number, evaluation: Metrics, highWaterBytes: number): void {
+    const result = ({ step, evaluation }: LoggedEvaluation): string => JSON.stringify({ step, evaluation });
+    const entry = { step, evaluation, highWaterBytes };
+    if (this.#evaluations.some((known) => result(known) === result(entry))) return;
+    this.#evaluations.push(entry);
+    appendFileSync(join(this.#run, "metrics.jsonl"), `${JSON.stringify(entry)}\n`);
+    appendFileSync(join(this.#run, "results.csv"), `${row(entry)}\n`);
   }
 }
 
@@ -113,13 +121,16 @@ export function readDiary(run: string): Entry[] {
     });
 }
 
-function row(step: number, metrics: Metrics): string {
-  return [step, ...COLUMNS.map((name) => metrics[name].toFixed(4))].join(",");
+function row({ step, evaluation, highWaterBytes }: LoggedEvaluation): string {
+  return [step, ...COLUMNS.map((name) => evaluation[name].toFixed(4)), highWaterBytes ?? ""].join(",");
 }
 
-/** Seven digits: what f32 holds. */
+/** Seven digits: what f32 holds. Bytes and steps are counted exactly. */
 function rounded(entry: LoggedStep): LoggedStep {
   return Object.fromEntries(
-    Object.entries(entry).map(([name, value]) => [name, Number(value.toPrecision(7))]),
+    Object.entries(entry).map(([name, value]) => [
+      name,
+      Number.isInteger(value) ? value : Number(value.toPrecision(7)),
+    ]),
   ) as LoggedStep;
 }

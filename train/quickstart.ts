@@ -67,6 +67,8 @@ export interface QuickstartResult {
   /** Undefined where it was interrupted before. */
   before: Metrics | undefined;
   after: Metrics | undefined;
+  /** The most bytes that tensors owned at any moment of the training. */
+  highWaterBytes: number;
   seconds: number;
 }
 
@@ -106,7 +108,15 @@ async function quickstartClaimed(
   );
   const { before, each } = await judge(gpu, judged, truth, display, signal);
   const known = { run: out, adapter: gpu.name, startedFrom: start, before };
-  if (!before) return { ...known, steps: 0, interrupted: true, after: undefined, seconds: Math.round(seconds()) };
+  if (!before)
+    return {
+      ...known,
+      steps: 0,
+      interrupted: true,
+      after: undefined,
+      highWaterBytes: 0,
+      seconds: Math.round(seconds()),
+    };
 
   const images = each > SLOW ? TRAIN_IMAGES.slow : TRAIN_IMAGES.quick;
   display.log(`making ${images} scenes to train on, with ${shares()}`);
@@ -143,6 +153,7 @@ async function quickstartClaimed(
     steps: result.step,
     interrupted: result.interrupted,
     after,
+    highWaterBytes: result.highWaterBytes,
     seconds: Math.round(seconds()),
   };
   const notes = [

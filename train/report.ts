@@ -40,8 +40,11 @@ export async function writeReport(
       : "",
     pictures(run),
     `<h2>Speed and memory</h2><div class="row">${lineChart(series(steps, ["imagesPerSecond"]), { title: "images a second", x: "step" })}${lineChart(
-      [{ name: "live MiB", points: steps.map((s) => [s.step, (s.liveBytes ?? 0) / 2 ** 20]) }],
-      { title: "GPU memory between steps, MiB", x: "step" },
+      [
+        { name: "between steps", points: mebibytes(steps, "liveBytes") },
+        { name: "at most, so far", points: mebibytes(steps, "highWaterBytes") },
+      ],
+      { title: "GPU memory of tensors, MiB", x: "step" },
     )}</div>`,
     `<h2>Settings</h2><details><summary>config.yaml</summary><pre>${escapeHtml(configText(config))}</pre></details>`,
   ];
@@ -67,6 +70,11 @@ function summary(
     rows.push(["best AP", best.toFixed(3)]);
   }
   return `<table>${rows.map(([name, value]) => `<tr><th>${escapeHtml(name)}</th><td>${escapeHtml(value)}</td></tr>`).join("")}</table>`;
+}
+
+/** Runs of earlier versions do not tell all of it. */
+function mebibytes(steps: readonly LoggedStep[], name: string): [number, number][] {
+  return steps.flatMap((s): [number, number][] => (s[name] === undefined ? [] : [[s.step, s[name] / 2 ** 20]]));
 }
 
 function series(steps: readonly LoggedStep[], names: readonly string[]): Line[] {

@@ -60,6 +60,8 @@ export interface TrainResult {
   step: number;
   interrupted: boolean;
   evaluation: Evaluation | undefined;
+  /** The most bytes that tensors owned at any moment. */
+  highWaterBytes: number;
 }
 
 interface SavedState {
@@ -85,6 +87,7 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
 async function trainClaimed(gpu: Device, config: Config, data: TrainData, options: TrainOptions): Promise<TrainResult> {
   const { display, signal } = options;
   const { run } = config;
+  gpu.resetHighWater();
   const previous = await previousState(config, options);
   const { trainer, loader, sizes, notes } = await prepare(gpu, config, data, options);
   const { model, optimizer } = trainer;
@@ -135,9 +138,9 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
   let pace = { steps: 0, seconds: 0 };
   let lr = 0;
   const writeLine = (): void => {
-    const { liveBytes, liveBuffers } = gpu.memory;
+    const { liveBytes, liveBuffers, highWaterBytes } = gpu.memory;
     const imagesPerSecond = (pace.steps * perStep) / pace.seconds;
-    diary.step({ step, ...means.values, lr, imagesPerSecond, liveBytes, liveBuffers });
+    diary.step({ step, ...means.values, lr, imagesPerSecond, liveBytes, liveBuffers, highWaterBytes });
     pace = { steps: 0, seconds: 0 };
     means.clear();
   };
@@ -177,7 +180,8 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
   if (!interrupted && data.validation && evaluatedAt !== step) await evaluate();
   loader.close();
   await writeReport(run, { config, categories: data.categories, evaluation });
-  return { model, categories: data.categories, step, interrupted, evaluation };
+  const { highWaterBytes } = gpu.memory;
+  return { model, categories: data.categories, step, interrupted, evaluation, highWaterBytes };
 }
 
 /** The checkpoint to go on from, where the user asks for that; else the folder must hold none. Throws BadInput. */
@@ -301,7 +305,7 @@ async function assess(
   });
   bar.end();
   if (!evaluation.complete) return undefined;
-  diary.evaluation(step, evaluation.metrics);
+  diary.evaluation(step, evaluation.metrics, gpu.memory.highWaterBytes);
   const { AP, AP50, AP75 } = evaluation.metrics;
   display.log(`step ${step}: AP ${AP.toFixed(3)}, AP50 ${AP50.toFixed(3)}, AP75 ${AP75.toFixed(3)}`);
   await writeReport(config.run, { config, categories: data.categories, evaluation });

@@ -11,7 +11,7 @@ test("a large problem never holds all its scores", async () => {
   await scope(async () => {
     const [q, k, v] = [1, 2, 3].map((seed) => gpu.randn([1, n, 4], { seed, requiresGrad: true }));
     const before = gpu.memory.liveBytes;
-    gpu.pool.highWaterBytes = before;
+    gpu.resetHighWater();
     backward(F.sum(F.scaledDotProductAttention(q!, k!, v!, { scoreBytes })));
     await gpu.sync();
     const most = gpu.memory.highWaterBytes - before;

@@ -3,7 +3,7 @@ import { existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileS
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { nn, optim, parseSafetensors, type Tensor } from "../../engine/index.ts";
+import { nn, optim, parseSafetensors, scope, type Tensor } from "../../engine/index.ts";
 import { bestCheckpoint, latestCheckpoint, loadCheckpoint, saveCheckpoint } from "../../train/checkpoint.ts";
 import { claimRun } from "../../train/claim.ts";
 import { isEvaluation, readDiary } from "../../train/metrics.ts";
@@ -51,7 +51,18 @@ test("the run's folder holds what the contract names", async () => {
   const first = readDiary(run)[0] as Record<string, number>;
   assert.ok(first.step === 1 && first.cam! > 0 && first.class === undefined, "the warm-up trains the CAM alone");
   const second = readDiary(run)[1] as Record<string, number>;
-  for (const term of ["loss", "class", "prompt", "bce", "dice", "cam", "lr", "imagesPerSecond", "liveBytes"])
+  for (const term of [
+    "loss",
+    "class",
+    "prompt",
+    "bce",
+    "dice",
+    "cam",
+    "lr",
+    "imagesPerSecond",
+    "liveBytes",
+    "highWaterBytes",
+  ])
     assert.ok(Number.isFinite(second[term]), term);
   assert.is(readdirSync(join(run, "checkpoints")).length, 2);
   const html = readFileSync(join(run, "report.html"), "utf8");
@@ -62,6 +73,26 @@ test("memory between steps does not grow", () => {
   const bytes = readDiary(join(folder, "whole")).flatMap((e) => (isEvaluation(e) ? [] : [e.liveBuffers!]));
   // Less is possible: what an earlier run left goes when the garbage collector comes by.
   assert.ok(bytes[3]! <= bytes[2]!, `${bytes[2]} buffers became ${bytes[3]}`);
+});
+
+test("the most memory that a run had is in its diary, its results and its outcome", async () => {
+  const { liveBytes } = gpu.memory;
+  scope(() => void gpu.empty([2 ** 24]));
+  const { highWaterBytes } = await train(gpu, config("peak"), { display: silent });
+  assert.ok(highWaterBytes < liveBytes + 2 ** 26, "what came before the run does not count");
+  const entries = readDiary(join(folder, "peak"));
+  const most = entries.map((entry) => entry.highWaterBytes!);
+  assert.ok(
+    most.every((bytes, i) => bytes >= (most[i - 1] ?? 0)),
+    most.join(),
+  );
+  for (const entry of entries)
+    if (!isEvaluation(entry)) assert.ok(entry.highWaterBytes! > entry.liveBytes!, "a step needs more than what stays");
+  const [head, ...rows] = readFileSync(join(folder, "peak", "results.csv"), "utf8")
+    .trim()
+    .split("\n");
+  assert.ok(head!.endsWith(",AP70,highWaterBytes"));
+  assert.is(Number(rows.at(-1)!.split(",").at(-1)), highWaterBytes);
 });
 
 test("an interrupted run saves its state and says where it is", async () => {

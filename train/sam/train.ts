@@ -42,6 +42,8 @@ export interface SamTrainResult {
   /** Half-precision weights with their sizes; absent when interrupted. */
   readonly weights?: string;
   readonly scores?: Record<string, SamScores>;
+  /** The most bytes that tensors owned at any moment. */
+  readonly highWaterBytes: number;
 }
 
 export async function trainSam(
@@ -50,6 +52,7 @@ export async function trainSam(
   options: SamTrainOptions = {},
 ): Promise<SamTrainResult> {
   const claim = claimRun(config.run);
+  gpu.resetHighWater();
   try {
     return await trainClaimed(gpu, config, options);
   } finally {
@@ -136,7 +139,8 @@ async function trainClaimed(gpu: Device, config: SamTrainConfig, options: SamTra
       const means = Object.fromEntries(Object.entries(sums).map(([name, value]) => [name, value / span]));
       sums = {};
       const rate = (span * batch) / seconds;
-      const line = { step, ...means, lr, imagesPerSecond: rate, bytes: gpu.memory.liveBytes };
+      const { liveBytes, highWaterBytes } = gpu.memory;
+      const line = { step, ...means, lr, imagesPerSecond: rate, bytes: liveBytes, highWaterBytes };
       await appendFile(join(run, "metrics.jsonl"), `${JSON.stringify(line)}\n`);
       options.onStep?.(step, means, rate);
     }
@@ -150,12 +154,12 @@ async function trainClaimed(gpu: Device, config: SamTrainConfig, options: SamTra
     if (step % config.save === 0 && step < steps) await checkpoint();
   }
   await checkpoint();
-  if (step < steps) return { steps: step, interrupted: true };
+  if (step < steps) return { steps: step, interrupted: true, highWaterBytes: gpu.memory.highWaterBytes };
   const weights = join(run, "weights.safetensors");
   await saveWeights(weights, sam, { format: "wgpu-wish sam 1", config: JSON.stringify(sizes) }, { half: true });
   const scores = await evaluateOn(sam, config, config.eval.scenes);
   await logScores(run, step, scores, options);
-  return { steps: step, interrupted: false, weights, scores };
+  return { steps: step, interrupted: false, weights, scores, highWaterBytes: gpu.memory.highWaterBytes };
 }
 
 /** Loss and gradients of a batch: the loss's TERMS and the gradients' norm, (terms + 1). The weights are as they were. */
