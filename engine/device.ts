@@ -57,10 +57,14 @@ export class Device {
   batch = 0;
   /** Kernels dispatched so far. */
   dispatches = 0;
+  /** Milliseconds that the host has waited for the GPU. */
+  waitedMs = 0;
   readonly uniformSlot = UNIFORM_SLOT;
   readonly uniforms: GPUBuffer;
   /** Pipelines and bind groups, kept by kernel.ts. */
   readonly cache = { pipelines: new Map<string, unknown>(), bindGroups: new Map<string, GPUBindGroup>() };
+  /** Operations ask for it at every call, and the adapter's own answer comes from native code. */
+  readonly #kind: ReturnType<typeof kindOf>;
   #uniformBytes = new ArrayBuffer(UNIFORM_SLOT * UNIFORM_SLOTS);
   #uniformView = new DataView(this.#uniformBytes);
   #slots = 0;
@@ -82,6 +86,7 @@ export class Device {
   private constructor(name: string, adapter: GPUAdapter, gpu: GPUDevice) {
     this.name = name;
     this.info = adapter.info;
+    this.#kind = kindOf(adapter.info, gpu);
     this.gpu = gpu;
     this.pool = new Pool(gpu);
     this.uniforms = gpu.createBuffer({
@@ -137,21 +142,12 @@ export class Device {
 
   /** Lanes of a subgroup where every kernel is sure to get that many; 0 where subgroups vary or are not offered. */
   get subgroupSize(): number {
-    const { subgroupMinSize, subgroupMaxSize } = this.info as GPUAdapterInfo & {
-      subgroupMinSize?: number;
-      subgroupMaxSize?: number;
-    };
-    if (!this.gpu.features.has("subgroups") || subgroupMinSize !== subgroupMaxSize) return 0;
-    return subgroupMaxSize ?? 0;
-  }
-
-  get hasSubgroups(): boolean {
-    return this.subgroupSize > 0;
+    return this.#kind.subgroup;
   }
 
   /** A CPU that poses as a GPU: barriers are dear there and loads count more than arithmetic. */
   get isSoftware(): boolean {
-    return (this.info as GPUAdapterInfo & { isFallbackAdapter?: boolean }).isFallbackAdapter ?? false;
+    return this.#kind.isSoftware;
   }
 
   /** Bytes and buffers that tensors own now, the most they owned since resetHighWater(), and what waits in the pool. */
@@ -333,7 +329,7 @@ export class Device {
     this.#outsidePass().copyBufferToBuffer(storage.buffer, 0, staging, 0, bytes);
     this.flush();
     try {
-      await staging.mapAsync(GPUMapMode.READ);
+      await this.#wait(staging.mapAsync(GPUMapMode.READ));
     } catch (cause) {
       this.check();
       throw new Error(`engine: reading a tensor of shape ${show(x.shape)} failed: ${(cause as Error).message}`);
@@ -356,9 +352,14 @@ export class Device {
   /** Waits until the GPU has done all that was asked of it. */
   async sync(): Promise<void> {
     this.flush();
-    await this.gpu.queue.onSubmittedWorkDone();
+    await this.#wait(this.gpu.queue.onSubmittedWorkDone());
     this.#unawaited = 0;
     this.check();
+  }
+
+  async #wait(done: Promise<undefined>): Promise<void> {
+    const began = performance.now();
+    await done.finally(() => (this.waitedMs += performance.now() - began));
   }
 
   /** Waits only where the host has run far ahead, so that memory stays flat however fast it asks. */
@@ -392,6 +393,14 @@ export class Device {
       this.gpu.destroy();
     }
   }
+}
+
+function kindOf(info: GPUAdapterInfo, gpu: GPUDevice): { subgroup: number; isSoftware: boolean } {
+  // @webgpu/types has not heard of them.
+  type Newer = { subgroupMinSize?: number; subgroupMaxSize?: number; isFallbackAdapter?: boolean };
+  const { subgroupMinSize, subgroupMaxSize = 0, isFallbackAdapter = false } = info as Newer;
+  const isFixed = gpu.features.has("subgroups") && subgroupMinSize === subgroupMaxSize;
+  return { subgroup: isFixed ? subgroupMaxSize : 0, isSoftware: isFallbackAdapter };
 }
 
 export type { DType };
