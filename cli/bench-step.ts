@@ -1,6 +1,6 @@
 /**
  * One WISH training step at the sizes of configs/scenes.yaml, nothing but the step: four scenes with boxes, held in memory, whose true masks
- * stand in for SAM's. With DEBUG=2 the table at the end tells which kernels it is made of.
+ * stand in for SAM's.
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -8,6 +8,7 @@ export * as optim from "./optim.ts";
 export { type Platform, platform, setPlatform } from "./platform.ts";
 export type { KernelTime } from "./profiler.ts";
 export { Random, type RandomState } from "./random.ts";
+export { type Peaks, rates, timeTable } from "./rates.ts";
 export {
   encode,
   encodeSafetensors,

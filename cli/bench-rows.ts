@@ -1,0 +1,140 @@
+/** What `wgpu-wish bench` measures. */
+import { backward, F, nn, optim, type Tensor } from "../index.ts";
+import { wishStep } from "./bench-step.ts";
+import { wishKernels } from "./bench-wish.ts";
+import { type Bench, gradients } from "./bench-work.ts";
+
+const matmul = (n: number): Bench => ({
+  name: `matmul-${n}`,
+  note: `${n} x ${n} x ${n}`,
+  flops: 2 * n ** 3,
+  prepare: (gpu) => {
+    const [a, b] = [gpu.randn([n, n], { seed: 1 }), gpu.randn([n, n], { seed: 2 })];
+    return { run: () => F.matmul(a, b) };
+  },
+});
+
+export const benches: readonly Bench[] = [
+  matmul(512),
+  matmul(1024),
+  {
+    name: "attention",
+    note: "8 heads x 1024 x 64",
+    flops: 4 * 8 * 1024 * 1024 * 64,
+    prepare: (gpu) => {
+      const [q, k, v] = [1, 2, 3].map((seed) => gpu.randn([1, 8, 1024, 64], { seed })) as [Tensor, Tensor, Tensor];
+      return { run: () => F.scaledDotProductAttention(q, k, v) };
+    },
+  },
+  {
+    name: "conv3x3",
+    note: "64 -> 64 at 128 x 128",
+    flops: 2 * 128 * 128 * 64 * 64 * 9,
+    prepare: (gpu) => {
+      const [x, w] = [gpu.randn([1, 64, 128, 128], { seed: 1 }), gpu.randn([64, 64, 3, 3], { seed: 2 })];
+      return { run: () => F.conv2d(x, w, { padding: 1 }) };
+    },
+  },
+  {
+    name: "conv3x3-train",
+    note: "the same with its gradients",
+    flops: 6 * 128 * 128 * 64 * 64 * 9,
+    prepare: (gpu) =>
+      gradients(
+        gpu,
+        [gpu.randn([1, 64, 128, 128], { seed: 1 }), gpu.randn([64, 64, 3, 3], { seed: 2 })],
+        (x, w) => F.conv2d(x!, w!, { padding: 1 }),
+        { withForward: true },
+      ),
+  },
+  {
+    name: "layernorm",
+    note: "4096 x 256",
+    bytes: 2 * 4 * 4096 * 256,
+    prepare: (gpu) => {
+      const [x, w, b] = [gpu.randn([4096, 256], { seed: 1 }), gpu.ones([256]), gpu.zeros([256])];
+      return { run: () => F.layerNorm(x, w, b) };
+    },
+  },
+  {
+    name: "softmax",
+    note: "4096 x 1024",
+    bytes: 2 * 4 * 4096 * 1024,
+    prepare: (gpu) => {
+      const x = gpu.randn([4096, 1024], { seed: 1 });
+      return { run: () => F.softmax(x, -1) };
+    },
+  },
+  {
+    name: "pointwise",
+    note: "tanh(1.5 x + 0.5) * sigmoid(x) + x on 1 M",
+    bytes: 2 * 4 * 2 ** 20,
+    prepare: (gpu) => {
+      const x = gpu.randn([2 ** 20], { seed: 1 });
+      return { run: () => F.add(F.mul(F.tanh(F.add(F.mul(x, 1.5), 0.5)), F.sigmoid(x)), x) };
+    },
+  },
+  {
+    name: "additions",
+    note: "100 dependent ones on 1,024 numbers",
+    prepare: (gpu) => {
+      const x = gpu.randn([1024], { seed: 1 });
+      const run = (): unknown => {
+        let y = x;
+        for (let i = 0; i < 100; i++) y = F.add(y, x);
+        return y;
+      };
+      return { run };
+    },
+  },
+  {
+    name: "mlp-step",
+    note: "256-1024-256, batch 256, squared error, SGD, loss read",
+    flops: 6 * 256 * (256 * 1024 * 2),
+    prepare: (gpu) => {
+      const [x, target] = [gpu.randn([256, 256], { seed: 1 }), gpu.randn([256, 256], { seed: 2 })];
+      gpu.manualSeed(1);
+      const [up, down] = [new nn.Linear(gpu, 256, 1024), new nn.Linear(gpu, 1024, 256)];
+      const sgd = new optim.SGD([{ params: [...up.parameters(), ...down.parameters()], lr: 0.01 }]);
+      const run = (): unknown => {
+        sgd.zeroGrad();
+        const loss = F.mean(F.pow(F.sub(down.forward(F.relu(up.forward(x))), target), 2));
+        backward(loss);
+        sgd.step();
+        return loss.item();
+      };
+      return { run };
+    },
+  },
+  {
+    name: "cnn-step",
+    note: "conv 3-16-32 with pooling + linear, 16 x 32 x 32, cross entropy, SGD, loss read",
+    prepare: (gpu) => {
+      gpu.manualSeed(1);
+      const x = gpu.randn([16, 3, 32, 32], { seed: 1 });
+      const labels = gpu.tensor(Int32Array.from({ length: 16 }, (_, i) => i % 10));
+      const [a, b, c] = [
+        new nn.Conv2d(gpu, 3, 16, 3, { padding: 1 }),
+        new nn.Conv2d(gpu, 16, 32, 3, { padding: 1 }),
+        new nn.Linear(gpu, 2048, 10),
+      ];
+      const params = [...a.parameters(), ...b.parameters(), ...c.parameters()];
+      const sgd = new optim.SGD([{ params, lr: 0.01 }]);
+      const run = (): unknown => {
+        const h = F.maxPool2d(b.forward(F.maxPool2d(a.forward(x, relu), 2), relu), 2);
+        sgd.zeroGrad();
+        const loss = F.crossEntropy(c.forward(F.reshape(h, [16, -1])), labels);
+        backward(loss);
+        sgd.step();
+        return loss.item();
+      };
+      return { run };
+    },
+  },
+  ...wishKernels,
+  {
+    name: "wish-step",
+    note: "a training step of configs/scenes.yaml: 4 scenes of 96 x 96 with boxes",
+    prepare: async (gpu) => ({ run: await wishStep(gpu) }),
+  },
+];
