@@ -1,6 +1,6 @@
 /** What the engine needs from Node: Dawn's GPU with an adapter, the shaders' text, files, environment variables. */
 import { readFileSync } from "node:fs";
-import { open, readFile, rename, rm } from "node:fs/promises";
+import { open, readFile, realpath, rename, rm, stat } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { create, globals } from "webgpu";
@@ -45,7 +45,8 @@ export const nodePlatform: Platform = {
   },
 
   /** A crash at any moment leaves the old file or the new one, never a part: write beside it, flush, rename, flush the folder. */
-  async writeFile(path, bytes) {
+  async writeFile(goal, bytes) {
+    const path = await replaceable(goal);
     const beside = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
     try {
       const file = await open(beside, "w");
@@ -69,6 +70,15 @@ export const nodePlatform: Platform = {
     process.once("beforeExit", () => void work());
   },
 };
+
+/** The file behind links. A rename would put a file in the place of what is none: /dev/null as root, say. */
+async function replaceable(goal: string): Promise<string> {
+  const there = await stat(goal).catch(() => undefined);
+  if (there === undefined) return goal;
+  if (there.isFile()) return await realpath(goal);
+  const code = there.isDirectory() ? "EISDIR" : "EINVAL";
+  throw Object.assign(new Error(`${goal}: is no file that could be replaced`), { code, path: goal });
+}
 
 async function syncFolder(folder: string): Promise<void> {
   if (process.platform === "win32") return; // A folder cannot be opened there; NTFS keeps renames in its journal.

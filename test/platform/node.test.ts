@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { lstatSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
@@ -35,6 +35,17 @@ test("a write that fails leaves nothing beside its goal", async () => {
   mkdirSync(join(goal, "inside"), { recursive: true });
   await rejection(nodePlatform.writeFile(goal, bytes("new")));
   assert.equal(readdirSync(folder).sort(), ["taken", "weights"]);
+});
+
+test("what is no file is never replaced, and a link stays one", async () => {
+  if (process.platform === "win32") return;
+  assert.is((await rejection(nodePlatform.writeFile("/dev/null", bytes("new")))).code, "EINVAL");
+  assert.ok(statSync("/dev/null").isCharacterDevice());
+  const link = join(folder, "link");
+  symlinkSync("weights", link);
+  await nodePlatform.writeFile(link, bytes("through"));
+  assert.ok(lstatSync(link).isSymbolicLink());
+  assert.is(text(await nodePlatform.readFile(join(folder, "weights"))), "through");
 });
 
 test("an unknown shader's error names the file", () => {
