@@ -120,6 +120,7 @@ export const benches: readonly Bench[] = [
       ];
       const params = [...a.parameters(), ...b.parameters(), ...c.parameters()];
       const sgd = new optim.SGD([{ params, lr: 0.01 }]);
+      const relu = { activation: "relu" } as const;
       const run = (): unknown => {
         const h = F.maxPool2d(b.forward(F.maxPool2d(a.forward(x, relu), 2), relu), 2);
         sgd.zeroGrad();
