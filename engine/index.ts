@@ -9,6 +9,7 @@ export { type Platform, platform, setPlatform } from "./platform.ts";
 export type { KernelTime } from "./profiler.ts";
 export { Random, type RandomState } from "./random.ts";
 export { type Peaks, rates, timeTable } from "./rates.ts";
+export type { Recording } from "./recording.ts";
 export {
   encode,
   encodeSafetensors,

@@ -22,7 +22,8 @@ export interface Bound {
 
 export interface Dispatch {
   bind: Record<string, Bound>;
-  params?: Params;
+  /** As a function they are asked for again at every replay of a recorded step. */
+  params?: Params | (() => Params);
   /** `override` constants: every combination is a pipeline of its own, so structural switches only. */
   constants?: Record<string, number>;
   /** For shaders that spell out the lanes of a subgroup: see `forLanes`. */
@@ -197,7 +198,8 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
   const label = `${name}/${entry}`;
   if (call.groups.some((n) => n > 65535 || !Number.isInteger(n)))
     throw new Error(`${label}: at most 65535 workgroups a dimension; got ${call.groups.join(" x ")}`);
-  const { pipeline, layout, shader, id } = pipelineFor(device, name, entry, call);
+  const made = pipelineFor(device, name, entry, call);
+  const { pipeline, shader, id } = made;
   let key = String(id);
   for (const n in call.bind) {
     const x = call.bind[n]!;
@@ -209,7 +211,11 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
   }
   // The slot comes first: taking it may submit the batch, and the marks below belong to the batch that uses them.
   const slot = call.params ? device.uniformOffset() : undefined;
-  if (slot) writeParams(slot.view, slot.offset, label, shader.fields, call.params!);
+  const write = (view: DataView, at: number): void => {
+    const { params } = call;
+    writeParams(view, at, label, shader.fields, typeof params === "function" ? params() : params!);
+  };
+  if (slot) write(slot.view, slot.offset);
   let group = device.cache.bindGroups.get(key);
   if (!group) {
     for (const [n, x] of Object.entries(call.bind))
@@ -219,15 +225,20 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
             throw new Error(
               `${label}: ${n} is written and shares its memory with ${other}; give the kernel a buffer of its own to write to`,
             );
-    const entries: GPUBindGroupEntry[] = [];
-    for (const n in call.bind)
-      entries.push({ binding: shader.bindings.get(n)!.binding, resource: { buffer: call.bind[n]!.storage.buffer } });
-    if (call.params) entries.push({ binding: 0, resource: { buffer: device.uniforms, size: shader.size } });
-    group = device.gpu.createBindGroup({ label, layout, entries });
+    group = bindGroup(device, label, made, call, device.uniforms);
     if (device.cache.bindGroups.size >= MAX_BIND_GROUPS) device.cache.bindGroups.clear();
     device.cache.bindGroups.set(key, group);
   }
   for (const n in call.bind) call.bind[n]!.storage.lastBatch = device.batch;
+  device.recorder?.dispatch({
+    label,
+    bind: call.bind,
+    pipeline,
+    groups: call.groups,
+    group: (uniforms) => bindGroup(device, label, made, call, uniforms),
+    write: slot && write,
+    changes: typeof call.params === "function",
+  });
   const pass = device.pass(label, call);
   pass.setPipeline(pipeline);
   pass.setBindGroup(0, group, slot ? [slot.offset] : []);
@@ -235,6 +246,20 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
   device.dispatched(label, call.bind, () =>
     Object.entries(call.bind).flatMap(([n, x]) => (shader.bindings.get(n)!.writes ? [x] : [])),
   );
+}
+
+function bindGroup(
+  device: Device,
+  label: string,
+  { layout, shader }: Pipeline,
+  call: Pick<Dispatch, "bind" | "params">,
+  uniforms: GPUBuffer,
+): GPUBindGroup {
+  const entries: GPUBindGroupEntry[] = [];
+  for (const n in call.bind)
+    entries.push({ binding: shader.bindings.get(n)!.binding, resource: { buffer: call.bind[n]!.storage.buffer } });
+  if (call.params) entries.push({ binding: 0, resource: { buffer: uniforms, size: shader.size } });
+  return device.gpu.createBindGroup({ label, layout, entries });
 }
 
 /** Workgroups for `n` pieces of work in a near-square grid; in WGSL the index is `group.x + group.y * num_groups.x`, which may pass n. */

@@ -65,36 +65,52 @@ abstract class Optimizer {
   protected abstract rates(group: Group): [number, number];
 
   step(): void {
-    this.steps++;
-    const { shader, uniforms } = this.kernel();
-    const ratesOf = new Map(this.groups.flatMap((group) => group.params.map((x) => [x, this.rates(group)] as const)));
+    // What changes from step to step is asked for by functions, for steps that are recorded and replayed.
+    const count = (): void => {
+      this.steps++;
+    };
+    const any = this.groups.flatMap((g) => g.params)[0];
+    if (any) any.device.host(count);
+    else count();
+    const { shader } = this.kernel();
+    const groupOf = new Map(this.groups.flatMap((group) => group.params.map((x) => [x, group] as const)));
     for (const x of this.#large) {
       if (!x.grad) continue;
-      const [rate, decay] = ratesOf.get(x)!;
+      const uniforms = (): Uniforms => {
+        const [rate, decay] = this.rates(groupOf.get(x)!);
+        return { ...this.kernel().uniforms, n: x.size, rate, decay };
+      };
       run(x.device, shader, "step", {
         bind: { x, g: x.grad, ...this.#meansOf(x) },
-        params: { ...uniforms, n: x.size, rate, decay },
+        params: uniforms,
         groups: linearGroups(Math.ceil(x.size / 64)),
       });
     }
     const pack = this.#pack;
     if (!pack?.places.some(({ x }) => x.grad)) return;
     const { device } = pack.places[0]!.x;
+    const stepped = new Set(pack.places.flatMap(({ x }) => (x.grad ? [x] : [])));
     scope(() => {
       // The rates of each block, and 1 where it is to be stepped at all.
-      const table = new Float32Array((pack.size / PACK_BLOCK) * 4);
-      for (const { x, at } of pack.places) {
-        const entry = x.grad ? [...ratesOf.get(x)!, 1] : [0, 0, 0];
-        for (let i = at; i < at + x.size; i += PACK_BLOCK) table.set(entry, (i / PACK_BLOCK) * 4);
-      }
+      const table = (): Float32Array => {
+        const entries = new Float32Array((pack.size / PACK_BLOCK) * 4);
+        for (const { x, at } of pack.places) {
+          if (!stepped.has(x)) continue;
+          const entry = [...this.rates(groupOf.get(x)!), 1];
+          for (let i = at; i < at + x.size; i += PACK_BLOCK) entries.set(entry, (i / PACK_BLOCK) * 4);
+        }
+        return entries;
+      };
+      const rates = empty(device, [(pack.size / PACK_BLOCK) * 4]);
+      device.upload(rates, table);
       const g = pack.gather((x) => x.grad);
       const x = pack.gather((parameter) => parameter);
       run(device, shader, "step_pack", {
-        bind: { x, g, ...this.#meansOf(pack), rates: device.tensor(table) },
-        params: { ...uniforms, n: pack.size, rate: 0, decay: 0 },
+        bind: { x, g, ...this.#meansOf(pack), rates },
+        params: () => ({ ...this.kernel().uniforms, n: pack.size, rate: 0, decay: 0 }),
         groups: linearGroups(pack.size / PACK_BLOCK),
       });
-      pack.scatter(x, (parameter) => (parameter.grad ? parameter : undefined));
+      pack.scatter(x, (parameter) => (stepped.has(parameter) ? parameter : undefined));
     });
   }
 
@@ -110,7 +126,9 @@ abstract class Optimizer {
     let means = this.#means.get(of);
     if (!means) {
       const { device, shape } = of instanceof Pack ? { device: of.places[0]!.x.device, shape: [of.size] } : of;
-      means = Object.fromEntries(this.#kept.map((k) => [k, keep(fill(empty(device, shape), 0))]));
+      means = device.unrecorded(() =>
+        Object.fromEntries(this.#kept.map((k) => [k, keep(fill(empty(device, shape), 0))])),
+      );
       this.#means.set(of, means);
     }
     return means;

@@ -74,14 +74,27 @@ export class Pool {
       storage = { id: this.#nextId++, buffer, bytes: size, owners: 0, lastBatch: -1 };
     }
     storage.owners = 1;
-    this.liveBytes += size;
-    this.liveBuffers++;
-    if (this.liveBytes > this.highWaterBytes) this.highWaterBytes = this.liveBytes;
+    this.#take(storage);
     return storage;
   }
 
   resetHighWater(): void {
     this.highWaterBytes = this.liveBytes;
+  }
+
+  /** One more owner, also of a buffer that waits in the pool. */
+  hold(storage: Storage): void {
+    if (storage.owners++ > 0) return;
+    const list = this.#free.get(storage.bytes)!;
+    list.splice(list.indexOf(storage), 1);
+    this.freeBytes -= storage.bytes;
+    this.#take(storage);
+  }
+
+  #take(storage: Storage): void {
+    this.liveBytes += storage.bytes;
+    this.liveBuffers++;
+    if (this.liveBytes > this.highWaterBytes) this.highWaterBytes = this.liveBytes;
   }
 
   release(storage: Storage): void {

@@ -127,8 +127,10 @@ function tableOf(device: Device, params: Record<string, number>): Tensor {
   if (!known || known.size >= MOST_TABLES) tables.set(device, (known = new Map()));
   let table = known.get(key);
   if (!table) {
-    table = keep(empty(device, [rows!], "i32"));
-    run(device, "conv_pack", "offsets", { bind: { table }, params, groups: linearGroups(Math.ceil(rows! / 64)) });
+    const made = keep(empty(device, [rows!], "i32"));
+    const groups = linearGroups(Math.ceil(rows! / 64));
+    device.unrecorded(() => run(device, "conv_pack", "offsets", { bind: { table: made }, params, groups }));
+    table = made;
     known.set(key, table);
   }
   return table;

@@ -22,19 +22,24 @@ export function dropout(x: Tensor, p = 0.5, options: DropoutOptions = {}): Tenso
     throw new Error(`dropout: p must lie in 0..1; got ${typeof p === "number" ? p : describe(p)}`);
   const { training = true } = options;
   if (!training || p === 0) return x;
-  const seed = options.seed ?? x.device.random.bits();
+  const { device } = x;
+  let seed = options.seed ?? 0;
   if (!Number.isSafeInteger(seed)) throw new Error(`dropout: seed must be a whole number; got ${seed}`);
-  const params = {
+  if (options.seed === undefined)
+    device.host(() => {
+      seed = device.random.bits();
+    });
+  const params = () => ({
     n: x.size,
     seed_low: seed >>> 0,
     seed_high: Math.floor(seed / 2 ** 32) >>> 0,
     // At p = 1 nothing stays: the threshold cannot say so, the scale can.
     threshold: Math.min(Math.round(p * 2 ** 32), 2 ** 32 - 1),
     scale: p === 1 ? 0 : 1 / (1 - p),
-  };
+  });
   const apply = (from: Tensor): Tensor => {
-    const y = empty(x.device, x.shape);
-    run(x.device, "dropout", "forward", { bind: { x: from, y }, params, groups: linearGroups(Math.ceil(x.size / 64)) });
+    const y = empty(device, x.shape);
+    run(device, "dropout", "forward", { bind: { x: from, y }, params, groups: linearGroups(Math.ceil(x.size / 64)) });
     return y;
   };
   return record("dropout", [x], apply(x), (g) => [apply(g)]);
