@@ -42,7 +42,9 @@ export function camLoss(
 /**
  * L_self: the CAM of a class is pulled to the union of the masks that matched queries of the class predict (last layer, detached). Only
  * classes with such a query count. `raw` compares the logits themselves in place of the map normalised by its maximum; `clamp` keeps that
- * map away from 0 and 1, where the logarithm's slope is up to 1 / clamp and would drown the other losses.
+ * map away from 0 and 1, where the logarithm's slope is up to 1 / clamp and would drown the other losses. Cross entropy with soft masks stays
+ * at their own entropy, which rises and falls as they form; `divergence` takes that off, so that the loss tells how far the maps are from
+ * the masks. The gradient is the same.
  */
 export function selfLoss(
   gpu: Device,
@@ -51,7 +53,7 @@ export function selfLoss(
   targets: TargetTensors,
   last: readonly Pair[],
   inputSize: readonly [number, number],
-  { raw, clamp }: { raw: boolean; clamp: number },
+  { raw, clamp, divergence }: { raw: boolean; clamp: number; divergence: boolean },
 ): Tensor | undefined {
   if (last.length === 0) return undefined;
   const [, K, h, w] = cam.shape as [number, number, number, number];
@@ -92,9 +94,13 @@ export function selfLoss(
   }
   const active = F.mul(F.relu(maps), valid);
   const peak = noGrad(() => F.add(F.max(active, [1], { keepdim: true }), TINY));
-  const a = F.clamp(F.div(active, peak), { min: clamp, max: 1 - clamp });
-  const likelihood = F.add(F.mul(union, F.log(a)), F.mul(F.sub(1, union), F.log(F.sub(1, a))));
-  return F.neg(F.div(F.sum(F.mul(likelihood, valid)), cells));
+  const likelihood = (map: Tensor): Tensor => {
+    const a = F.clamp(map, { min: clamp, max: 1 - clamp });
+    return F.add(F.mul(union, F.log(a)), F.mul(F.sub(1, union), F.log(F.sub(1, a))));
+  };
+  const found = likelihood(F.div(active, peak));
+  const lacking = divergence ? F.sub(likelihood(union), found) : F.neg(found);
+  return F.div(F.sum(F.mul(lacking, valid)), cells);
 }
 
 export interface PeakOptions {

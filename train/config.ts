@@ -209,6 +209,11 @@ export const configSchema = z.strictObject({
       "ours",
       "L_self keeps the normalised CAM this far from 0 and 1; larger: gentler gradients",
     ),
+    divergence: option(
+      z.boolean().default(false),
+      "ours",
+      "L_self less the masks' own entropy: the same gradient, and 0 where maps and masks agree",
+    ),
     raw: option(z.boolean().default(false), "ours", "L_self on raw logits instead of the normalised CAM"),
   }),
   optim: section({

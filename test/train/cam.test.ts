@@ -109,25 +109,34 @@ test("L_self falls as the map comes to resemble the masks, and teaches the map a
       latents: undefined,
     };
     const pair = { image: 0, query: 0, target: 0, candidate: 0 };
-    const of = (left: number, right: number) => {
+    const options = { raw: false, clamp: 1e-4 };
+    const of = (left: number, right: number, divergence = false) => {
       const cam = gpu.tensor(
         Float32Array.from({ length: 2 * 16 }, (_, i) => (i % 4 < 2 ? left : right)),
         [1, 2, 4, 4],
         { requiresGrad: true },
       );
-      return { cam, loss: selfLoss(gpu, cam, stack, targets, [pair], [32, 32], { raw: false, clamp: 1e-4 })! };
+      return { cam, loss: selfLoss(gpu, cam, stack, targets, [pair], [32, 32], { ...options, divergence })! };
     };
     const [good, even, bad] = [of(1, 0.05), of(1, 1), of(0.05, 1)];
     const [g, e, b] = [await good.loss.item(), await even.loss.item(), await bad.loss.item()];
     assert.ok(g < e && e < b, `${g} ${e} ${b}`);
     backward(even.loss);
     const gradient = await even.cam.grad!.toArray();
+    // Less the entropy of masks that are 0.9975 and 0.0025 sure: the same distance between any two maps, and the same gradient.
+    const [nearest, apart] = [of(1, 0.05, true), of(1, 1, true)];
+    const entropy = g - (await nearest.loss.item());
+    assert.ok(Math.abs(e - (await apart.loss.item()) - entropy) < 1e-5);
+    const [s, t] = [1 / (1 + Math.exp(-6)), 1 / (1 + Math.exp(6))];
+    assert.ok(Math.abs(entropy + s * Math.log(s) + t * Math.log(t)) < 1e-2, `${entropy}`);
+    backward(apart.loss);
+    assert.equal([...(await apart.cam.grad!.toArray())], [...gradient]);
     assert.ok(
       gradient.subarray(0, 16).every((v) => v === 0),
       "the other class's map",
     );
     assert.is(logits.grad, undefined);
-    assert.is(selfLoss(gpu, even.cam, stack, targets, [], [32, 32], { raw: false, clamp: 1e-4 }), undefined);
+    assert.is(selfLoss(gpu, even.cam, stack, targets, [], [32, 32], { ...options, divergence: false }), undefined);
   });
 });
 
