@@ -26,6 +26,7 @@ import {
   type TensorOptions,
 } from "./tensor.ts";
 import { endProfiling, startProfiling, type Trace } from "./trace.ts";
+import { Tuner } from "./tuner.ts";
 
 export interface DeviceOptions {
   /** "gpu", "software", "lavapipe", "swiftshader" or a part of the adapter's name; default: $WGPU_WISH_ADAPTER, else the best there is. */
@@ -40,6 +41,7 @@ const alive: unknown[] = ((globalThis as Record<string, unknown>).__wgpuWishAliv
 export class Device extends Queue {
   readonly name: string;
   readonly info: GPUAdapterInfo;
+  readonly tuner: Tuner;
   /** Draws the initial values of `nn` modules. */
   random = new Random(0);
   /** Pipelines and bind groups, kept by kernel.ts. */
@@ -58,6 +60,7 @@ export class Device extends Queue {
     this.name = name;
     this.info = adapter.info;
     this.#kind = kindOf(adapter.info, gpu);
+    this.tuner = new Tuner(name, adapter.info);
     if (this.debug >= 1)
       log(`adapter: ${name} (${adapter.info.vendor} ${adapter.info.architecture}), subgroups of ${this.subgroupSize}`);
   }
@@ -84,6 +87,7 @@ export class Device extends Queue {
     const device = await adapter.requestDevice({ requiredFeatures: features, requiredLimits: limits });
     alive.push(gpu, adapter, device);
     const opened = new Device(name, adapter, device);
+    await opened.tuner.load();
     opened.#trace = await startProfiling(opened);
     return opened;
   }

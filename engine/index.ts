@@ -26,3 +26,4 @@ export { isTensor, keep, scope } from "./scope.ts";
 export type { Shape } from "./shape.ts";
 export { backward, checkpoint, detach, isRecording, noGrad } from "./tape.ts";
 export { type DType, type HostArray, type HostData, settle, type Tensor, type TensorOptions } from "./tensor.ts";
+export { type Measured, tune } from "./tuner.ts";

@@ -1,6 +1,7 @@
 /**
  * What the engine asks of the place it runs in. The engine itself knows neither Node nor the browser: `platform/node.ts` or
- * `platform/browser.ts` hands in a GPU entry point, the text of the shaders and the few file operations that `load` and `save` need.
+ * `platform/browser.ts` hands in a GPU entry point, the text of the shaders, the few file operations that `load` and `save` need, and a place for
+ * small texts that may get lost.
  */
 export interface Platform {
   /** Opens the GPU entry point and returns an adapter that fits the wish ("gpu", "software", a part of the adapter's name; undefined: the best there is). */
@@ -13,6 +14,10 @@ export interface Platform {
   environment(name: string): string | undefined;
   /** Does `work` when the program has nothing left to do, where the place knows such a moment. */
   atEnd?(work: () => Promise<void>): void;
+  /** What `writeCache` kept under the name; undefined where it kept nothing, or nothing can be kept here. Never rejects. */
+  readCache(name: string): Promise<string | undefined>;
+  /** Keeps a text from one process to the next where that is possible, atomically; where it is not, nothing happens. Never rejects. */
+  writeCache(name: string, text: string): Promise<void>;
 }
 
 let current: Platform | undefined;

@@ -45,6 +45,22 @@ export function browserPlatform({ shaders = new URL("../shaders/", import.meta.u
     },
 
     environment: () => undefined,
+
+    async readCache(name) {
+      try {
+        return localStorage.getItem(`wgpu-wish/${name}`) ?? undefined;
+      } catch {
+        return undefined; // A worker has none, and a page may be denied it.
+      }
+    },
+
+    async writeCache(name, text) {
+      try {
+        localStorage.setItem(`wgpu-wish/${name}`, text);
+      } catch {
+        // Denied or full: then it is not kept.
+      }
+    },
   };
 }
 

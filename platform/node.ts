@@ -1,8 +1,8 @@
 /** What the engine needs from Node: Dawn's GPU with an adapter, the shaders' text, files, environment variables. */
 import { readFileSync } from "node:fs";
-import { open, readFile, realpath, rename, rm, stat } from "node:fs/promises";
-import { availableParallelism } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { mkdir, open, readFile, realpath, rename, rm, stat } from "node:fs/promises";
+import { availableParallelism, homedir } from "node:os";
+import { basename, dirname, isAbsolute, join } from "node:path";
 import { create, globals } from "webgpu";
 import type { Platform } from "../engine/platform.ts";
 import { packageRoot } from "./root.ts";
@@ -69,6 +69,23 @@ export const nodePlatform: Platform = {
   atEnd(work) {
     process.once("beforeExit", () => void work());
   },
+
+  async readCache(name) {
+    try {
+      return await readFile(join(cacheFolder(), name), "utf8");
+    } catch {
+      return undefined;
+    }
+  },
+
+  async writeCache(name, text) {
+    try {
+      await mkdir(cacheFolder(), { recursive: true });
+      await nodePlatform.writeFile(join(cacheFolder(), name), new TextEncoder().encode(text));
+    } catch {
+      // A folder that cannot be written keeps nothing.
+    }
+  },
 };
 
 /** The file behind links. A rename would put a file in the place of what is none: /dev/null as root, say. */
@@ -78,6 +95,16 @@ async function replaceable(goal: string): Promise<string> {
   if (there.isFile()) return await realpath(goal);
   const code = there.isDirectory() ? "EISDIR" : "EINVAL";
   throw Object.assign(new Error(`${goal}: is no file that could be replaced`), { code, path: goal });
+}
+
+/** Where the system wants what a program can make again. */
+function cacheFolder(): string {
+  const { XDG_CACHE_HOME, LOCALAPPDATA } = process.env;
+  if (process.platform === "win32")
+    return join(LOCALAPPDATA || join(homedir(), "AppData", "Local"), "wgpu-wish", "cache");
+  if (process.platform === "darwin") return join(homedir(), "Library", "Caches", "wgpu-wish");
+  // A relative path is not to be heeded, says the XDG specification.
+  return join(XDG_CACHE_HOME && isAbsolute(XDG_CACHE_HOME) ? XDG_CACHE_HOME : join(homedir(), ".cache"), "wgpu-wish");
 }
 
 async function syncFolder(folder: string): Promise<void> {

@@ -47,6 +47,26 @@ test("what is no file is never replaced, and a link stays one", async () => {
   assert.ok(lstatSync(link).isSymbolicLink());
   assert.is(text(await nodePlatform.readFile(join(folder, "weights"))), "through");
 });
+// Elsewhere no variable moves the folder, and the user's own is not to be touched.
+if (process.platform === "linux")
+  test("the cache keeps texts in $XDG_CACHE_HOME, and a folder that cannot be written is no error", async () => {
+    const before = process.env.XDG_CACHE_HOME;
+    try {
+      process.env.XDG_CACHE_HOME = join(folder, "cache", "new");
+      assert.is(await nodePlatform.readCache("choices.json"), undefined);
+      await nodePlatform.writeCache("choices.json", "{}");
+      await nodePlatform.writeCache("choices.json", "[]");
+      assert.is(await nodePlatform.readCache("choices.json"), "[]");
+      assert.equal(readdirSync(join(folder, "cache", "new", "wgpu-wish")), ["choices.json"]);
+      process.env.XDG_CACHE_HOME = join(folder, "weights"); // A file in the folder's place.
+      await nodePlatform.writeCache("choices.json", "{}");
+      assert.is(await nodePlatform.readCache("choices.json"), undefined);
+    } finally {
+      if (before === undefined) delete process.env.XDG_CACHE_HOME;
+      else process.env.XDG_CACHE_HOME = before;
+      rmSync(join(folder, "cache"), { recursive: true, force: true });
+    }
+  });
 
 test("an unknown shader's error names the file", () => {
   assert.throws(() => nodePlatform.shader("no_such"), /no_such\.wgsl/);
