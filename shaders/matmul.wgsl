@@ -13,6 +13,8 @@ struct Params {
   b_batch: u32,
   tiles_m: u32,
   tiles_n: u32,
+  parts: u32,  // the products of a batch are summed in so many parts, `piece` steps of k each; y holds their sums one after the other
+  piece: u32,
   has_bias: u32,
 }
 
@@ -25,27 +27,30 @@ struct Params {
 @compute @workgroup_size(64)
 fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let tile = id.x + id.y * groups.x * 64u;
-  if (tile >= params.tiles_m * params.tiles_n * params.batch) {
+  if (tile >= params.tiles_m * params.tiles_n * params.batch * params.parts) {
     return;
   }
   let column = (tile % params.tiles_n) * 4u;
   let row = ((tile / params.tiles_n) % params.tiles_m) * 4u;
-  let batch = tile / (params.tiles_m * params.tiles_n);
+  let matrix = tile / (params.tiles_m * params.tiles_n);
+  let batch = matrix / params.parts;
+  let start = (matrix % params.parts) * params.piece;
+  let end = min(start + params.piece, params.k);
   let rows = min(vec4u(row, row + 1u, row + 2u, row + 3u), vec4u(params.m - 1u));
   let columns = min(vec4u(column, column + 1u, column + 2u, column + 3u), vec4u(params.n - 1u));
-  var at_a = vec4u(batch * params.a_batch) + rows * params.a_row;
-  var at_b = vec4u(batch * params.b_batch) + columns * params.b_col;
+  var at_a = vec4u(batch * params.a_batch) + rows * params.a_row + vec4u(start * params.a_col);
+  var at_b = vec4u(batch * params.b_batch) + columns * params.b_col + vec4u(start * params.b_row);
   var sum0 = vec4f();
   var sum1 = vec4f();
   var sum2 = vec4f();
   var sum3 = vec4f();
   // Sums of 64 products are added to the total one by one: rounding grows with K / 64, not with K.
-  for (var first = 0u; first < params.k; first += 64u) {
+  for (var first = start; first < end; first += 64u) {
     var c0 = vec4f();
     var c1 = vec4f();
     var c2 = vec4f();
     var c3 = vec4f();
-    for (var k = first; k < min(first + 64u, params.k); k++) {
+    for (var k = first; k < min(first + 64u, end); k++) {
       let bv = vec4f(b[at_b.x], b[at_b.y], b[at_b.z], b[at_b.w]);
       c0 = fma(vec4f(a[at_a.x]), bv, c0);
       c1 = fma(vec4f(a[at_a.y]), bv, c1);
@@ -63,17 +68,17 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   if (params.has_bias == 1u) {
     add = vec4f(bias[columns.x], bias[columns.y], bias[columns.z], bias[columns.w]);
   }
-  write(batch, row, column, sum0 + add);
-  write(batch, row + 1u, column, sum1 + add);
-  write(batch, row + 2u, column, sum2 + add);
-  write(batch, row + 3u, column, sum3 + add);
+  write(matrix, row, column, sum0 + add);
+  write(matrix, row + 1u, column, sum1 + add);
+  write(matrix, row + 2u, column, sum2 + add);
+  write(matrix, row + 3u, column, sum3 + add);
 }
 
-fn write(batch: u32, row: u32, column: u32, v: vec4f) {
+fn write(matrix: u32, row: u32, column: u32, v: vec4f) {
   if (row >= params.m) {
     return;
   }
-  let base = (batch * params.m + row) * params.n;
+  let base = (matrix * params.m + row) * params.n;
   for (var j = 0u; j < min(4u, params.n - column); j++) {
     y[base + column + j] = v[j];
   }

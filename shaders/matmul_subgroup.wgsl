@@ -1,49 +1,72 @@
-// Matrix product on adapters whose subgroups have LANES lanes, 4 or 8: y = a b (+ bias), a: (batch, M, K) by strides, b: (batch, K, N) with
-// N % 4 == 0. A subgroup owns 8 rows and 4 LANES columns, a lane 4 of them. Each lane loads one value of a for the whole subgroup, so that LANES
-// steps of k cost 8 scalar loads of a and LANES vector loads of b: on software adapters loads, not arithmetic, take the time, and no barrier is
-// needed. subgroupBroadcast takes a constant lane: engine/kernel.ts repeats what stands between <lane> and </lane>, written for lane 0u, for
-// every lane there is.
+// Matrix product on adapters whose subgroups have LANES lanes: y = a b (+ bias), a: (batch, M, K), b: (batch, K, N), by strides. A subgroup owns
+// 8 rows and 4 LANES columns, a lane 4 of them. Each lane loads one value of a for the whole subgroup, so that LANES steps of k cost 8 scalar
+// loads of a and LANES vector loads of b: on software adapters loads, not arithmetic, take the time, and no barrier is needed.
+// subgroupBroadcast takes a constant lane: engine/kernel.ts repeats what stands between <lane> and </lane>, written for lane 0u, for every lane
+// there is.
 enable subgroups;
 
 const LANES = 1u;
+
+// Four columns of a row of b are read at once (b_row % 4 == 0) or, where b is stored as (batch, N, K), four rows of a column (K % 4 == 0).
+override COLUMNS: bool = false;
 
 struct Params {
   m: u32,
   n: u32,
   k: u32,
   batch: u32,
-  a_row: u32,     // strides of a in elements
+  a_row: u32,     // strides in elements
   a_col: u32,
   a_batch: u32,
-  b_batch: u32,   // stride of b between batches in vectors of four
+  b_row: u32,
+  b_col: u32,
+  b_batch: u32,
   tiles_m: u32,
   tiles_n: u32,
+  parts: u32,     // the products of a batch are summed in so many parts, `piece` rows of b each; y holds their sums one after the other
+  piece: u32,
   has_bias: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<vec4f>;
-@group(0) @binding(3) var<storage, read> bias: array<vec4f>;
-@group(0) @binding(4) var<storage, read_write> y: array<vec4f>;
+@group(0) @binding(2) var<storage, read> b4: array<vec4f>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(5) var<storage, read_write> y4: array<vec4f>;
 
-@compute @workgroup_size(LANES)
-fn forward(
-  @builtin(workgroup_id) group: vec3u,
-  @builtin(num_workgroups) groups: vec3u,
-  @builtin(subgroup_invocation_id) lane: u32,
-) {
-  let tile = group.x + group.y * groups.x;
-  if (tile >= params.tiles_m * params.tiles_n * params.batch) {
-    return;
-  }
-  // Tiles of one column of tiles follow each other: they share the columns of b in the cache.
-  let row = (tile % params.tiles_m) * 8u;
-  let column = ((tile / params.tiles_m) % params.tiles_n) * LANES + lane;
-  let batch = tile / (params.tiles_m * params.tiles_n);
-  let n4 = params.n / 4u;
-  let safe_column = min(column, n4 - 1u);
-  let b_base = batch * params.b_batch + safe_column;
+struct Sums {
+  s0: vec4f,
+  s1: vec4f,
+  s2: vec4f,
+  s3: vec4f,
+  s4: vec4f,
+  s5: vec4f,
+  s6: vec4f,
+  s7: vec4f,
+}
+
+// Tiles of one column of tiles follow each other: they share the columns of b in the cache.
+fn row_of(tile: u32) -> u32 {
+  return (tile % params.tiles_m) * 8u;
+}
+
+fn column_of(tile: u32, lane: u32) -> u32 {
+  return (((tile / params.tiles_m) % params.tiles_n) * LANES + lane) * 4u;
+}
+
+// The matrix of y, counting the parts of each batch.
+fn matrix_of(tile: u32) -> u32 {
+  return tile / (params.tiles_m * params.tiles_n);
+}
+
+fn products(tile: u32, lane: u32) -> Sums {
+  let row = row_of(tile);
+  let batch = matrix_of(tile) / params.parts;
+  let start = (matrix_of(tile) % params.parts) * params.piece;
+  let end = min(start + params.piece, params.k);
+  let columns = min(vec4u(column_of(tile, lane)) + vec4u(0u, 1u, 2u, 3u), vec4u(params.n - 1u));
+  let at_b = vec4u(batch * params.b_batch) + columns * params.b_col;
   let a_base = batch * params.a_batch;
   let at0 = a_base + min(row + 0u, params.m - 1u) * params.a_row;
   let at1 = a_base + min(row + 1u, params.m - 1u) * params.a_row;
@@ -62,7 +85,7 @@ fn forward(
   var sum6 = vec4f();
   var sum7 = vec4f();
   // Sums of 64 products are added to the total one by one: rounding grows with K / 64, not with K.
-  for (var first = 0u; first < params.k; first += 64u) {
+  for (var first = start; first < end; first += 64u) {
     var c0 = vec4f();
     var c1 = vec4f();
     var c2 = vec4f();
@@ -71,28 +94,45 @@ fn forward(
     var c5 = vec4f();
     var c6 = vec4f();
     var c7 = vec4f();
-    for (var k = first; k < min(first + 64u, params.k); k += LANES) {
-      let ka = min(k + lane, params.k - 1u) * params.a_col;
-      let live = select(0.0, 1.0, k + lane < params.k);
-      let a0 = a[at0 + ka] * live;
-      let a1 = a[at1 + ka] * live;
-      let a2 = a[at2 + ka] * live;
-      let a3 = a[at3 + ka] * live;
-      let a4 = a[at4 + ka] * live;
-      let a5 = a[at5 + ka] * live;
-      let a6 = a[at6 + ka] * live;
-      let a7 = a[at7 + ka] * live;
+    let stop = min(first + 64u, end);
+    for (var k = first; k < stop; k += LANES) {
+      let ka = min(k + lane, end - 1u) * params.a_col;
+      let a0 = a[at0 + ka];
+      let a1 = a[at1 + ka];
+      let a2 = a[at2 + ka];
+      let a3 = a[at3 + ka];
+      let a4 = a[at4 + ka];
+      let a5 = a[at5 + ka];
+      let a6 = a[at6 + ka];
+      let a7 = a[at7 + ka];
+      var q0 = vec4f();
+      var q1 = vec4f();
+      var q2 = vec4f();
+      var q3 = vec4f();
       var bv = vec4f();
       // <lane>
-      bv = b[b_base + min(k + 0u, params.k - 1u) * n4];
-      c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), bv, c0);
-      c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), bv, c1);
-      c2 = fma(vec4f(subgroupBroadcast(a2, 0u)), bv, c2);
-      c3 = fma(vec4f(subgroupBroadcast(a3, 0u)), bv, c3);
-      c4 = fma(vec4f(subgroupBroadcast(a4, 0u)), bv, c4);
-      c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), bv, c5);
-      c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), bv, c6);
-      c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), bv, c7);
+      if (k + 0u < end) {
+        let to_row = (k + 0u) * params.b_row;
+        if (!COLUMNS) {
+          bv = b4[(at_b.x + to_row) / 4u];
+        } else {
+          if ((0u & 3u) < 1u) {
+            q0 = b4[(at_b.x + to_row) / 4u];
+            q1 = b4[(at_b.y + to_row) / 4u];
+            q2 = b4[(at_b.z + to_row) / 4u];
+            q3 = b4[(at_b.w + to_row) / 4u];
+          }
+          bv = vec4f(q0[0u & 3u], q1[0u & 3u], q2[0u & 3u], q3[0u & 3u]);
+        }
+        c0 = fma(vec4f(subgroupBroadcast(a0, 0u)), bv, c0);
+        c1 = fma(vec4f(subgroupBroadcast(a1, 0u)), bv, c1);
+        c2 = fma(vec4f(subgroupBroadcast(a2, 0u)), bv, c2);
+        c3 = fma(vec4f(subgroupBroadcast(a3, 0u)), bv, c3);
+        c4 = fma(vec4f(subgroupBroadcast(a4, 0u)), bv, c4);
+        c5 = fma(vec4f(subgroupBroadcast(a5, 0u)), bv, c5);
+        c6 = fma(vec4f(subgroupBroadcast(a6, 0u)), bv, c6);
+        c7 = fma(vec4f(subgroupBroadcast(a7, 0u)), bv, c7);
+      }
       // </lane>
     }
     sum0 += c0;
@@ -104,36 +144,74 @@ fn forward(
     sum6 += c6;
     sum7 += c7;
   }
-  if (column >= n4) {
-    return;
-  }
   var add = vec4f();
   if (params.has_bias == 1u) {
-    add = bias[column];
+    add = vec4f(bias[columns.x], bias[columns.y], bias[columns.z], bias[columns.w]);
   }
-  let out = batch * params.m * n4 + column;
-  if (row + 0u < params.m) {
-    y[out + (row + 0u) * n4] = sum0 + add;
+  return Sums(sum0 + add, sum1 + add, sum2 + add, sum3 + add, sum4 + add, sum5 + add, sum6 + add, sum7 + add);
+}
+
+@compute @workgroup_size(LANES)
+fn forward(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(subgroup_invocation_id) lane: u32,
+) {
+  let tile = group.x + group.y * groups.x;
+  if (tile >= params.tiles_m * params.tiles_n * params.batch * params.parts) {
+    return;
   }
-  if (row + 1u < params.m) {
-    y[out + (row + 1u) * n4] = sum1 + add;
+  let sums = products(tile, lane);
+  let column = column_of(tile, lane);
+  write(tile, column, 0u, sums.s0);
+  write(tile, column, 1u, sums.s1);
+  write(tile, column, 2u, sums.s2);
+  write(tile, column, 3u, sums.s3);
+  write(tile, column, 4u, sums.s4);
+  write(tile, column, 5u, sums.s5);
+  write(tile, column, 6u, sums.s6);
+  write(tile, column, 7u, sums.s7);
+}
+
+fn write(tile: u32, column: u32, i: u32, v: vec4f) {
+  let row = row_of(tile) + i;
+  if (row >= params.m) {
+    return;
   }
-  if (row + 2u < params.m) {
-    y[out + (row + 2u) * n4] = sum2 + add;
+  let base = (matrix_of(tile) * params.m + row) * params.n + column;
+  for (var j = 0u; j < 4u; j++) {
+    if (column + j < params.n) {
+      y[base + j] = v[j];
+    }
   }
-  if (row + 3u < params.m) {
-    y[out + (row + 3u) * n4] = sum3 + add;
+}
+
+// The same where N % 4 == 0.
+@compute @workgroup_size(LANES)
+fn forward4(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(subgroup_invocation_id) lane: u32,
+) {
+  let tile = group.x + group.y * groups.x;
+  if (tile >= params.tiles_m * params.tiles_n * params.batch * params.parts) {
+    return;
   }
-  if (row + 4u < params.m) {
-    y[out + (row + 4u) * n4] = sum4 + add;
-  }
-  if (row + 5u < params.m) {
-    y[out + (row + 5u) * n4] = sum5 + add;
-  }
-  if (row + 6u < params.m) {
-    y[out + (row + 6u) * n4] = sum6 + add;
-  }
-  if (row + 7u < params.m) {
-    y[out + (row + 7u) * n4] = sum7 + add;
+  let sums = products(tile, lane);
+  let column = column_of(tile, lane);
+  write4(tile, column, 0u, sums.s0);
+  write4(tile, column, 1u, sums.s1);
+  write4(tile, column, 2u, sums.s2);
+  write4(tile, column, 3u, sums.s3);
+  write4(tile, column, 4u, sums.s4);
+  write4(tile, column, 5u, sums.s5);
+  write4(tile, column, 6u, sums.s6);
+  write4(tile, column, 7u, sums.s7);
+}
+
+fn write4(tile: u32, column: u32, i: u32, v: vec4f) {
+  let row = row_of(tile) + i;
+  if (row < params.m && column < params.n) {
+    y4[((matrix_of(tile) * params.m + row) * params.n + column) / 4u] = v;
   }
 }

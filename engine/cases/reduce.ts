@@ -140,6 +140,11 @@ const PRODUCTS: readonly [Shape, Shape, number, number, number][] = [
   [[2, 3], [], 4, 6, 8],
   [[], [3], 9, 10, 12],
   [[], [], 130, 33, 7],
+  [[], [], 5, 70, 6],
+  [[], [], 130, 20, 66],
+  // So few outputs of so long a sum are computed in parts.
+  [[], [], 2, 2500, 3],
+  [[2], [2], 4, 2100, 8],
   [[4], [4], 65, 32, 100],
 ];
 
@@ -169,11 +174,13 @@ export const matmulCases: Cases = {
       [[3], 5, 7],
       [[2, 9], 16, 8],
       [[130], 33, 64],
+      [[3], 2500, 5],
+      [[2500], 4, 8],
       [[2, 300], 64, 128],
     ] as [Shape, number, number][]
   ).map(
     ([lead, width, out], i): Case => ({
-      ...(i === 3 ? { name: "real" } : {}),
+      ...(i === 5 ? { name: "real" } : {}),
       inputs: [[...lead, width], [out, width], [out]],
       run: ([x, w, b]) => F.linear(x!, w!, b!),
       reference: (x, w, b) =>

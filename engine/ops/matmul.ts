@@ -5,7 +5,7 @@ import { broadcastShapes, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
-import { expandTo, permuteData } from "./strided.ts";
+import { expandTo, permuteData, stridedRead } from "./strided.ts";
 
 /** A matrix of the product: (batch, rows, columns), stored as (batch, columns, rows) where `flipped`. */
 interface Matrix {
@@ -13,45 +13,159 @@ interface Matrix {
   flipped: boolean;
 }
 
+interface Product {
+  a: Matrix;
+  b: Matrix;
+  batch: number;
+  m: number;
+  k: number;
+  n: number;
+  bias: Tensor | undefined;
+}
+
+/** A long K is cut into `parts` of `piece` steps each, whose sums are kept one after the other and added up at the end. */
+interface Cut {
+  parts: number;
+  piece: number;
+}
+
 /**
- * (batch, M, K) x (batch, K, N) -> (batch, M, N), plus bias (N) where given. The subgroup kernel reads `a` by any stride but wants the rows of
- * `b` contiguous, so a flipped `b` is turned first: that copy is small beside the product.
+ * The kernels of a product. All take the products of 64 steps of k into one sum by fused multiply-adds and then those sums into a total, in
+ * the same order, so that they give the same bits and may stand in for each other:
+ *   plain      every shape and adapter
+ *   tiled      workgroup memory, for GPUs
+ *   rows       subgroups of few lanes; b's rows four at a time
+ *   columns    the same for a flipped b, its columns four at a time
+ *   packed     b is copied to rows whose length divides by four, for `rows`
  */
-export function gemm(a: Matrix, b: Matrix, batch: number, m: number, k: number, n: number, bias?: Tensor): Tensor {
+type Variant = "plain" | "tiled" | "rows" | "columns" | "packed";
+
+/** Rows of a, and columns of b, from which on copying b is small beside the product. */
+const PACKED = { rows: 128, columns: 64 };
+
+/** The variants that can do the work, first the rule's: subgroups on software adapters, workgroup memory on GPUs. */
+function variants({ a, b, batch, m, k, n }: Product): readonly Variant[] {
+  const { subgroupSize: lanes, isSoftware } = a.x.device;
+  if (k === 0 || m * n * batch < 64) return ["plain"];
+  const few = lanes === 4 || lanes === 8;
+  const fours = (b.flipped ? k : n) % 4 === 0;
+  const direct = b.flipped ? "columns" : "rows";
+  const gpu = isSoftware || m < 16 || n < 16 ? "plain" : "tiled";
+  const large = m >= PACKED.rows && n >= PACKED.columns;
+  const rule = !few || m * n < 64 ? gpu : fours ? direct : large ? "packed" : "plain";
+  const list: Variant[] = [rule, "plain", "tiled"];
+  if (few && (b.flipped || !fours)) list.push("packed");
+  if (fours && (few || lanes === 16 || lanes === 32)) list.push(direct);
+  return [...new Set(list)];
+}
+
+/**
+ * Few outputs of a long sum (a weight's gradient, say) leave most of an adapter idle, so K is cut. That changes the order of the sum: where to
+ * cut follows from the sizes and the kind of adapter alone, never from a measurement.
+ */
+function cutOf({ a, batch, m, k, n }: Product): Cut {
+  const { isSoftware } = a.x.device;
+  const [wanted, least] = isSoftware ? [8, 1024] : [64, 256];
+  const tiles = (isSoftware ? Math.ceil(m / 8) * Math.ceil(n / 32) : Math.ceil(m / 64) * Math.ceil(n / 64)) * batch;
+  const parts = Math.min(Math.floor(wanted / tiles), Math.floor(k / least));
+  if (parts < 2) return { parts: 1, piece: k };
+  const piece = Math.ceil(k / parts / 64) * 64;
+  return { parts: Math.ceil(k / piece), piece };
+}
+
+/** b, (batch, K, N), as rows of a multiple of four; what is added at their ends is never looked at. */
+function pack({ b, batch, k, n }: Product): Matrix {
+  if (n % 4 === 0) return { x: b.flipped ? permuteData(alias(b.x, [batch, n, k]), [0, 2, 1]) : b.x, flipped: false };
+  const strides = b.flipped ? [k * n, 1, k] : [k * n, n, 1];
+  const shape = [batch, k, Math.ceil(n / 4) * 4];
+  return { x: stridedRead(b.x, shape, { strides, low: [0, 0, 0], bound: [batch, k, n] }), flipped: false };
+}
+
+/** Runs one kernel: the sums of each part, (batch, parts, M, N). The bias is for products in one part. */
+function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Tensor {
+  const { a, batch, m, k, n, bias } = product;
   const { device } = a.x;
-  const y = empty(device, [batch, m, n]);
-  if (y.size === 0) return y;
-  const aStrides = { a_row: a.flipped ? 1 : k, a_col: a.flipped ? m : 1, a_batch: m * k };
+  const packed = variant === "packed";
+  const b = packed ? pack(product) : product.b;
+  const y = empty(device, [batch, parts, m, n]);
+  const four = n % 4 === 0;
+  const width = packed ? Math.ceil(n / 4) * 4 : n;
   const lanes = device.subgroupSize;
-  const fits = (lanes === 4 || lanes === 8) && n % 4 === 0 && k > 0 && m * n >= 64;
-  const common = { m, n, k, batch, has_bias: bias ? 1 : 0, ...aStrides };
-  if (fits) {
-    const rows = b.flipped ? permuteData(alias(b.x, [batch, n, k]), [0, 2, 1]) : b.x;
-    const [tilesM, tilesN] = [Math.ceil(m / 8), Math.ceil(n / (4 * lanes))];
-    run(device, "matmul_subgroup", "forward", {
-      lanes: { lanes, tiles: 1 },
-      bind: { a: a.x, b: rows, bias: bias ?? rows, y },
-      params: { ...common, b_batch: (k * n) / 4, tiles_m: tilesM, tiles_n: tilesN },
-      groups: linearGroups(tilesM * tilesN * batch),
-      flops: 2 * batch * m * n * k,
+  const [tileM, tileN] = variant === "plain" ? [4, 4] : variant === "tiled" ? [64, 64] : [8, 4 * lanes];
+  const [tilesM, tilesN] = [Math.ceil(m / tileM), Math.ceil(n / tileN)];
+  const tiles = tilesM * tilesN * batch * parts;
+  const flops = 2 * batch * m * n * k;
+  const inputs = { a: a.x, b: b.x, bias: bias ?? b.x };
+  const params = {
+    ...{ m, n, k, batch, parts, piece, tiles_m: tilesM, tiles_n: tilesN, has_bias: bias ? 1 : 0 },
+    ...{ a_row: a.flipped ? 1 : k, a_col: a.flipped ? m : 1, a_batch: m * k },
+    ...{ b_row: b.flipped ? 1 : width, b_col: b.flipped ? k : 1, b_batch: k * width },
+  };
+  if (variant === "plain") {
+    run(device, "matmul", "forward", {
+      bind: { ...inputs, y },
+      params,
+      groups: linearGroups(Math.ceil(tiles / 64)),
+      flops,
     });
-    return y;
+  } else if (variant === "tiled") {
+    const aligned = four && (a.flipped ? m : k) % 4 === 0 && (b.flipped ? k : n) % 4 === 0;
+    run(device, "matmul_tiled", aligned ? "forward4" : "forward", {
+      bind: { ...inputs, a4: a.x, b4: b.x, ...(aligned ? { y4: y } : { y }) },
+      params,
+      constants: { FOUR: aligned ? 1 : 0 },
+      groups: linearGroups(tiles),
+      flops,
+    });
+  } else {
+    run(device, "matmul_subgroup", four ? "forward4" : "forward", {
+      lanes: { lanes, tiles: 1 },
+      bind: { a: a.x, b4: b.x, bias: inputs.bias, ...(four ? { y4: y } : { y }) },
+      params,
+      constants: { COLUMNS: b.flipped ? 1 : 0 },
+      groups: linearGroups(tiles),
+      flops,
+    });
   }
-  const [tilesM, tilesN] = [Math.ceil(m / 4), Math.ceil(n / 4)];
-  run(device, "matmul", "forward", {
-    bind: { a: a.x, b: b.x, bias: bias ?? b.x, y },
-    params: {
-      ...common,
-      b_row: b.flipped ? 1 : n,
-      b_col: b.flipped ? k : 1,
-      b_batch: k * n,
-      tiles_m: tilesM,
-      tiles_n: tilesN,
-    },
-    groups: linearGroups(Math.ceil((tilesM * tilesN * batch) / 64)),
-    flops: 2 * batch * m * n * k,
+  return y;
+}
+
+function multiply(variant: Variant, product: Product): Tensor {
+  const { batch, m, n, bias } = product;
+  const cut = cutOf(product);
+  if (cut.parts === 1) return alias(dispatch(variant, product, cut), [batch, m, n]);
+  const parts = dispatch(variant, { ...product, bias: undefined }, cut);
+  const y = empty(parts.device, [batch, m, n]);
+  run(parts.device, "matmul_parts", "forward", {
+    bind: { parts, bias: bias ?? parts, y },
+    params: { n: y.size, parts: cut.parts, matrix: m * n, columns: n, has_bias: bias ? 1 : 0 },
+    groups: linearGroups(Math.ceil(y.size / 64)),
   });
   return y;
+}
+
+/** Normal numbers in the places of a product's operands, for measurements. */
+function trial({ a, b, batch, m, k, n, bias }: Product): (variant: string) => Tensor {
+  const { device } = a.x;
+  const product: Product = {
+    ...{ batch, m, k, n },
+    a: { x: device.randn([batch * m * k], { seed: 1 }), flipped: a.flipped },
+    b: { x: device.randn([batch * k * n], { seed: 2 }), flipped: b.flipped },
+    bias: bias && device.randn([n], { seed: 3 }),
+  };
+  return (variant) => multiply(variant as Variant, product);
+}
+
+/** (batch, M, K) x (batch, K, N) -> (batch, M, N), plus bias (N) where given. */
+export function gemm(a: Matrix, b: Matrix, batch: number, m: number, k: number, n: number, bias?: Tensor): Tensor {
+  const product: Product = { a, b, batch, m, k, n, bias };
+  if (batch * m * n === 0) return empty(a.x.device, [batch, m, n]);
+  const flags = `${a.flipped ? "flipped" : "plain"} x ${b.flipped ? "flipped" : "plain"}`;
+  const { tuner } = a.x.device;
+  return multiply(
+    tuner.pick("matmul", [batch, m, k, n], flags, variants(product), () => trial(product)) as Variant,
+    product,
+  );
 }
 
 /** torch.matmul: (…, M, K) x (…, K, N) -> (…, M, N); the leading dimensions broadcast. A vector on either side is taken as one row or column. */
