@@ -209,4 +209,12 @@ export const commands: readonly Command[] = [
     ],
     load: () => import("./bench.ts"),
   },
+  {
+    name: "tune",
+    summary: "measure the engine's kernels on this adapter and use the fastest from now on",
+    notes:
+      "For what a training step of configs/scenes.yaml and other usual work asks for. Results stay the same bit for bit: only kernels that agree in every bit replace each other. WGPU_WISH_TUNE=0 leaves the choices unused.",
+    examples: ["wgpu-wish tune", "wgpu-wish tune --adapter swiftshader --json"],
+    load: () => import("./tune.ts"),
+  },
 ];
