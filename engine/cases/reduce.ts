@@ -143,8 +143,8 @@ const PRODUCTS: readonly [Shape, Shape, number, number, number][] = [
   [[], [], 5, 70, 6],
   [[], [], 130, 20, 66],
   // So few outputs of so long a sum are computed in parts.
-  [[], [], 2, 2500, 3],
-  [[2], [2], 4, 2100, 8],
+  [[], [], 2, 16400, 3],
+  [[2], [2], 4, 16390, 8],
   [[4], [4], 65, 32, 100],
 ];
 
@@ -174,8 +174,8 @@ export const matmulCases: Cases = {
       [[3], 5, 7],
       [[2, 9], 16, 8],
       [[130], 33, 64],
-      [[3], 2500, 5],
-      [[2500], 4, 8],
+      [[3], 16388, 5],
+      [[16400], 4, 8],
       [[2, 300], 64, 128],
     ] as [Shape, number, number][]
   ).map(

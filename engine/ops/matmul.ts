@@ -65,7 +65,7 @@ function variants({ a, b, batch, m, k, n }: Product): readonly Variant[] {
  */
 function cutOf({ a, batch, m, k, n }: Product): Cut {
   const { isSoftware } = a.x.device;
-  const [wanted, least] = isSoftware ? [8, 1024] : [64, 256];
+  const [wanted, least] = isSoftware ? [4, 8192] : [64, 256];
   const tiles = (isSoftware ? Math.ceil(m / 8) * Math.ceil(n / 32) : Math.ceil(m / 64) * Math.ceil(n / 64)) * batch;
   const parts = Math.min(Math.floor(wanted / tiles), Math.floor(k / least));
   if (parts < 2) return { parts: 1, piece: k };

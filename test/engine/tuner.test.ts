@@ -49,8 +49,8 @@ const SHAPES = [
   [1, 130, 8, 129],
   [1, 128, 66, 66],
   [2, 8, 0, 9],
-  [2, 3, 2500, 5],
-  [1, 8, 6000, 32],
+  [2, 3, 16390, 5],
+  [1, 8, 20000, 32],
 ] as const;
 
 function product(shape: readonly [number, number, number, number], aFlipped: boolean, bFlipped: boolean): Tensor {
