@@ -41,10 +41,11 @@ export async function run({ terminal, open }: Call): Promise<void> {
 
 /** Products of models of all sizes with their gradients, and a whole training step. */
 async function usualWork(gpu: Device): Promise<void> {
+  const [large, long] = gpu.isSoftware ? [512, 1024] : [2048, 8192];
   for (const [batch, m, k, n] of [
-    [1, 256, 256, 1024],
-    [1, 1024, 1024, 1024],
-    [1, 4096, 256, 256],
+    [1, 256, 256, large],
+    [1, large, large, large],
+    [1, long, 256, 256],
     [8, 100, 32, 1024],
     [12, 196, 64, 196],
   ] as const)

@@ -100,9 +100,9 @@ export class Tuner {
       const measured = await scope(() => measure(device, key, variants, trial()));
       this.#choices.set(key, measured.chosen);
       results.push(measured);
+      await this.#keep(key, measured.chosen);
       progress?.(results.length, asked.size);
     }
-    await this.#write(results);
     return results;
   }
 
@@ -122,9 +122,9 @@ export class Tuner {
     }
   }
 
-  async #write(results: readonly Measured[]): Promise<void> {
-    const choices = await this.#read();
-    for (const { key, chosen } of results) choices[key] = chosen;
+  /** Written one by one, so that what is interrupted keeps what it has; read before, since other processes may write, too. */
+  async #keep(key: string, chosen: string): Promise<void> {
+    const choices = { ...(await this.#read()), [key]: chosen };
     const sorted = Object.fromEntries(Object.entries(choices).toSorted(([a], [b]) => (a < b ? -1 : 1)));
     const file: CacheFile = { version: VERSION, adapter: this.#adapter, choices: sorted };
     await platform().writeCache(this.#file, `${JSON.stringify(file, undefined, 1)}\n`);

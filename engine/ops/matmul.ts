@@ -51,8 +51,10 @@ function variants({ a, b, batch, m, k, n }: Product): readonly Variant[] {
   const fours = (b.flipped ? k : n) % 4 === 0;
   const direct = b.flipped ? "columns" : "rows";
   const gpu = isSoftware || m < 16 || n < 16 ? "plain" : "tiled";
+  // What neither divides by four nor fills a tile is no faster by it, and would only have one more kernel compiled.
+  const worth = fours && (n % 4 === 0 || n >= 4 * lanes);
   const large = m >= PACKED.rows && n >= PACKED.columns;
-  const rule = !few || m * n < 64 ? gpu : fours ? direct : large ? "packed" : "plain";
+  const rule = !few || m * n < 64 ? gpu : worth ? direct : large ? "packed" : "plain";
   const list: Variant[] = [rule, "plain", "tiled"];
   if (few && (b.flipped || !fours)) list.push("packed");
   if (fours && (few || lanes === 16 || lanes === 32)) list.push(direct);

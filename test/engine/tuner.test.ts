@@ -118,11 +118,9 @@ const fresh = async (): Promise<Tuner> => {
 const taken = (tuner: Tuner, variants: readonly string[]): string =>
   tuner.pick("matmul", WORK, "plain x flipped", variants, () => () => work());
 
-let measured: Measured[] = [];
-
 test("tune measures every class that the work asks for once, and its work stays the same", async () => {
   const want = await work().toArray();
-  measured = await tune(gpu, () => {
+  const measured = await tune(gpu, () => {
     work();
     work();
   });
