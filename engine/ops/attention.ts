@@ -1,15 +1,13 @@
 /** Scaled dot-product attention with masks and SAM's decomposed relative position. */
 import { checkFloats, checkOptions } from "../check.ts";
-import { linearGroups, run } from "../kernel.ts";
-import { scope } from "../scope.ts";
-import { broadcastShapes, type Shape, sameShape, show, sizeOf, stridesOf } from "../shape.ts";
+import { broadcastShapes, type Shape, sameShape, show, sizeOf } from "../shape.ts";
 import { isRecording, record } from "../tape.ts";
-import { empty, fill, type Tensor } from "../tensor.ts";
-import { gemm } from "./matmul.ts";
+import type { Tensor } from "../tensor.ts";
+import { chunked, chunkedGradients, inOnePiece } from "./attention-chunked.ts";
+import { inLanes, onePass, onePassIsFaster, onePassObstacle } from "./attention-one-pass.ts";
+import type { Attended, Mask, Problem } from "./attention-problem.ts";
 import { expand, reshape } from "./movement.ts";
 import { mul } from "./pointwise.ts";
-import { workgroupPerRow } from "./softmax.ts";
-import { stridedRead, stridedWrite } from "./strided.ts";
 
 export interface AttentionOptions {
   /** (…, N, M), broadcasting. Bool: true takes part. Float: added to the scores. A query that may see no key gets 0, not NaN. */
@@ -21,200 +19,8 @@ export interface AttentionOptions {
   relW?: Tensor | undefined;
   /** Scores up to this many bytes are kept for the gradient; more are made, used and made again piece by piece. Default 32 MiB. */
   scoreBytes?: number | undefined;
-}
-
-const SCORE_BYTES = 32 * 2 ** 20;
-/** Queries that are worth a piece of their own: fewer would waste the products. */
-const MIN_ROWS = 8;
-
-/** Batch entries b0..b0+batch of queries n0..n0+n: whole entries, or some queries of one entry, so that it is one stretch of memory. */
-interface Chunk {
-  b0: number;
-  batch: number;
-  n0: number;
-  n: number;
-}
-
-interface Problem {
-  batch: number;
-  n: number;
-  m: number;
-  d: number;
-  dv: number;
-  chunks: Chunk[][];
-  q: Tensor;
-  k: Tensor;
-  v: Tensor;
-  mask: Mask | undefined;
-  relH: Tensor | undefined;
-  relW: Tensor | undefined;
-}
-
-/** A mask as (outer, inner, rows, M) over the batch (outer · inner), N and M; sizes of 1 are repeated. */
-interface Mask {
-  x: Tensor;
-  size: [number, number, number, number];
-  split: number;
-}
-
-/** Groups of chunks: those of one group share the keys and values they see. */
-function cut(batch: number, n: number, m: number, limit: number): Chunk[][] {
-  const entry = n * m * 4;
-  if (entry <= limit) {
-    const each = Math.max(1, Math.min(batch, Math.floor(limit / Math.max(entry, 1))));
-    return Array.from({ length: Math.ceil(batch / each) }, (_, i) => [
-      { b0: i * each, batch: Math.min(each, batch - i * each), n0: 0, n },
-    ]);
-  }
-  const rows = Math.max(MIN_ROWS, Math.floor(limit / (m * 4)));
-  return Array.from({ length: batch }, (_, b0) =>
-    Array.from({ length: Math.ceil(n / rows) }, (_, i) => ({
-      b0,
-      batch: 1,
-      n0: i * rows,
-      n: Math.min(rows, n - i * rows),
-    })),
-  );
-}
-
-/** The chunk's part of x: (batch, R, C), all R rows where `rows` is left out. */
-function part(x: Tensor, b0: number, batch: number, rows?: Chunk): Tensor {
-  const [all, r, c] = x.shape as [number, number, number];
-  const n = rows ? rows.n : r;
-  if (batch === all && n === r) return x;
-  const shape = [batch, n, c];
-  return stridedRead(x, shape, { offset: (b0 * r + (rows?.n0 ?? 0)) * c, strides: stridesOf(shape) });
-}
-
-/** Writes a chunk's part of y: (batch, R, C). */
-function place(x: Tensor, y: Tensor, b0: number, n0: number): void {
-  const [, r, c] = y.shape as [number, number, number];
-  stridedWrite(x, y, (b0 * r + n0) * c, stridesOf(x.shape));
-}
-
-/** The problem as one chunk, where it is small enough. */
-function onlyChunk(t: Problem): Chunk | undefined {
-  return t.chunks.length === 1 && t.chunks[0]!.length === 1 ? t.chunks[0]![0] : undefined;
-}
-
-function params(t: Problem, chunk: Chunk) {
-  const size = t.mask?.size ?? [1, 1, 1, 1];
-  return {
-    rows: chunk.batch * chunk.n,
-    m: t.m,
-    n: t.n,
-    n0: chunk.n0,
-    n_chunk: chunk.n,
-    b0: chunk.b0,
-    mask_kind: t.mask ? (t.mask.x.dtype === "f32" ? 2 : 1) : 0,
-    split: t.mask?.split ?? 1,
-    mask_outer: size[0] > 1 ? size[1] * size[2] * t.m : 0,
-    mask_inner: size[1] > 1 ? size[2] * t.m : 0,
-    mask_row: size[2] > 1 ? t.m : 0,
-    k_h: t.relH?.shape.at(-1) ?? 0,
-    k_w: t.relW?.shape.at(-1) ?? 0,
-    mask_size: size,
-  };
-}
-
-/** softmax(q k^T + mask + relative position) of a chunk: (chunk.batch, chunk.n, M). */
-function weights(t: Problem, chunk: Chunk): Tensor {
-  const q = part(t.q, chunk.b0, chunk.batch, chunk);
-  const k = part(t.k, chunk.b0, chunk.batch);
-  const s = gemm({ x: q, flipped: false }, { x: k, flipped: true }, chunk.batch, chunk.n, t.d, t.m);
-  const any = t.mask?.x ?? t.q;
-  const rows = chunk.batch * chunk.n;
-  const wide = workgroupPerRow(s.device, rows, t.m);
-  const four = !wide && t.m % 4 === 0 && !t.relH;
-  run(s.device, "attention", wide ? "row_forward" : four ? "forward4" : "forward", {
-    bind: four ? { s4: s, mask4: any } : { s, mask: any, rel_h: t.relH ?? t.q, rel_w: t.relW ?? t.q },
-    params: params(t, chunk),
-    groups: linearGroups(wide ? rows : Math.ceil(rows / 64)),
-  });
-  return s;
-}
-
-/** Gradients of the whole problem that chunks write their part of. */
-interface Whole {
-  mask: Tensor | null;
-  relH: Tensor | null;
-  relW: Tensor | null;
-}
-
-/** Gradients of the chunk's queries, and its share in those of the keys and values that it sees. */
-function chunkGradients(
-  t: Problem,
-  chunk: Chunk,
-  kept: Tensor | undefined,
-  gy: Tensor,
-  whole: Whole,
-): (Tensor | undefined)[] {
-  const { b0, batch, n } = chunk;
-  const { m, d, dv } = t;
-  const { device } = gy;
-  const g = part(gy, b0, batch, chunk);
-  const p = kept ?? weights(t, chunk);
-  const gv = t.v.requiresGrad ? gemm({ x: p, flipped: true }, { x: g, flipped: false }, batch, m, n, dv) : undefined;
-  if (!t.q.requiresGrad && !t.k.requiresGrad && !whole.mask && !whole.relH && !whole.relW)
-    return [undefined, undefined, gv];
-
-  const ds = gemm({ x: g, flipped: false }, { x: part(t.v, b0, batch), flipped: true }, batch, n, dv, m);
-  const rows = batch * n;
-  const wide = workgroupPerRow(device, rows, m);
-  const four = !wide && m % 4 === 0;
-  const all = params(t, chunk);
-  const call = (entry: string, bind: Record<string, Tensor>, count: number, constants = {}): void =>
-    run(device, "attention", entry, { bind, params: all, constants, groups: linearGroups(Math.ceil(count / 64)) });
-  call(wide ? "row_grad" : four ? "grad4" : "grad", four ? { s4: ds, p4: p } : { s: ds, p }, wide ? rows * 64 : rows);
-  if (whole.relH) call("grad_rel", { ds, g_rel: whole.relH }, rows * all.k_h, { ALONG_W: 0 });
-  if (whole.relW) call("grad_rel", { ds, g_rel: whole.relW }, rows * all.k_w, { ALONG_W: 1 });
-  if (whole.mask) call("grad_mask", { ds, g_mask: whole.mask }, whole.mask.size);
-  return [
-    t.q.requiresGrad
-      ? gemm({ x: ds, flipped: false }, { x: part(t.k, b0, batch), flipped: false }, batch, n, m, d)
-      : undefined,
-    t.k.requiresGrad
-      ? gemm({ x: ds, flipped: true }, { x: part(t.q, b0, batch, chunk), flipped: false }, batch, m, n, d)
-      : undefined,
-    gv,
-  ];
-}
-
-/** y + b, in y's memory. */
-function accumulate(y: Tensor | undefined, b: Tensor | undefined): Tensor | undefined {
-  if (!y || !b) return b;
-  const vectors = Math.ceil(y.size / 4);
-  run(y.device, "accumulate", "in_place", {
-    bind: { y, b },
-    params: { n: vectors },
-    groups: linearGroups(Math.ceil(vectors / 64)),
-  });
-  return y;
-}
-
-function gradients(t: Problem, kept: Tensor | undefined, gy: Tensor): (Tensor | null)[] {
-  const like = (x: Tensor | undefined): Tensor | null => (x?.requiresGrad ? empty(gy.device, x.shape) : null);
-  const whole: Whole = { mask: like(t.mask?.x), relH: like(t.relH), relW: like(t.relW) };
-  if (whole.mask) fill(whole.mask, 0);
-  const single = onlyChunk(t);
-  if (single) {
-    const [gq, gk, gv] = scope(() => chunkGradients(t, single, kept, gy, whole));
-    return [gq ?? null, gk ?? null, gv ?? null, whole.mask, whole.relH, whole.relW];
-  }
-  const [gq, gk, gv] = [like(t.q), like(t.k), like(t.v)];
-  for (const group of t.chunks)
-    scope(() => {
-      let sums: (Tensor | undefined)[] = [];
-      for (const chunk of group)
-        sums = scope(() => {
-          const [q, k, v] = chunkGradients(t, chunk, undefined, gy, whole);
-          if (q) place(q, gq!, chunk.b0, chunk.n0);
-          return [accumulate(sums[0], k), accumulate(sums[1], v)];
-        });
-      if (sums[0]) place(sums[0], gk!, group[0]!.b0, 0);
-      if (sums[1]) place(sums[1], gv!, group[0]!.b0, 0);
-    });
-  return [gq, gk, gv, whole.mask, whole.relH, whole.relW];
+  /** How it is worked out, for comparisons; default: the way that was measured to be the faster, see `attend`. */
+  path?: "chunked" | "onePass" | undefined;
 }
 
 /** Brings a mask to (outer, inner, rows, M), repeating it only where its batch dimensions do not fall into two groups. */
@@ -248,13 +54,35 @@ function arrangeMask(mask: Tensor, batchShape: Shape, n: number, m: number): Mas
 }
 
 /**
+ * Which way. On GPUs one pass throughout. On adapters with subgroups of 4 or 8, CPUs all, products of whole matrices win where the scores are kept for
+ * the gradient, and in the gradient always: made in one pass it takes 7 products of matrices, not 4 or 5, and workgroup memory, which is dear
+ * there (3.4 to 5 times as long on lavapipe). One pass is the faster in values alone (0.8 times as long for 8 heads x 1024 x 64).
+ */
+function attend(t: Problem, keeps: boolean, { path, scoreBytes }: AttentionOptions): Attended {
+  const obstacle = onePassObstacle(t, keeps);
+  if (path === "onePass" && obstacle) throw new Error(`scaledDotProductAttention: path "onePass" ${obstacle}`);
+  if (path === "onePass") return onePass(t);
+  if (path === "chunked" || obstacle || !onePassIsFaster(t)) return chunked(t, keeps, scoreBytes);
+  if (!inLanes(t.q.device)) return onePass(t);
+  if (keeps && inOnePiece(t, scoreBytes)) return chunked(t, keeps, scoreBytes);
+  return { y: onePass(t).y, grad: (gy) => chunkedGradients(t, gy, scoreBytes) };
+}
+
+/**
  * softmax(scale q k^T + mask + relative position) v: q (…, N, D), k (…, M, D), v (…, M, Dv) -> (…, N, Dv). The leading dimensions broadcast.
  * Queries whose keys are all masked out give 0 and pass no gradient (torch gives NaN).
  */
 export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
   const op = "scaledDotProductAttention";
   checkFloats(op, { q, k, v });
-  checkOptions(op, options, { mask: "tensor", scale: "number", relH: "tensor", relW: "tensor", scoreBytes: "number" });
+  checkOptions(op, options, {
+    mask: "tensor",
+    scale: "number",
+    relH: "tensor",
+    relW: "tensor",
+    scoreBytes: "number",
+    path: ["chunked", "onePass"],
+  });
   for (const [name, x] of Object.entries({ q, k, v }))
     if (x.shape.length < 2) throw new Error(`${op}: ${name} must have at least two dimensions; got ${show(x.shape)}`);
   const [n, d] = [q.shape.at(-2)!, q.shape.at(-1)!];
@@ -296,7 +124,6 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     m,
     d,
     dv,
-    chunks: cut(batch, n, m, options.scoreBytes ?? SCORE_BYTES),
     q: flat(scale === 1 ? q : mul(q, scale), n, d),
     k: flat(k, m, d),
     v: flat(v, m, dv),
@@ -305,35 +132,15 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     relW: relW && reshape(relW, [batch, n, relW.shape.at(-1)!]),
   };
   const inputs = [t.q, t.k, t.v, t.mask?.x, t.relH, t.relW];
-  const single = onlyChunk(t);
   const keeps = isRecording() && inputs.some((x) => x?.requiresGrad);
-  const attend = (p: Tensor, chunk: Chunk): Tensor =>
-    gemm(
-      { x: p, flipped: false },
-      { x: part(t.v, chunk.b0, chunk.batch), flipped: false },
-      chunk.batch,
-      chunk.n,
-      m,
-      dv,
-    );
-  let y: Tensor;
-  let kept: Tensor | undefined;
-  if (single) {
-    [y, kept] = scope(() => {
-      const p = weights(t, single);
-      return [attend(p, single), keeps ? p : undefined] as const;
-    });
-  } else {
-    y = empty(q.device, [batch, n, dv]);
-    for (const chunk of t.chunks.flat()) scope(() => place(attend(weights(t, chunk), chunk), y, chunk.b0, chunk.n0));
-  }
+  const { y, grad } = attend(t, keeps, options);
   const present = inputs.flatMap((x, i) => (x ? [{ x, i }] : []));
   const out = record(
-    "scaledDotProductAttention",
+    op,
     present.map(({ x }) => x),
     y,
     (gy) => {
-      const all = gradients(t, kept, gy);
+      const all = grad(gy);
       return present.map(({ i }) => all[i]!);
     },
   );
