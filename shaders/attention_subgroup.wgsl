@@ -1,7 +1,8 @@
 // Attention in one pass on adapters whose subgroups have LANES lanes, 4 or 8: y and stats as in attention_one_pass.wgsl, for M % 4 == 0 and
 // Dv % 4 == 0. A subgroup owns 8 queries and goes over 4 LANES keys at a time, a lane 4 of them: scores as in matmul_subgroup.wgsl, which then
 // stay in registers, where the lanes hand them round as factors of the values: that product loads nothing but the values, and loads are what
-// takes the time on software adapters. kt: k turned, (batch, D, M). What stands between <lane> and </lane>: see engine/kernel.ts.
+// takes the time on software adapters. kt: k turned, (batch, D, M), or tile by tile (batch, M / 4 LANES, D, 4 LANES), so that what a subgroup
+// reads lies together. What stands between <lane> and </lane>: see engine/kernel.ts.
 enable subgroups;
 
 override GROUPS: u32 = 1;  // groups of 4 LANES columns of y, up to 4: a constant, so that their sums stay in registers
@@ -21,6 +22,8 @@ struct Params {
   mask_row: u32,
   k_h: u32,           // 0: no relative position
   k_w: u32,
+  k_tile: u32,        // strides of kt in vectors of four: between tiles of 4 LANES keys
+  k_column: u32,      // and between columns of k
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -64,10 +67,8 @@ fn exp_(x0: vec4f) -> vec4f {
   return select(e, vec4f(0.0), x0 < vec4f(-87.0));
 }
 
-// q k^T of the queries from `row` on and the lane's keys.
-fn products(b: u32, row: u32, key4: u32, lane: u32) -> Rows {
-  let m4 = params.m / 4u;
-  let base = b * params.d * m4 + min(key4, m4 - 1u);
+// q k^T of the queries from `row` on and the keys at `base` of kt.
+fn products(b: u32, row: u32, base: u32, lane: u32) -> Rows {
   let first = b * params.n;
   let at0 = (first + min(row + 0u, params.n - 1u)) * params.d;
   let at1 = (first + min(row + 1u, params.n - 1u)) * params.d;
@@ -91,7 +92,7 @@ fn products(b: u32, row: u32, key4: u32, lane: u32) -> Rows {
     let q7 = select(0.0, q[at7 + column], there);
     var k = vec4f();
     // <lane>
-    k = select(vec4f(), kt[base + min(c + 0u, params.d - 1u) * m4], c + 0u < params.d);
+    k = select(vec4f(), kt[base + min(c + 0u, params.d - 1u) * params.k_column], c + 0u < params.d);
     s.a = fma(vec4f(subgroupBroadcast(q0, 0u)), k, s.a);
     s.b = fma(vec4f(subgroupBroadcast(q1, 0u)), k, s.b);
     s.c = fma(vec4f(subgroupBroadcast(q2, 0u)), k, s.c);
@@ -260,7 +261,8 @@ fn forward(
   let step = vec2u(4u * LANES / width, 4u * LANES % width);
   for (var j = 0u; j < params.m; j += 4u * LANES) {
     let key4 = j / 4u + lane;
-    var s = products(b, row, key4, lane);
+    let k_at = b * params.d * (params.m / 4u) + j / (4u * LANES) * params.k_tile + min(lane, (params.m - j) / 4u - 1u);
+    var s = products(b, row, k_at, lane);
     s.a = masked(s.a, b, row + 0u, key4, place);
     s.b = masked(s.b, b, row + 1u, key4, place);
     s.c = masked(s.c, b, row + 2u, key4, place);

@@ -3,7 +3,7 @@ import type { Device } from "../device.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { scope } from "../scope.ts";
 import { stridesOf } from "../shape.ts";
-import { empty, type Tensor } from "../tensor.ts";
+import { alias, empty, type Tensor } from "../tensor.ts";
 import { type Attended, maskParams, type Problem } from "./attention-problem.ts";
 import { permuteData, stridedRead, stridedWrite } from "./strided.ts";
 
@@ -11,9 +11,6 @@ import { permuteData, stridedRead, stridedWrite } from "./strided.ts";
 const TILE = 32;
 const MOST_GROUPS = 4;
 const MOST_COLUMNS = TILE * MOST_GROUPS;
-
-/** Keys and values of a batch entry up to which the kernel for subgroups of 4 or 8 lanes was measured to win. */
-const CACHED_BYTES = 2 ** 20;
 
 /** Adapters with kernels that spell out each lane of a subgroup. */
 export const inLanes = ({ subgroupSize }: Device): boolean => subgroupSize === 4 || subgroupSize === 8;
@@ -27,14 +24,9 @@ export function onePassObstacle({ d, dv, mask }: Problem, keeps: boolean): strin
   return undefined;
 }
 
-/**
- * Which problems are faster in one pass than in pieces, both in the values alone. On GPUs all: they wait for memory, not for arithmetic.
- * On adapters with subgroups of 4 or 8, which are CPUs, those of the kernel that is made for them, unless the keys and values that each eight
- * queries go over outgrow a core's cache.
- */
+/** Whether the values alone are faster in one pass than in pieces. Subgroups of 4 do not gain enough from what they need not load. */
 export function onePassIsFaster(t: Problem): boolean {
-  if (!inLanes(t.q.device)) return true;
-  return subgroupGroups(t) > 0 && t.m * (t.d + t.dv) * 4 <= CACHED_BYTES;
+  return !inLanes(t.q.device) || (t.q.device.subgroupSize === 8 && subgroupGroups(t) > 0);
 }
 
 /** Matrices side by side: (batch, R, C1 + C2). */
@@ -131,31 +123,30 @@ function subgroupGroups({ q, m, dv }: Problem): number {
 }
 
 export function onePass(t: Problem): Attended {
-  const { batch, n, dv, q, k, v, relH, relW } = t;
+  const { batch, n, m, d, dv, q, k, v, relH, relW } = t;
   const { device } = q;
   const y = empty(device, [batch, n, dv]);
   const stats = empty(device, [batch, n, 2]);
   const mask = t.mask?.x ?? q;
   const groups = subgroupGroups(t);
   if (groups > 0) {
-    scope(() =>
+    const keys = 4 * device.subgroupSize;
+    // Tile by tile where the tiles come out even: rows of kt a power of two apart would fall on the same places of a cache.
+    const tiled = m % keys === 0;
+    scope(() => {
+      const kt = tiled ? permuteData(alias(k, [batch * (m / keys), keys, d]), [0, 2, 1]) : permuteData(k, [0, 2, 1]);
       run(device, "attention_subgroup", "forward", {
         lanes: device.subgroupSize,
-        bind: {
-          q,
-          kt: permuteData(k, [0, 2, 1]),
-          v,
-          mask,
-          rel_h: relH ?? q,
-          rel_w: relW ?? q,
-          y,
-          stats,
+        bind: { q, kt, v, mask, rel_h: relH ?? q, rel_w: relW ?? q, y, stats },
+        params: {
+          ...params(t),
+          k_tile: ((tiled ? d : 1) * keys) / 4,
+          k_column: (tiled ? keys : m) / 4,
         },
-        params: params(t),
         constants: { GROUPS: groups },
         groups: linearGroups(batch * Math.ceil(n / 8)),
-      }),
-    );
+      });
+    });
     return { y, grad: (gy) => gradients(t, { y, stats }, gy) };
   }
   const rel = relH && relW && beside(relH, relW);

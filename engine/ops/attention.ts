@@ -54,9 +54,11 @@ function arrangeMask(mask: Tensor, batchShape: Shape, n: number, m: number): Mas
 }
 
 /**
- * Which way. On GPUs one pass throughout. On adapters with subgroups of 4 or 8, CPUs all, products of whole matrices win where the scores are kept for
- * the gradient, and in the gradient always: made in one pass it takes 7 products of matrices, not 4 or 5, and workgroup memory, which is dear
- * there (3.4 to 5 times as long on lavapipe). One pass is the faster in values alone (0.8 times as long for 8 heads x 1024 x 64).
+ * Which way. On GPUs one pass throughout, where it fits: its scores stay out of memory. Adapters with subgroups of 4 or 8 are CPUs:
+ * - the gradient goes in pieces: in one pass it is 7 products of matrices, not 4 or 5, in workgroup memory, which is dear there (3.4 to 4.9
+ *   times the CPU time on lavapipe, 4.4 on SwiftShader), and so do values whose scores are kept for it;
+ * - values alone, or whose scores would be too many to keep, go in one pass with subgroups of 8 (lavapipe: 0.8 times the time for 8 heads x
+ *   1024 x 64 and for SAM's 4,096 tokens, 0.9 for its windows), in pieces with 4 (SwiftShader: one pass takes 0.9 to 1.2 times as long).
  */
 function attend(t: Problem, keeps: boolean, { path, scoreBytes }: AttentionOptions): Attended {
   const obstacle = onePassObstacle(t, keeps);
