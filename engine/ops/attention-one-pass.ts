@@ -136,7 +136,7 @@ export function onePass(t: Problem): Attended {
     scope(() => {
       const kt = tiled ? permuteData(alias(k, [batch * (m / keys), keys, d]), [0, 2, 1]) : permuteData(k, [0, 2, 1]);
       run(device, "attention_subgroup", "forward", {
-        lanes: device.subgroupSize,
+        lanes: { lanes: device.subgroupSize, tiles: 1 },
         bind: { q, kt, v, mask, rel_h: relH ?? q, rel_w: relW ?? q, y, stats },
         params: {
           ...params(t),
