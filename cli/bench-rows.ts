@@ -98,7 +98,7 @@ export const benches: readonly Bench[] = [
       const sgd = new optim.SGD([{ params: [...up.parameters(), ...down.parameters()], lr: 0.01 }]);
       const run = (): unknown => {
         sgd.zeroGrad();
-        const loss = F.mean(F.pow(F.sub(down.forward(F.relu(up.forward(x))), target), 2));
+        const loss = F.mean(F.pow(F.sub(down.forward(up.forward(x, { activation: "relu" })), target), 2));
         backward(loss);
         sgd.step();
         return loss.item();

@@ -22,6 +22,7 @@ export {
 export { linear, matmul } from "./ops/matmul.ts";
 export { cat, expand, pad, permute, reshape, slice, stack, transpose } from "./ops/movement.ts";
 export { batchNorm, groupNorm, layerNorm, layerNorm2d } from "./ops/norm.ts";
+export type { ActivationName } from "./ops/pointwise.ts";
 export {
   abs,
   add,

@@ -110,7 +110,7 @@ export class MLP extends nn.Module {
 
   forward(x: Tensor): Tensor {
     const last = this.layers.length - 1;
-    return this.layers.reduce((h, layer, i) => (i < last ? F.relu(layer.forward(h)) : layer.forward(h)), x);
+    return this.layers.reduce((h, layer, i) => layer.forward(h, i < last ? { activation: "relu" } : {}), x);
   }
 }
 

@@ -1,4 +1,4 @@
-// Matrix product for every shape and adapter: y = a b (+ bias), a: (batch, M, K), b: (batch, K, N), both by strides. An invocation owns
+// Matrix product for every shape and adapter: y = finish(a b (+ bias) (+ rest)), a: (batch, M, K), b: (batch, K, N), both by strides. An invocation owns
 // 4 rows and 4 columns; rows and columns beyond the edge repeat the last one and are not written.
 struct Params {
   m: u32,
@@ -16,6 +16,7 @@ struct Params {
   parts: u32,  // the products of a batch are summed in so many parts, `piece` steps of k each; y holds their sums one after the other
   piece: u32,
   has_bias: u32,
+  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -23,6 +24,23 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(5) var<storage, read> rest: array<f32>;
+
+/// The activation: engine/epilogue.ts puts it in the place of what stands here.
+fn finish(v: vec4f) -> vec4f {
+  // <finish>
+  return v;
+  // </finish>
+}
+
+/// What follows the sum, for four places of y.
+fn ended(to: vec4u, sum: vec4f) -> vec4f {
+  var v = sum;
+  if (params.has_rest == 1u) {
+    v += vec4f(rest[to.x], rest[to.y], rest[to.z], rest[to.w]);
+  }
+  return finish(v);
+}
 
 @compute @workgroup_size(64)
 fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
@@ -78,8 +96,9 @@ fn write(matrix: u32, row: u32, column: u32, v: vec4f) {
   if (row >= params.m) {
     return;
   }
-  let base = (matrix * params.m + row) * params.n;
+  let to = (matrix * params.m + row) * params.n + min(column + vec4u(0u, 1u, 2u, 3u), vec4u(params.n - 1u));
+  let out = ended(to, v);
   for (var j = 0u; j < min(4u, params.n - column); j++) {
-    y[base + column + j] = v[j];
+    y[to[j]] = out[j];
   }
 }

@@ -1,4 +1,5 @@
-// The last step of a matrix product whose long K was cut into parts: their sums, added one after the other, plus the bias where there is one.
+// The last step of a matrix product whose long K was cut into parts: their sums, added one after the other, and what else
+// follows a product: bias, rest and activation.
 // parts: (batch, P, M, N) -> y: (batch, M, N).
 struct Params {
   n: u32,        // elements of y
@@ -6,12 +7,21 @@ struct Params {
   matrix: u32,   // M N
   columns: u32,  // N
   has_bias: u32,
+  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> parts: array<f32>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read> rest: array<f32>;
+
+/// The activation: engine/epilogue.ts puts it in the place of what stands here.
+fn finish(v: vec4f) -> vec4f {
+  // <finish>
+  return v;
+  // </finish>
+}
 
 @compute @workgroup_size(64)
 fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
@@ -27,5 +37,8 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   if (params.has_bias == 1u) {
     sum += bias[i % params.columns];
   }
-  y[i] = sum;
+  if (params.has_rest == 1u) {
+    sum += rest[i];
+  }
+  y[i] = finish(vec4f(sum)).x;
 }

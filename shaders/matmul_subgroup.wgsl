@@ -1,4 +1,4 @@
-// Matrix product on adapters whose subgroups have LANES lanes: y = a b (+ bias), a: (batch, M, K), b: (batch, K, N), by strides. A subgroup owns
+// Matrix product on adapters whose subgroups have LANES lanes: y = finish(a b (+ bias) (+ rest)), a: (batch, M, K), b: (batch, K, N), by strides. A subgroup owns
 // 8 rows and 4 LANES columns, a lane 4 of them. Each lane loads one value of a for the whole subgroup, so that LANES steps of k cost 8 scalar
 // loads of a and LANES vector loads of b: on software adapters loads, not arithmetic, take the time, and no barrier is needed.
 // subgroupBroadcast takes a constant lane: engine/kernel.ts repeats what stands between <lane> and </lane>, written for lane 0u, for every lane
@@ -26,6 +26,7 @@ struct Params {
   parts: u32,     // the products of a batch are summed in so many parts, `piece` rows of b each; y holds their sums one after the other
   piece: u32,
   has_bias: u32,
+  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -34,6 +35,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 @group(0) @binding(5) var<storage, read_write> y4: array<vec4f>;
+@group(0) @binding(6) var<storage, read> rest: array<f32>;
+@group(0) @binding(7) var<storage, read> rest4: array<vec4f>;
 
 struct Sums {
   s0: vec4f,
@@ -47,6 +50,30 @@ struct Sums {
 }
 
 // Tiles of one column of tiles follow each other: they share the columns of b in the cache.
+/// The activation: engine/epilogue.ts puts it in the place of what stands here.
+fn finish(v: vec4f) -> vec4f {
+  // <finish>
+  return v;
+  // </finish>
+}
+
+/// What follows the sum, for four places of y.
+fn ended(to: vec4u, sum: vec4f) -> vec4f {
+  var v = sum;
+  if (params.has_rest == 1u) {
+    v += vec4f(rest[to.x], rest[to.y], rest[to.z], rest[to.w]);
+  }
+  return finish(v);
+}
+
+fn ended4(at: u32, sum: vec4f) -> vec4f {
+  var v = sum;
+  if (params.has_rest == 1u) {
+    v += rest4[at];
+  }
+  return finish(v);
+}
+
 fn row_of(tile: u32) -> u32 {
   return (tile % params.tiles_m) * 8u;
 }
@@ -178,10 +205,11 @@ fn write(tile: u32, column: u32, i: u32, v: vec4f) {
   if (row >= params.m) {
     return;
   }
-  let base = (matrix_of(tile) * params.m + row) * params.n + column;
+  let to = (matrix_of(tile) * params.m + row) * params.n + min(column + vec4u(0u, 1u, 2u, 3u), vec4u(params.n - 1u));
+  let out = ended(to, v);
   for (var j = 0u; j < 4u; j++) {
     if (column + j < params.n) {
-      y[base + j] = v[j];
+      y[to[j]] = out[j];
     }
   }
 }
@@ -212,6 +240,7 @@ fn forward4(
 fn write4(tile: u32, column: u32, i: u32, v: vec4f) {
   let row = row_of(tile) + i;
   if (row < params.m && column < params.n) {
-    y4[((matrix_of(tile) * params.m + row) * params.n + column) / 4u] = v;
+    let at = ((matrix_of(tile) * params.m + row) * params.n + column) / 4u;
+    y4[at] = ended4(at, v);
   }
 }

@@ -1,4 +1,4 @@
-// Matrix product for GPUs: y = a b (+ bias), a: (batch, M, K), b: (batch, K, N), both by strides. A workgroup of 128 invocations owns 64 rows and
+// Matrix product for GPUs: y = finish(a b (+ bias) (+ rest)), a: (batch, M, K), b: (batch, K, N), both by strides. A workgroup of 128 invocations owns 64 rows and
 // 64 columns of y, an invocation 8 by 4 of them. 32 steps of k at a time go through workgroup memory, 16 KiB in all: each invocation loads a block of
 // four by four of a and one of b along the direction in which they lie in memory, so that neighbours read neighbours, and stores it by k. What lies
 // beyond the edges is 0.
@@ -25,6 +25,7 @@ struct Params {
   parts: u32,     // the products of a batch are summed in so many parts, `piece` steps of k each; y holds their sums one after the other
   piece: u32,
   has_bias: u32,
+  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
 }
 
 struct Sums {
@@ -46,12 +47,38 @@ struct Sums {
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 @group(0) @binding(7) var<storage, read_write> y4: array<vec4f>;
+@group(0) @binding(8) var<storage, read> rest: array<f32>;
+@group(0) @binding(9) var<storage, read> rest4: array<vec4f>;
 
 // By k, then rows of a or columns of b in fours.
 var<workgroup> tile_a: array<vec4f, DEPTH * FOURS>;
 var<workgroup> tile_b: array<vec4f, DEPTH * FOURS>;
 
 // Tiles of one row of tiles follow each other: they share the rows of a in the cache.
+/// The activation: engine/epilogue.ts puts it in the place of what stands here.
+fn finish(v: vec4f) -> vec4f {
+  // <finish>
+  return v;
+  // </finish>
+}
+
+/// What follows the sum, for four places of y.
+fn ended(to: vec4u, sum: vec4f) -> vec4f {
+  var v = sum;
+  if (params.has_rest == 1u) {
+    v += vec4f(rest[to.x], rest[to.y], rest[to.z], rest[to.w]);
+  }
+  return finish(v);
+}
+
+fn ended4(at: u32, sum: vec4f) -> vec4f {
+  var v = sum;
+  if (params.has_rest == 1u) {
+    v += rest4[at];
+  }
+  return finish(v);
+}
+
 fn row_of(tile: u32) -> u32 {
   return ((tile / params.tiles_n) % params.tiles_m) * TILE;
 }
@@ -242,10 +269,11 @@ fn write(tile: u32, i: u32, r: u32, v: vec4f) {
   if (row >= params.m) {
     return;
   }
-  let base = (matrix_of(tile) * params.m + row) * params.n + column;
+  let to = (matrix_of(tile) * params.m + row) * params.n + min(column + vec4u(0u, 1u, 2u, 3u), vec4u(params.n - 1u));
+  let out = ended(to, v);
   for (var j = 0u; j < 4u; j++) {
     if (column + j < params.n) {
-      y[base + j] = v[j];
+      y[to[j]] = out[j];
     }
   }
 }
@@ -275,6 +303,7 @@ fn write4(tile: u32, i: u32, r: u32, v: vec4f) {
   let row = row_of(tile) + i / FOURS * 8u + r;
   let column = column_of(tile) + i % FOURS * 4u;
   if (row < params.m && column < params.n) {
-    y4[((matrix_of(tile) * params.m + row) * params.n + column) / 4u] = v;
+    let at = ((matrix_of(tile) * params.m + row) * params.n + column) / 4u;
+    y4[at] = ended4(at, v);
   }
 }

@@ -78,16 +78,27 @@ const ACTIVATIONS = {
 };
 
 /** Convolution, residual and activation in one kernel. */
-function ended(x: Shape, w: Shape, o: Window, activation: keyof typeof ACTIVATIONS, residual = true): Case {
-  const plain = conv(x, w, o);
+function ended(
+  x: Shape,
+  w: Shape,
+  o: Window,
+  activation: keyof typeof ACTIVATIONS,
+  residual = true,
+  bias = true,
+): Case {
+  const plain = conv(x, w, o, bias);
   const shape = convShape(x, w, o);
   const inputs: Case["inputs"] = [...plain.inputs, ...(residual ? [shape] : [])];
   return {
     name: `${activation} of ${plain.name}`,
     inputs,
-    run: ([t, k, b, rest]) => F.conv2d(t!, k!, { ...o, bias: b, residual: rest, activation }),
-    reference: (xs, ws, b, rest) =>
-      Array.from(plain.reference(xs!, ws!, b!), (v, i) => ACTIVATIONS[activation](v + (rest?.[i] ?? 0))),
+    run: ([t, k, ...more]) =>
+      F.conv2d(t!, k!, { ...o, bias: bias ? more.shift() : undefined, residual: more[0], activation }),
+    reference: (xs, ws, ...more) => {
+      const b = bias ? more.shift() : undefined;
+      const rest = more[0];
+      return Array.from(plain.reference(xs!, ws!, b!), (v, i) => ACTIVATIONS[activation](v + (rest?.[i] ?? 0)));
+    },
   };
 }
 
@@ -197,7 +208,8 @@ export const convCases: Cases = {
     ),
     conv([1, 130, 5, 6], [130, 1, 5, 5], { groups: 130, padding: around(2) }, false, "depthwise 130"),
     ended([2, 3, 5, 7], [4, 3, 3, 3], { padding: around(1) }, "tanh"),
-    ended([2, 12, 5, 7], [20, 6, 3, 3], { groups: 2 }, "silu"),
+    ended([2, 12, 5, 7], [20, 6, 3, 3], { groups: 2 }, "silu", true, false),
+    ended([2, 3, 5, 7], [4, 3, 3, 3], {}, "tanh", true, false),
     ended([1, 8, 6, 6], [18, 8, 3, 3], { padding: around(1) }, "tanh"),
     ended([1, 8, 6, 6], [36, 8, 1, 1], {}, "tanh", false),
     ended([2, 5, 7, 6], [5, 1, 3, 3], { groups: 5, padding: around(1) }, "tanh"),

@@ -96,6 +96,23 @@ function whole(op: Reduction, fn: (v: number[]) => number): Case[] {
   );
 }
 
+/** x W^T + b; with `end`, of which there is a kernel, that of it and a residual. */
+function linear(lead: Shape, width: number, out: number, end?: typeof Math.tanh, name?: string): Case {
+  const shape = [...lead, out];
+  return {
+    ...(name && { name }),
+    inputs: [[...lead, width], [out, width], [out], ...(end ? [shape] : [])],
+    run: ([x, w, b, residual]) => F.linear(x!, w!, b!, end ? { residual, activation: "tanh" } : {}),
+    reference: (x, w, b, residual) =>
+      Float64Array.from({ length: sizeOf(shape) }, (_, i) => {
+        const [row, o] = [Math.floor(i / out), i % out];
+        let sum = b![o]!;
+        for (let k = 0; k < width; k++) sum += x![row * width + k]! * w![o * width + k]!;
+        return end ? end(sum + residual![i]!) : sum;
+      }),
+  };
+}
+
 export const reduceCases: Cases = {
   sum: [...reduction(F.sum, total), ...whole(F.sum, total)],
   mean: reduction(F.mean, (v) => total(v) / v.length),
@@ -169,27 +186,15 @@ export const matmulCases: Cases = {
       reference: product([], [], 3, 5, 1),
     },
   ],
-  linear: (
-    [
-      [[3], 5, 7],
-      [[2, 9], 16, 8],
-      [[130], 33, 64],
-      [[3], 16388, 5],
-      [[16400], 4, 8],
-      [[2, 300], 64, 128],
-    ] as [Shape, number, number][]
-  ).map(
-    ([lead, width, out], i): Case => ({
-      ...(i === 5 ? { name: "real" } : {}),
-      inputs: [[...lead, width], [out, width], [out]],
-      run: ([x, w, b]) => F.linear(x!, w!, b!),
-      reference: (x, w, b) =>
-        Float64Array.from({ length: sizeOf(lead) * out }, (_, i) => {
-          const [row, o] = [Math.floor(i / out), i % out];
-          let sum = b![o]!;
-          for (let k = 0; k < width; k++) sum += x![row * width + k]! * w![o * width + k]!;
-          return sum;
-        }),
-    }),
-  ),
+  linear: [
+    linear([3], 5, 7),
+    linear([2, 9], 16, 8),
+    linear([130], 33, 64),
+    linear([3], 16388, 5),
+    linear([16400], 4, 8),
+    linear([5], 3, 7, Math.tanh),
+    linear([2, 9], 16, 40, Math.tanh),
+    linear([2], 16388, 4, Math.tanh),
+    linear([2, 300], 64, 128, undefined, "real"),
+  ],
 };

@@ -39,8 +39,9 @@ export class Linear extends Module {
     if (options.bias !== false) this.bias = parameter(init.fanInUniform_(gpu.empty([outFeatures]), inFeatures));
   }
 
-  forward(x: Tensor): Tensor {
-    return F.linear(x, this.weight, this.bias);
+  /** activation(x W^T + b + residual), where they are given, in one kernel. */
+  forward(x: Tensor, finish: F.FinishOptions = {}): Tensor {
+    return F.linear(x, this.weight, this.bias, finish);
   }
 }
 

@@ -18,7 +18,7 @@ export const FINISH_OPTIONS = { residual: "tensor", activation: ACTIVATION_NAMES
 
 /**
  * activation(product + residual). One kernel, unless the gradient of the activation needs the sum itself, which must then be kept.
- * @param inputs of the product, `bias` last; @param compute the product as `Finish` ends it; @param gradients of the inputs, from the sum's
+ * @param compute the product as `Finish` ends it; @param gradients of x, weight and bias, from the sum's
  */
 export function finished(
   op: string,
@@ -36,9 +36,10 @@ export function finished(
   }
   const from = bias ? [x, weight, bias] : [x, weight];
   const row = activation && activationRow(activation);
+  const own = (g: Tensor): (Tensor | null)[] => gradients(g).slice(0, from.length);
   const kept = [...from, ...(residual ? [residual] : [])];
   if (activation && row!.gradient === undefined && isRecording() && kept.some((t) => t.requiresGrad)) {
-    const product = record(op, from, compute({ bias }), gradients);
+    const product = record(op, from, compute({ bias }), own);
     return activate(activation, residual ? add(product, residual) : product);
   }
   const y = compute({ bias, rest: residual, activation: row });
@@ -47,6 +48,6 @@ export function finished(
     const g = expression
       ? pointwise({ name: `${activation}/grad`, expression, dtype: "f32" }, { a: y, g: gy }, shape)
       : gy;
-    return residual ? [...gradients(g), residual.requiresGrad ? g : null] : gradients(g);
+    return residual ? [...own(g), residual.requiresGrad ? g : null] : own(g);
   });
 }

@@ -1,9 +1,11 @@
 /** Matrix products: batched, broadcasting over batches, with an optional bias. */
-import { checkFloats, checkNoMore } from "../check.ts";
+import { checkFloats, checkNoMore, checkOptions } from "../check.ts";
+import { type Finish, finishing } from "../epilogue.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { broadcastShapes, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
+import { FINISH_OPTIONS, type FinishOptions, finished } from "./finish.ts";
 import { sumTo } from "./reduce.ts";
 import { expandTo, permuteData, stridedRead } from "./strided.ts";
 
@@ -20,7 +22,7 @@ interface Product {
   m: number;
   k: number;
   n: number;
-  bias: Tensor | undefined;
+  finish: Finish;
 }
 
 /** A long K is cut into `parts` of `piece` steps each, whose sums are kept one after the other and added up at the end. */
@@ -85,7 +87,8 @@ function pack({ b, batch, k, n }: Product): Matrix {
 
 /** Runs one kernel: the sums of each part, (batch, parts, M, N). The bias is for products in one part. */
 function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Tensor {
-  const { a, batch, m, k, n, bias } = product;
+  const { a, batch, m, k, n, finish } = product;
+  const { bias, rest, activation } = finish;
   const { device } = a.x;
   const packed = variant === "packed";
   const b = packed ? pack(product) : product.b;
@@ -98,31 +101,43 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
   const tiles = tilesM * tilesN * batch * parts;
   const flops = 2 * batch * m * n * k;
   const inputs = { a: a.x, b: b.x, bias: bias ?? b.x };
+  const added = rest ?? b.x;
   const params = {
-    ...{ m, n, k, batch, parts, piece, tiles_m: tilesM, tiles_n: tilesN, has_bias: bias ? 1 : 0 },
+    ...{
+      m,
+      n,
+      k,
+      batch,
+      parts,
+      piece,
+      tiles_m: tilesM,
+      tiles_n: tilesN,
+      has_bias: bias ? 1 : 0,
+      has_rest: rest ? 1 : 0,
+    },
     ...{ a_row: a.flipped ? 1 : k, a_col: a.flipped ? m : 1, a_batch: m * k },
     ...{ b_row: b.flipped ? 1 : width, b_col: b.flipped ? k : 1, b_batch: k * width },
   };
   if (variant === "plain") {
-    run(device, "matmul", "forward", {
-      bind: { ...inputs, y },
+    run(device, finishing("matmul", activation), "forward", {
+      bind: { ...inputs, rest: added, y },
       params,
       groups: linearGroups(Math.ceil(tiles / 64)),
       flops,
     });
   } else if (variant === "tiled") {
     const aligned = four && (a.flipped ? m : k) % 4 === 0 && (b.flipped ? k : n) % 4 === 0;
-    run(device, "matmul_tiled", aligned ? "forward4" : "forward", {
-      bind: { ...inputs, a4: a.x, b4: b.x, ...(aligned ? { y4: y } : { y }) },
+    run(device, finishing("matmul_tiled", activation), aligned ? "forward4" : "forward", {
+      bind: { ...inputs, a4: a.x, b4: b.x, ...(aligned ? { y4: y, rest4: added } : { y, rest: added }) },
       params,
       constants: { FOUR: aligned ? 1 : 0 },
       groups: linearGroups(tiles),
       flops,
     });
   } else {
-    run(device, "matmul_subgroup", four ? "forward4" : "forward", {
+    run(device, finishing("matmul_subgroup", activation), four ? "forward4" : "forward", {
       lanes: { lanes, tiles: 1 },
-      bind: { a: a.x, b4: b.x, bias: inputs.bias, ...(four ? { y4: y } : { y }) },
+      bind: { a: a.x, b4: b.x, bias: inputs.bias, ...(four ? { y4: y, rest4: added } : { y, rest: added }) },
       params,
       constants: { COLUMNS: b.flipped ? 1 : 0 },
       groups: linearGroups(tiles),
@@ -133,34 +148,46 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
 }
 
 function multiply(variant: Variant, product: Product): Tensor {
-  const { batch, m, n, bias } = product;
+  const { batch, m, n, finish } = product;
+  const { bias, rest, activation } = finish;
   const cut = cutOf(product);
   if (cut.parts === 1) return alias(dispatch(variant, product, cut), [batch, m, n]);
-  const parts = dispatch(variant, { ...product, bias: undefined }, cut);
+  const parts = dispatch(variant, { ...product, finish: {} }, cut);
   const y = empty(parts.device, [batch, m, n]);
-  run(parts.device, "matmul_parts", "forward", {
-    bind: { parts, bias: bias ?? parts, y },
-    params: { n: y.size, parts: cut.parts, matrix: m * n, columns: n, has_bias: bias ? 1 : 0 },
+  run(parts.device, finishing("matmul_parts", activation), "forward", {
+    bind: { parts, bias: bias ?? parts, rest: rest ?? parts, y },
+    params: {
+      ...{ n: y.size, parts: cut.parts, matrix: m * n, columns: n },
+      ...{ has_bias: bias ? 1 : 0, has_rest: rest ? 1 : 0 },
+    },
     groups: linearGroups(Math.ceil(y.size / 64)),
   });
   return y;
 }
 
 /** Normal numbers in the places of a product's operands, for measurements. */
-function trial({ a, b, batch, m, k, n, bias }: Product): (variant: string) => Tensor {
+function trial({ a, b, batch, m, k, n, finish }: Product): (variant: string) => Tensor {
   const { device } = a.x;
   const product: Product = {
     ...{ batch, m, k, n },
     a: { x: device.randn([batch * m * k], { seed: 1 }), flipped: a.flipped },
     b: { x: device.randn([batch * k * n], { seed: 2 }), flipped: b.flipped },
-    bias: bias && device.randn([n], { seed: 3 }),
+    finish: finish.bias ? { bias: device.randn([n], { seed: 3 }) } : {},
   };
   return (variant) => multiply(variant as Variant, product);
 }
 
-/** (batch, M, K) x (batch, K, N) -> (batch, M, N), plus bias (N) where given. */
-export function gemm(a: Matrix, b: Matrix, batch: number, m: number, k: number, n: number, bias?: Tensor): Tensor {
-  const product: Product = { a, b, batch, m, k, n, bias };
+/** (batch, M, K) x (batch, K, N) -> (batch, M, N), with what follows the product: bias is (N). */
+export function gemm(
+  a: Matrix,
+  b: Matrix,
+  batch: number,
+  m: number,
+  k: number,
+  n: number,
+  finish: Finish = {},
+): Tensor {
+  const product: Product = { a, b, batch, m, k, n, finish };
   if (batch * m * n === 0) return empty(a.x.device, [batch, m, n]);
   const flags = `${a.flipped ? "flipped" : "plain"} x ${b.flipped ? "flipped" : "plain"}`;
   const { tuner } = a.x.device;
@@ -223,9 +250,19 @@ export function matmul(a: Tensor, b: Tensor, ...more: never[]): Tensor {
   ]);
 }
 
-/** x W^T + b: (…, in), (out, in), (out) -> (…, out), as torch.nn.functional.linear. */
-export function linear(x: Tensor, weight: Tensor, bias?: Tensor, ...more: never[]): Tensor {
+/**
+ * x W^T + b: (…, in), (out, in), (out) -> (…, out), as torch.nn.functional.linear; with `residual` (…, out) and `activation`,
+ * activation(x W^T + b + residual).
+ */
+export function linear(
+  x: Tensor,
+  weight: Tensor,
+  bias?: Tensor,
+  options: FinishOptions = {},
+  ...more: never[]
+): Tensor {
   checkFloats("linear", bias === undefined ? { x, weight } : { x, weight, bias });
+  checkOptions("linear", options, FINISH_OPTIONS);
   checkNoMore("linear", more);
   const [out, width] = [weight.shape[0]!, weight.shape[1]!];
   if (weight.shape.length !== 2 || x.shape.at(-1) !== width || (bias && !sameShape(bias.shape, [out])))
@@ -233,14 +270,21 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor, ...more: never[
       `linear: x is ${show(x.shape)}, so weight must be (out, ${x.shape.at(-1)}) and bias (out); got ${show(weight.shape)}${bias ? ` and ${show(bias.shape)}` : ""}`,
     );
   const rows = x.size / width;
-  const y = gemm({ x, flipped: false }, { x: weight, flipped: true }, 1, rows, width, out, bias);
-  return record("linear", bias ? [x, weight, bias] : [x, weight], alias(y, [...x.shape.slice(0, -1), out]), (gy) => [
-    x.requiresGrad
-      ? alias(gemm({ x: gy, flipped: false }, { x: weight, flipped: false }, 1, rows, out, width), x.shape)
-      : null,
-    weight.requiresGrad
-      ? alias(gemm({ x: gy, flipped: true }, { x, flipped: false }, 1, out, rows, width), weight.shape)
-      : null,
-    bias?.requiresGrad ? sumTo(alias(gy, [rows, out]), [out]) : null,
-  ]);
+  const shape = [...x.shape.slice(0, -1), out];
+  return finished(
+    "linear",
+    { x, weight, bias },
+    shape,
+    options,
+    (finish) => alias(gemm({ x, flipped: false }, { x: weight, flipped: true }, 1, rows, width, out, finish), shape),
+    (gy) => [
+      x.requiresGrad
+        ? alias(gemm({ x: gy, flipped: false }, { x: weight, flipped: false }, 1, rows, out, width), x.shape)
+        : null,
+      weight.requiresGrad
+        ? alias(gemm({ x: gy, flipped: true }, { x, flipped: false }, 1, out, rows, width), weight.shape)
+        : null,
+      bias?.requiresGrad ? sumTo(alias(gy, [rows, out]), [out]) : null,
+    ],
+  );
 }

@@ -181,6 +181,7 @@ class FeedForwardLayer extends nn.Module {
 
   /** (B, N, C) -> (B, N, C) */
   forward(x: Tensor): Tensor {
-    return this.norm.forward(F.add(x, this.linear2.forward(F.relu(this.linear1.forward(x)))));
+    const mixed = this.linear2.forward(this.linear1.forward(x, { activation: "relu" }), { residual: x });
+    return this.norm.forward(mixed);
   }
 }

@@ -46,7 +46,7 @@ class Block extends nn.Module {
     this.norm1 = new nn.LayerNorm(gpu, sizes.dim, LAYER_NORM);
     this.attn = new Attention(gpu, sizes.dim, sizes.heads, window === 0 ? grid : window);
     this.norm2 = new nn.LayerNorm(gpu, sizes.dim, LAYER_NORM);
-    this.mlp = new MLPBlock(gpu, sizes.dim, sizes.mlp, F.gelu);
+    this.mlp = new MLPBlock(gpu, sizes.dim, sizes.mlp, "gelu");
     this.#window = window;
   }
 
@@ -57,7 +57,7 @@ class Block extends nn.Module {
     // The padding comes after the norm: padded tokens are zeros there, not the norm's bias.
     const attended = this.#window === 0 ? this.attn.forward(y, H, W) : this.#attendInWindows(y, H, W);
     const h = F.add(x, F.reshape(attended, x.shape));
-    return F.add(h, this.mlp.forward(this.norm2.forward(h)));
+    return this.mlp.forward(this.norm2.forward(h), h);
   }
 
   #attendInWindows(y: Tensor, H: number, W: number): Tensor {
@@ -107,16 +107,17 @@ class Attention extends nn.Module {
 export class MLPBlock extends nn.Module {
   lin1: nn.Linear;
   lin2: nn.Linear;
-  readonly #activation: (x: Tensor) => Tensor;
+  readonly #activation: F.ActivationName;
 
-  constructor(gpu: Device, dim: number, hidden: number, activation: (x: Tensor) => Tensor) {
+  constructor(gpu: Device, dim: number, hidden: number, activation: F.ActivationName) {
     super();
     this.lin1 = new nn.Linear(gpu, dim, hidden);
     this.lin2 = new nn.Linear(gpu, hidden, dim);
     this.#activation = activation;
   }
 
-  forward(x: Tensor): Tensor {
-    return this.lin2.forward(this.#activation(this.lin1.forward(x)));
+  /** The block (…, dim) -> (…, dim), plus `residual` where given. */
+  forward(x: Tensor, residual?: Tensor): Tensor {
+    return this.lin2.forward(this.lin1.forward(x, { activation: this.#activation }), { residual });
   }
 }

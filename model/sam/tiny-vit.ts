@@ -159,7 +159,7 @@ class Mlp extends nn.Module {
   }
 
   forward(x: Tensor): Tensor {
-    return this.fc2.forward(F.gelu(this.fc1.forward(this.norm.forward(x))));
+    return this.fc2.forward(this.fc1.forward(this.norm.forward(x), { activation: "gelu" }));
   }
 }
 

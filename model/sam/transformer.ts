@@ -58,7 +58,7 @@ class TwoWayAttentionBlock extends nn.Module {
     this.norm1 = new nn.LayerNorm(gpu, dim);
     this.cross_attn_token_to_image = new Attention(gpu, dim, heads, DOWNSAMPLE);
     this.norm2 = new nn.LayerNorm(gpu, dim);
-    this.mlp = new MLPBlock(gpu, dim, mlp, F.relu);
+    this.mlp = new MLPBlock(gpu, dim, mlp, "relu");
     this.norm3 = new nn.LayerNorm(gpu, dim);
     this.norm4 = new nn.LayerNorm(gpu, dim);
     this.cross_attn_image_to_token = new Attention(gpu, dim, heads, DOWNSAMPLE);
@@ -72,7 +72,7 @@ class TwoWayAttentionBlock extends nn.Module {
     const fromImage = this.cross_attn_token_to_image.forward(F.add(queries, queryPe), placedKeys, keys);
     queries = this.norm2.forward(F.add(queries, fromImage));
 
-    queries = this.norm3.forward(F.add(queries, this.mlp.forward(queries)));
+    queries = this.norm3.forward(this.mlp.forward(queries, queries));
 
     const fromTokens = this.cross_attn_image_to_token.forward(placedKeys, F.add(queries, queryPe), queries);
     keys = this.norm4.forward(F.add(keys, fromTokens));

@@ -57,7 +57,9 @@ function product(shape: readonly [number, number, number, number], aFlipped: boo
   const [batch, m, k, n] = shape;
   const a = { x: gpu.randn([batch, m, k], { seed: 1 }), flipped: aFlipped };
   const b = { x: gpu.randn([batch, k, n], { seed: 2 }), flipped: bFlipped };
-  return gemm(a, b, batch, m, k, n, gpu.randn([n], { seed: 3 }));
+  const rest = gpu.randn([batch, m, n], { seed: 4 });
+  const activation = { name: "tanh", expression: "tanh_(a)" };
+  return gemm(a, b, batch, m, k, n, { bias: gpu.randn([n], { seed: 3 }), rest, activation });
 }
 
 test("all variants give the same bits, whatever the sizes and the order of the operands", async () => {
