@@ -12,6 +12,11 @@ export interface Platform {
   /** Atomic: after a crash either the old file or the new one is there, whole. */
   writeFile(path: string, bytes: Uint8Array): Promise<void>;
   environment(name: string): string | undefined;
+  /**
+   * Leaves the processor to others until the promise is settled, where waiting for one would keep it busy: Dawn in Node looks for finished
+   * work in a loop. Never rejects.
+   */
+  doze?(until: Promise<unknown>): Promise<void>;
   /** Does `work` when the program has nothing left to do, where the place knows such a moment. */
   atEnd?(work: () => Promise<void>): void;
   /** What `writeCache` kept under the name; undefined where it kept nothing, or nothing can be kept here. Never rejects. */

@@ -4,6 +4,7 @@
  */
 import { debugLevel, describe, log } from "./debug.ts";
 import type { Bound, Dispatch } from "./kernel.ts";
+import { platform } from "./platform.ts";
 import { Pool, settleReaders } from "./pool.ts";
 import { Profiler } from "./profiler.ts";
 import type { Recorder } from "./recording.ts";
@@ -64,6 +65,8 @@ export abstract class Queue {
     });
   }
 
+  /** Whether the adapter is a CPU that poses as a GPU. */
+  abstract get isSoftware(): boolean;
   /** At DEBUG=4: looks through what a dispatch wrote. */
   protected abstract scan(label: string, written: readonly Bound[]): void;
   /** At DEBUG=4, after a read: rejects where a kernel wrote something not finite. */
@@ -225,6 +228,8 @@ export abstract class Queue {
 
   async #wait(done: Promise<undefined>): Promise<void> {
     const began = performance.now();
+    // A software adapter computes on the very processors that waiting would keep busy.
+    if (this.isSoftware) await platform().doze?.(done);
     await done.finally(() => (this.waitedMs += performance.now() - began));
   }
 

@@ -1,7 +1,7 @@
 /** What the engine needs from Node: Dawn's GPU with an adapter, the shaders' text, files, environment variables. */
 import { readFileSync } from "node:fs";
 import { mkdir, open, readFile, realpath, rename, rm, stat } from "node:fs/promises";
-import { availableParallelism, homedir } from "node:os";
+import { homedir } from "node:os";
 import { basename, dirname, isAbsolute, join } from "node:path";
 import { create, globals } from "webgpu";
 import type { Platform } from "../engine/platform.ts";
@@ -20,11 +20,14 @@ export class NoAdapter extends Error {
 // keeps it, and with it the adapter, reachable until the process ends.
 const kept = globalThis as typeof globalThis & { wgpuWishKeepsAlive?: unknown[] };
 
+/** Nobody wakes who sleeps here. */
+const bed = new Int32Array(new SharedArrayBuffer(4));
+const LEAST_DOZE_MS = 0.4;
+const MOST_DOZE_MS = 1;
+
 export const nodePlatform: Platform = {
   async requestAdapter(wish) {
     Object.assign(globalThis, globals);
-    // lavapipe gains about 15 % from two threads a core, because Node's main thread polls while it waits.
-    if (process.platform === "linux") process.env.LP_NUM_THREADS ??= String(2 * availableParallelism());
     const found = await findAdapter(wish ?? process.env.WGPU_WISH_ADAPTER ?? "");
     kept.wgpuWishKeepsAlive ??= [];
     kept.wgpuWishKeepsAlive.push(found.gpu, found.adapter);
@@ -65,6 +68,22 @@ export const nodePlatform: Platform = {
   },
 
   environment: (name) => process.env[name],
+
+  async doze(until) {
+    let over = false;
+    const end = (): void => {
+      over = true;
+    };
+    until.then(end, end);
+    const began = performance.now();
+    for (;;) {
+      await new Promise((resolve) => setImmediate(resolve));
+      if (over) return;
+      // A tenth of what it took so far: short waits stay short, and the end of a long one is not missed by much.
+      const elapsed = performance.now() - began;
+      if (elapsed > LEAST_DOZE_MS) Atomics.wait(bed, 0, 0, Math.min(elapsed / 10, MOST_DOZE_MS));
+    }
+  },
 
   atEnd(work) {
     process.once("beforeExit", () => void work());

@@ -25,11 +25,9 @@ struct Params {
   out_y: u32,
   out_x: u32,
   has_bias: u32,
-  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
   split: u32,    // pixels of a split
   splits: u32,
   filled: u32,   // all pixels, filled up
-  quads: u32,    // 1: four pixels in a row stand together in y, too
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -53,6 +51,9 @@ fn locate(p: u32, g: u32) -> vec2u {
   return vec2u(at, row * params.out_w + q * params.out_step_x + params.out_x);
 }
 
+// `rest`, in the order of y, is added before the activation.
+override REST: bool = false;
+
 /// The activation: engine/epilogue.ts puts it in the place of what stands here.
 fn finish(v: vec4f) -> vec4f {
   // <finish>
@@ -65,7 +66,7 @@ fn store(to: u32, c: u32, sum: vec4f) {
   let plane = params.out_h * params.out_w;
   let places = to + min(c + vec4u(0u, 1u, 2u, 3u), vec4u(params.co - 1u)) * plane;
   var v = sum;
-  if (params.has_rest == 1u) {
+  if (REST) {
     v += vec4f(rest[places.x], rest[places.y], rest[places.z], rest[places.w]);
   }
   v = finish(v);

@@ -30,11 +30,9 @@ struct Params {
   out_y: u32,
   out_x: u32,
   has_bias: u32,
-  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
   split: u32,    // pixels of a split
   splits: u32,
   filled: u32,   // all pixels, filled up
-  quads: u32,    // 1: four pixels in a row stand together in y, too
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -43,7 +41,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> table: array<i32>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
-@group(0) @binding(7) var<storage, read_write> y4: array<vec4f>;  // y by fours, written instead of y where `quads`
+@group(0) @binding(7) var<storage, read_write> y4: array<vec4f>;  // y by fours, written instead of y where QUADS
 @group(0) @binding(6) var<storage, read_write> parts: array<vec4f>;
 @group(0) @binding(8) var<storage, read> rest: array<f32>;
 @group(0) @binding(9) var<storage, read> rest4: array<vec4f>;
@@ -60,6 +58,11 @@ fn locate(p: u32, g: u32) -> vec2u {
   return vec2u(at, row * params.out_w + q * params.out_step_x + params.out_x);
 }
 
+// `rest`, in the order of y, is added before the activation.
+override REST: bool = false;
+// Four pixels in a row stand together in y, too: y4 is written. Chosen for the pipeline: it is half of what a compiler has to do.
+override QUADS: bool = false;
+
 /// The activation: engine/epilogue.ts puts it in the place of what stands here.
 fn finish(v: vec4f) -> vec4f {
   // <finish>
@@ -72,7 +75,7 @@ fn store(to: u32, c: u32, sum: vec4f) {
   let plane = params.out_h * params.out_w;
   let places = to + min(c + vec4u(0u, 1u, 2u, 3u), vec4u(params.co - 1u)) * plane;
   var v = sum;
-  if (params.has_rest == 1u) {
+  if (REST) {
     v += vec4f(rest[places.x], rest[places.y], rest[places.z], rest[places.w]);
   }
   v = finish(v);
@@ -116,7 +119,7 @@ fn store_quad(to: u32, c: u32, v0: vec4f, v1: vec4f, v2: vec4f, v3: vec4f) {
 
 fn store_four(at: u32, sum: vec4f) {
   var v = sum;
-  if (params.has_rest == 1u) {
+  if (REST) {
     v += rest4[at];
   }
   y4[at] = finish(v);
@@ -214,7 +217,7 @@ fn forward(
     return;
   }
   let add = bias_of(g, c);
-  if (params.quads == 1u) {
+  if (QUADS) {
     store_quad(to0, c, sum0 + add, sum1 + add, sum2 + add, sum3 + add);
     if (first + 4u < pixels) {
       store_quad(to4, c, sum4 + add, sum5 + add, sum6 + add, sum7 + add);

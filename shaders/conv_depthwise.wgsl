@@ -21,7 +21,6 @@ struct Params {
   top: i32,
   left: i32,
   has_bias: u32,
-  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
   flipped: u32,
   tap_step_y: u32,
   tap_step_x: u32,
@@ -52,6 +51,9 @@ fn in_row(base: u32, i: u32) -> f32 {
   let inside = i < params.in_w;
   return select(0.0, x[base + select(0u, i, inside)], inside);
 }
+
+// `rest`, in the order of y, is added before the activation.
+override REST: bool = false;
 
 /// The activation: engine/epilogue.ts puts it in the place of what stands here.
 fn finish(v: vec4f) -> vec4f {
@@ -104,7 +106,7 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   }
   let row_start = (plane * params.out_h + oy) * params.out_w;
   let to = row_start + min(ox + vec4u(0u, 1u, 2u, 3u), vec4u(params.out_w - 1u));
-  if (params.has_rest == 1u) {
+  if (REST) {
     sums += vec4f(rest[to.x], rest[to.y], rest[to.z], rest[to.w]);
   }
   sums = finish(sums);

@@ -16,7 +16,6 @@ struct Params {
   parts: u32,  // the products of a batch are summed in so many parts, `piece` steps of k each; y holds their sums one after the other
   piece: u32,
   has_bias: u32,
-  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -25,6 +24,9 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 @group(0) @binding(5) var<storage, read> rest: array<f32>;
+
+// `rest`, in the order of y, is added before the activation.
+override REST: bool = false;
 
 /// The activation: engine/epilogue.ts puts it in the place of what stands here.
 fn finish(v: vec4f) -> vec4f {
@@ -36,7 +38,7 @@ fn finish(v: vec4f) -> vec4f {
 /// What follows the sum, for four places of y.
 fn ended(to: vec4u, sum: vec4f) -> vec4f {
   var v = sum;
-  if (params.has_rest == 1u) {
+  if (REST) {
     v += vec4f(rest[to.x], rest[to.y], rest[to.z], rest[to.w]);
   }
   return finish(v);

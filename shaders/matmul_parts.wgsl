@@ -7,7 +7,6 @@ struct Params {
   matrix: u32,   // M N
   columns: u32,  // N
   has_bias: u32,
-  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -15,6 +14,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 @group(0) @binding(4) var<storage, read> rest: array<f32>;
+
+// `rest`, in the order of y, is added before the activation.
+override REST: bool = false;
 
 /// The activation: engine/epilogue.ts puts it in the place of what stands here.
 fn finish(v: vec4f) -> vec4f {
@@ -37,7 +39,7 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   if (params.has_bias == 1u) {
     sum += bias[i % params.columns];
   }
-  if (params.has_rest == 1u) {
+  if (REST) {
     sum += rest[i];
   }
   y[i] = finish(vec4f(sum)).x;

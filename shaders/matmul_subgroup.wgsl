@@ -26,7 +26,6 @@ struct Params {
   parts: u32,     // the products of a batch are summed in so many parts, `piece` rows of b each; y holds their sums one after the other
   piece: u32,
   has_bias: u32,
-  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -50,6 +49,9 @@ struct Sums {
 }
 
 // Tiles of one column of tiles follow each other: they share the columns of b in the cache.
+// `rest`, in the order of y, is added before the activation.
+override REST: bool = false;
+
 /// The activation: engine/epilogue.ts puts it in the place of what stands here.
 fn finish(v: vec4f) -> vec4f {
   // <finish>
@@ -60,7 +62,7 @@ fn finish(v: vec4f) -> vec4f {
 /// What follows the sum, for four places of y.
 fn ended(to: vec4u, sum: vec4f) -> vec4f {
   var v = sum;
-  if (params.has_rest == 1u) {
+  if (REST) {
     v += vec4f(rest[to.x], rest[to.y], rest[to.z], rest[to.w]);
   }
   return finish(v);
@@ -68,7 +70,7 @@ fn ended(to: vec4u, sum: vec4f) -> vec4f {
 
 fn ended4(at: u32, sum: vec4f) -> vec4f {
   var v = sum;
-  if (params.has_rest == 1u) {
+  if (REST) {
     v += rest4[at];
   }
   return finish(v);

@@ -25,7 +25,6 @@ struct Params {
   parts: u32,     // the products of a batch are summed in so many parts, `piece` steps of k each; y holds their sums one after the other
   piece: u32,
   has_bias: u32,
-  has_rest: u32,  // 1: `rest`, in the order of y, is added before the activation
 }
 
 struct Sums {
@@ -55,6 +54,9 @@ var<workgroup> tile_a: array<vec4f, DEPTH * FOURS>;
 var<workgroup> tile_b: array<vec4f, DEPTH * FOURS>;
 
 // Tiles of one row of tiles follow each other: they share the rows of a in the cache.
+// `rest`, in the order of y, is added before the activation.
+override REST: bool = false;
+
 /// The activation: engine/epilogue.ts puts it in the place of what stands here.
 fn finish(v: vec4f) -> vec4f {
   // <finish>
@@ -65,7 +67,7 @@ fn finish(v: vec4f) -> vec4f {
 /// What follows the sum, for four places of y.
 fn ended(to: vec4u, sum: vec4f) -> vec4f {
   var v = sum;
-  if (params.has_rest == 1u) {
+  if (REST) {
     v += vec4f(rest[to.x], rest[to.y], rest[to.z], rest[to.w]);
   }
   return finish(v);
@@ -73,7 +75,7 @@ fn ended(to: vec4u, sum: vec4f) -> vec4f {
 
 fn ended4(at: u32, sum: vec4f) -> vec4f {
   var v = sum;
-  if (params.has_rest == 1u) {
+  if (REST) {
     v += rest4[at];
   }
   return finish(v);

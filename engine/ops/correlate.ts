@@ -204,11 +204,9 @@ function kernelParams(
     out_y: grid.offset[0],
     out_x: grid.offset[1],
     has_bias: 0,
-    has_rest: 0,
     split: 0,
     splits: 0,
     filled: 0,
-    quads: 0,
   };
 }
 
@@ -247,7 +245,8 @@ function product(
       ...(lanes && { rest4: added }),
       ...(!lanes ? { y } : quads ? { y: unused(), y4: y } : { y, y4: unused() }),
     },
-    params: { ...params, has_bias: bias ? 1 : 0, has_rest: rest ? 1 : 0, quads: quads ? 1 : 0 },
+    params: { ...params, has_bias: bias ? 1 : 0 },
+    constants: { REST: rest ? 1 : 0, ...(lanes && { QUADS: quads ? 1 : 0 }) },
     groups: linearGroups(
       lanes ? Math.ceil(pixels / (TILE * lanes.tiles)) * panels : Math.ceil((Math.ceil(pixels / 4) * panels) / 64),
     ),

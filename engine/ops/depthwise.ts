@@ -32,7 +32,6 @@ function depthwise(s: ConvSizes, size: readonly [number, number], planes: number
     top: s.start[0],
     left: s.start[1],
     has_bias: 0,
-    has_rest: 0,
     flipped: 0,
     tap_step_y: tapStep(0),
     tap_step_x: tapStep(1),
@@ -52,7 +51,8 @@ export function depthwiseForward(x: Tensor, weight: Tensor, s: ConvSizes, y: Ten
   const { params, groups } = depthwise(s, s.output, s.batch * s.groups * s.co, 4);
   run(device, finishing("conv_depthwise", activation), "forward", {
     bind: { x, weight, bias: bias ?? weight, rest: rest ?? weight, y },
-    params: { ...params, has_bias: bias ? 1 : 0, has_rest: rest ? 1 : 0 },
+    params: { ...params, has_bias: bias ? 1 : 0 },
+    constants: { REST: rest ? 1 : 0 },
     groups,
   });
 }

@@ -102,19 +102,9 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
   const flops = 2 * batch * m * n * k;
   const inputs = { a: a.x, b: b.x, bias: bias ?? b.x };
   const added = rest ?? b.x;
+  const REST = rest ? 1 : 0;
   const params = {
-    ...{
-      m,
-      n,
-      k,
-      batch,
-      parts,
-      piece,
-      tiles_m: tilesM,
-      tiles_n: tilesN,
-      has_bias: bias ? 1 : 0,
-      has_rest: rest ? 1 : 0,
-    },
+    ...{ m, n, k, batch, parts, piece, tiles_m: tilesM, tiles_n: tilesN, has_bias: bias ? 1 : 0 },
     ...{ a_row: a.flipped ? 1 : k, a_col: a.flipped ? m : 1, a_batch: m * k },
     ...{ b_row: b.flipped ? 1 : width, b_col: b.flipped ? k : 1, b_batch: k * width },
   };
@@ -122,6 +112,7 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
     run(device, finishing("matmul", activation), "forward", {
       bind: { ...inputs, rest: added, y },
       params,
+      constants: { REST },
       groups: linearGroups(Math.ceil(tiles / 64)),
       flops,
     });
@@ -130,7 +121,7 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
     run(device, finishing("matmul_tiled", activation), aligned ? "forward4" : "forward", {
       bind: { ...inputs, a4: a.x, b4: b.x, ...(aligned ? { y4: y, rest4: added } : { y, rest: added }) },
       params,
-      constants: { FOUR: aligned ? 1 : 0 },
+      constants: { FOUR: aligned ? 1 : 0, REST },
       groups: linearGroups(tiles),
       flops,
     });
@@ -139,7 +130,7 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
       lanes: { lanes, tiles: 1 },
       bind: { a: a.x, b4: b.x, bias: inputs.bias, ...(four ? { y4: y, rest4: added } : { y, rest: added }) },
       params,
-      constants: { COLUMNS: b.flipped ? 1 : 0 },
+      constants: { COLUMNS: b.flipped ? 1 : 0, REST },
       groups: linearGroups(tiles),
       flops,
     });
@@ -156,10 +147,8 @@ function multiply(variant: Variant, product: Product): Tensor {
   const y = empty(parts.device, [batch, m, n]);
   run(parts.device, finishing("matmul_parts", activation), "forward", {
     bind: { parts, bias: bias ?? parts, rest: rest ?? parts, y },
-    params: {
-      ...{ n: y.size, parts: cut.parts, matrix: m * n, columns: n },
-      ...{ has_bias: bias ? 1 : 0, has_rest: rest ? 1 : 0 },
-    },
+    params: { n: y.size, parts: cut.parts, matrix: m * n, columns: n, has_bias: bias ? 1 : 0 },
+    constants: { REST: rest ? 1 : 0 },
     groups: linearGroups(Math.ceil(y.size / 64)),
   });
   return y;

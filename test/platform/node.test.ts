@@ -68,6 +68,17 @@ if (process.platform === "linux")
     }
   });
 
+test("dozing ends with what it waits for, kept or broken, and lets timers run meanwhile", async () => {
+  let ticks = 0;
+  const timer = setInterval(() => ticks++, 1);
+  let over = false;
+  const later = new Promise((resolve) => setTimeout(resolve, 30)).then(() => (over = true));
+  await nodePlatform.doze!(later);
+  clearInterval(timer);
+  assert.ok(over && ticks > 0);
+  await nodePlatform.doze!(Promise.reject(new Error("broken")));
+});
+
 test("an unknown shader's error names the file", () => {
   assert.throws(() => nodePlatform.shader("no_such"), /no_such\.wgsl/);
 });
