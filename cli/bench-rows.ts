@@ -1,5 +1,5 @@
 /** What `wgpu-wish bench` measures. */
-import { backward, F, nn, optim, type Tensor } from "../index.ts";
+import { backward, type Device, F, nn, optim, type Tensor } from "../index.ts";
 import { wishStep } from "./bench-step.ts";
 import { wishKernels } from "./bench-wish.ts";
 import { type Bench, gradients } from "./bench-work.ts";
@@ -13,6 +13,63 @@ const matmul = (n: number): Bench => ({
     return { run: () => F.matmul(a, b) };
   },
 });
+
+/** A training step as it is called, and recorded and replayed. */
+function training(name: string, note: string, prepare: (gpu: Device) => () => Tensor, flops?: number): Bench[] {
+  const common = flops === undefined ? {} : { flops };
+  return [
+    {
+      ...{ name, note, ...common },
+      prepare: (gpu) => {
+        const step = prepare(gpu);
+        return { run: () => step().item() };
+      },
+    },
+    {
+      ...{ name: `${name}-replayed`, note: "the same, recorded once", ...common },
+      prepare: (gpu) => {
+        const recording = gpu.record(prepare(gpu));
+        return { run: () => recording.replay().item() };
+      },
+    },
+  ];
+}
+
+function mlpStep(gpu: Device): () => Tensor {
+  const [x, target] = [gpu.randn([256, 256], { seed: 1 }), gpu.randn([256, 256], { seed: 2 })];
+  gpu.manualSeed(1);
+  const [up, down] = [new nn.Linear(gpu, 256, 1024), new nn.Linear(gpu, 1024, 256)];
+  const sgd = new optim.SGD([{ params: [...up.parameters(), ...down.parameters()], lr: 0.01 }]);
+  return () => {
+    sgd.zeroGrad();
+    const loss = F.mean(F.pow(F.sub(down.forward(up.forward(x, { activation: "relu" })), target), 2));
+    backward(loss);
+    sgd.step();
+    return loss;
+  };
+}
+
+function cnnStep(gpu: Device): () => Tensor {
+  gpu.manualSeed(1);
+  const x = gpu.randn([16, 3, 32, 32], { seed: 1 });
+  const labels = gpu.tensor(Int32Array.from({ length: 16 }, (_, i) => i % 10));
+  const [a, b, c] = [
+    new nn.Conv2d(gpu, 3, 16, 3, { padding: 1 }),
+    new nn.Conv2d(gpu, 16, 32, 3, { padding: 1 }),
+    new nn.Linear(gpu, 2048, 10),
+  ];
+  const params = [...a.parameters(), ...b.parameters(), ...c.parameters()];
+  const sgd = new optim.SGD([{ params, lr: 0.01 }]);
+  const relu = { activation: "relu" } as const;
+  return () => {
+    const h = F.maxPool2d(b.forward(F.maxPool2d(a.forward(x, relu), 2), relu), 2);
+    sgd.zeroGrad();
+    const loss = F.crossEntropy(c.forward(F.reshape(h, [16, -1])), labels);
+    backward(loss);
+    sgd.step();
+    return loss;
+  };
+}
 
 export const benches: readonly Bench[] = [
   matmul(512),
@@ -87,51 +144,13 @@ export const benches: readonly Bench[] = [
       return { run };
     },
   },
-  {
-    name: "mlp-step",
-    note: "256-1024-256, batch 256, squared error, SGD, loss read",
-    flops: 6 * 256 * (256 * 1024 * 2),
-    prepare: (gpu) => {
-      const [x, target] = [gpu.randn([256, 256], { seed: 1 }), gpu.randn([256, 256], { seed: 2 })];
-      gpu.manualSeed(1);
-      const [up, down] = [new nn.Linear(gpu, 256, 1024), new nn.Linear(gpu, 1024, 256)];
-      const sgd = new optim.SGD([{ params: [...up.parameters(), ...down.parameters()], lr: 0.01 }]);
-      const run = (): unknown => {
-        sgd.zeroGrad();
-        const loss = F.mean(F.pow(F.sub(down.forward(up.forward(x, { activation: "relu" })), target), 2));
-        backward(loss);
-        sgd.step();
-        return loss.item();
-      };
-      return { run };
-    },
-  },
-  {
-    name: "cnn-step",
-    note: "conv 3-16-32 with pooling + linear, 16 x 32 x 32, cross entropy, SGD, loss read",
-    prepare: (gpu) => {
-      gpu.manualSeed(1);
-      const x = gpu.randn([16, 3, 32, 32], { seed: 1 });
-      const labels = gpu.tensor(Int32Array.from({ length: 16 }, (_, i) => i % 10));
-      const [a, b, c] = [
-        new nn.Conv2d(gpu, 3, 16, 3, { padding: 1 }),
-        new nn.Conv2d(gpu, 16, 32, 3, { padding: 1 }),
-        new nn.Linear(gpu, 2048, 10),
-      ];
-      const params = [...a.parameters(), ...b.parameters(), ...c.parameters()];
-      const sgd = new optim.SGD([{ params, lr: 0.01 }]);
-      const relu = { activation: "relu" } as const;
-      const run = (): unknown => {
-        const h = F.maxPool2d(b.forward(F.maxPool2d(a.forward(x, relu), 2), relu), 2);
-        sgd.zeroGrad();
-        const loss = F.crossEntropy(c.forward(F.reshape(h, [16, -1])), labels);
-        backward(loss);
-        sgd.step();
-        return loss.item();
-      };
-      return { run };
-    },
-  },
+  ...training(
+    "mlp-step",
+    "256-1024-256, batch 256, squared error, SGD, loss read",
+    mlpStep,
+    6 * 256 * (256 * 1024 * 2),
+  ),
+  ...training("cnn-step", "conv 3-16-32 with pooling + linear, 16 x 32 x 32, cross entropy, SGD, loss read", cnnStep),
   ...wishKernels,
   {
     name: "wish-step",

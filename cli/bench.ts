@@ -78,9 +78,10 @@ export async function run(call: Call<Options>): Promise<void> {
     figure(r.gflops),
     figure(r.gbps),
     r.ofPeak === null ? "" : `${r.ofPeak.toFixed(0)} %`,
+    r.hostShare === null ? "" : `${(100 * r.hostShare).toFixed(0)} %`,
     r.note,
   ]);
-  const heads = ["name", "ms", "first ms", "GPU ms", "GFLOP/s", "GB/s", "of peak", "what"];
+  const heads = ["name", "ms", "first ms", "GPU ms", "GFLOP/s", "GB/s", "of peak", "host", "what"];
   terminal.result(results, [table(heads, rows), composition].filter((part) => part !== "").join("\n\n"));
 }
 

@@ -232,12 +232,10 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
   for (const n in call.bind) call.bind[n]!.storage.lastBatch = device.batch;
   device.recorder?.dispatch({
     label,
-    bind: call.bind,
+    call,
     pipeline,
-    groups: call.groups,
     group: (uniforms) => bindGroup(device, label, made, call, uniforms),
     write: slot && write,
-    changes: typeof call.params === "function",
   });
   const pass = device.pass(label, call);
   pass.setPipeline(pipeline);

@@ -5,22 +5,19 @@
  */
 import { isPlain } from "./check.ts";
 import type { Device } from "./device.ts";
-import type { Bound } from "./kernel.ts";
+import type { Dispatch } from "./kernel.ts";
 import { type Storage, settleReaders } from "./pool.ts";
 import { isTensor, scope } from "./scope.ts";
 
 /** What kernel.ts tells of a dispatch. */
 export interface RecordedDispatch {
   label: string;
-  bind: Record<string, Bound>;
+  call: Dispatch;
   pipeline: GPUComputePipeline;
-  groups: readonly number[];
   /** Its bindings with uniforms out of another buffer. */
   group(uniforms: GPUBuffer): GPUBindGroup;
   /** Writes its uniforms; undefined where it has none. */
   write: ((view: DataView, at: number) => void) | undefined;
-  /** Whether they change from replay to replay. */
-  changes: boolean;
 }
 
 /** Collects commands while a step runs for the first time. */
@@ -40,15 +37,16 @@ export class Recorder {
 
   dispatch(dispatch: RecordedDispatch): void {
     const device = this.#device;
-    const { label, bind, pipeline, groups, write } = dispatch;
+    const { label, call, pipeline, write } = dispatch;
+    const { bind, groups } = call;
     for (const x of Object.values(bind)) this.storages.add(x.storage);
     const at = write ? this.slots++ * device.uniformSlot : 0;
-    if (write) (dispatch.changes ? this.prepare : this.writes).push((view) => write(view, at));
+    if (write) (typeof call.params === "function" ? this.prepare : this.writes).push((view) => write(view, at));
     this.commands.push((uniforms) => {
       const group = dispatch.group(uniforms);
       const offsets = write ? [at] : [];
       return () => {
-        const pass = device.pass(label, { bind, groups });
+        const pass = device.pass(label, call);
         pass.setPipeline(pipeline);
         pass.setBindGroup(0, group, offsets);
         pass.dispatchWorkgroups(groups[0]!, groups[1] ?? 1, groups[2] ?? 1);
