@@ -12,7 +12,13 @@ export interface Storage {
   readers?: Set<{ settle(): unknown }>;
   /** Batch of commands that used it last: an upload may not overtake a batch that is not submitted yet. */
   lastBatch: number;
+  /** Counts releases: which buffer has waited longest. */
+  freed: number;
 }
+
+/** Waiting buffers may take this many times what tensors owned at most, or of this many bytes where that is less. */
+const MOST_FREE = 1.5;
+const LEAST_KEPT = 32 * 2 ** 20;
 
 /** Rounds a size up to its class: multiples of 256 bytes, then eighths of a power of two, so that at most 1/8 is wasted. */
 export function sizeClass(bytes: number): number {
@@ -48,6 +54,8 @@ export class Pool {
   /** Bytes in buffers that wait to be used again. */
   freeBytes = 0;
   #nextId = 1;
+  #releases = 0;
+  #mostLive = 0;
   readonly #free = new Map<number, Storage[]>();
   readonly #device: GPUDevice;
 
@@ -71,7 +79,7 @@ export class Pool {
         size,
         usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,
       });
-      storage = { id: this.#nextId++, buffer, bytes: size, owners: 0, lastBatch: -1 };
+      storage = { id: this.#nextId++, buffer, bytes: size, owners: 0, lastBatch: -1, freed: 0 };
     }
     storage.owners = 1;
     this.#take(storage);
@@ -95,6 +103,7 @@ export class Pool {
     this.liveBytes += storage.bytes;
     this.liveBuffers++;
     if (this.liveBytes > this.highWaterBytes) this.highWaterBytes = this.liveBytes;
+    if (this.liveBytes > this.#mostLive) this.#mostLive = this.liveBytes;
   }
 
   release(storage: Storage): void {
@@ -102,15 +111,27 @@ export class Pool {
     this.liveBytes -= storage.bytes;
     this.liveBuffers--;
     this.freeBytes += storage.bytes;
+    storage.freed = ++this.#releases;
     const list = this.#free.get(storage.bytes);
     if (list) insert(list, storage);
     else this.#free.set(storage.bytes, [storage]);
   }
 
-  /** Gives waiting buffers back to the driver (which frees them at the next submit). */
-  trim(): void {
-    for (const list of this.#free.values()) for (const storage of list) storage.buffer.destroy();
-    this.#free.clear();
-    this.freeBytes = 0;
+  /**
+   * Gives those that have waited longest back to the driver where more waits than work could soon ask for: sizes that change from step to
+   * step leave buffers of every size behind. No command that is not submitted may use a waiting buffer.
+   */
+  relieve(): void {
+    const limit = MOST_FREE * Math.max(this.#mostLive, LEAST_KEPT);
+    if (this.freeBytes <= limit) return;
+    const waiting = [...this.#free.values()].flat().sort((a, b) => a.freed - b.freed);
+    for (const storage of waiting) {
+      // Somewhat below the limit, so that this is not done after every batch.
+      if (this.freeBytes <= 0.75 * limit) break;
+      const list = this.#free.get(storage.bytes)!;
+      list.splice(list.indexOf(storage), 1);
+      this.freeBytes -= storage.bytes;
+      storage.buffer.destroy();
+    }
   }
 }

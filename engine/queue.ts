@@ -112,6 +112,8 @@ export abstract class Queue {
     this.#inBatch = 0;
     this.batch++;
     this.#unawaited++;
+    // A step that is being recorded will hold buffers that wait now.
+    if (!this.recorder) this.pool.relieve();
   }
 
   /**

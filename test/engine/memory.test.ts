@@ -84,6 +84,23 @@ memory("live bytes do not grow over training steps", async () => {
   assert.ok(last < first, `the loss fell from ${first} to ${last}`);
 });
 
+memory("sizes that change from step to step do not fill the memory with buffers that wait", async () => {
+  const own = await Device.open();
+  const most = 100e6; // 450 MB without a limit
+  let seen = 0;
+  for (let i = 0; i < 60; i++) {
+    const n = 100_000 + i * 40_000;
+    await scope(async () => {
+      const y = F.add(F.mul(own.full([n], 2), 3), F.cat([own.full([n - 1], i), own.zeros([1])], 0));
+      assert.equal([...(await F.slice(y, 0, n - 2, n).toArray())], [6 + i, 6], `step ${i}`);
+    });
+    seen = Math.max(seen, own.memory.freeBytes);
+    own.flush();
+  }
+  assert.ok(seen > most / 2 && own.memory.freeBytes <= most, `${seen}, ${own.memory.freeBytes}`);
+  await own.close();
+});
+
 memory("what a scope returns lives on, the rest is refused by name", async () => {
   let inner: Tensor | undefined;
   const kept = scope(() => {
