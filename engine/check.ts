@@ -26,13 +26,17 @@ export function isPlain(value: unknown): value is Record<string, unknown> {
   return prototype === Object.prototype || prototype === null;
 }
 
-/** Refuses what is no tensor, is f16 and thus stored only (unless `stored`), or lives on another device than the rest. */
-export function checkTensors(op: string, named: Record<string, Tensor>, stored = false): void {
+/** Refuses what is no tensor, is f16 (unless all, or those named, may be stored so), or lives on another device than the rest. */
+export function checkTensors(
+  op: string,
+  named: Record<string, Tensor>,
+  stored: boolean | readonly string[] = false,
+): void {
   let first: Tensor | undefined;
   for (const name in named) {
     const x = named[name];
     if (!isTensor(x)) throw new Error(`${op}: ${name} must be a tensor; got ${describe(x)}`);
-    if (x.dtype === "f16" && !stored)
+    if (x.dtype === "f16" && !(typeof stored === "boolean" ? stored : stored.includes(name)))
       throw new Error(`${op}: ${name} is f16, which is storage only; F.cast(${name}, "f32") first`);
     first ??= x;
     if (x.device !== first.device)
@@ -40,12 +44,13 @@ export function checkTensors(op: string, named: Record<string, Tensor>, stored =
   }
 }
 
-/** The same, of f32 alone. */
-export function checkFloats(op: string, named: Record<string, Tensor>): void {
-  checkTensors(op, named);
+/** The same, of f32 alone; those named in `halves` may be f16, too. */
+export function checkFloats(op: string, named: Record<string, Tensor>, halves: readonly string[] = []): void {
+  checkTensors(op, named, halves);
   for (const name in named) {
     const { dtype } = named[name]!;
-    if (dtype !== "f32") throw new Error(`${op}: ${name} must be f32; got ${dtype}: F.cast(${name}, "f32") first`);
+    if (dtype !== "f32" && dtype !== "f16")
+      throw new Error(`${op}: ${name} must be f32; got ${dtype}: F.cast(${name}, "f32") first`);
   }
 }
 

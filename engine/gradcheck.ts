@@ -5,6 +5,7 @@
 import type { Case, Cases } from "./cases/case.ts";
 import { cases } from "./cases/index.ts";
 import type { Device } from "./device.ts";
+import { halfBits, halfValue } from "./half.ts";
 import { Random } from "./random.ts";
 import { scope } from "./scope.ts";
 import { type Shape, sizeOf } from "./shape.ts";
@@ -40,6 +41,8 @@ export function tensorError(got: ArrayLike<number>, want: ArrayLike<number>): nu
   return difference / largest;
 }
 
+const toHalf = (v: number): number => halfValue(halfBits(v));
+
 /** Errors of one case: of the forward values ("y") and of each input's gradient ("gx0", "gx1", …). */
 export async function checkCase(gpu: Device, test: Case, seed: number): Promise<Record<string, number>> {
   const random = new Random(seed);
@@ -47,9 +50,9 @@ export async function checkCase(gpu: Device, test: Case, seed: number): Promise<
     const plain = Array.isArray(input) ? { shape: input as Shape } : (input as Exclude<typeof input, Shape>);
     const values = plain.values ?? ((r: Random) => r.normal());
     const dtype = plain.dtype ?? "f32";
-    const held = dtype === "f32" ? Math.fround : Math.trunc;
+    const held = dtype === "f32" ? Math.fround : dtype === "f16" ? toHalf : Math.trunc;
     const data = Float64Array.from({ length: sizeOf(plain.shape) }, (_, i) => held(values(random, i)));
-    return { shape: plain.shape, data, dtype, differentiable: dtype === "f32" && plain.differentiable !== false };
+    return { shape: plain.shape, data, dtype, differentiable: held !== Math.trunc && plain.differentiable !== false };
   });
   const want = Float64Array.from(test.reference(...inputs.map((x) => x.data)));
   const gy = Float64Array.from(want, () => Math.fround(random.normal()));

@@ -11,7 +11,7 @@ import { currentScope, own, type Scope } from "./scope.ts";
 import { type Shape, show, sizeOf } from "./shape.ts";
 import type { Node } from "./tape.ts";
 
-/** "bool" is stored as u32 (0 or 1); "f16" is packed storage, to be cast to "f32" before computing. */
+/** "bool" is stored as u32 (0 or 1); "f16" is storage, which products read as it is (F.matmul, F.linear, weights of convolutions); all else takes "f32". */
 export type DType = "f32" | "f16" | "i32" | "u32" | "bool";
 export type HostArray = Float32Array | Int32Array | Uint32Array | Uint8Array;
 export type HostData = ArrayLike<number> | ArrayLike<boolean>;

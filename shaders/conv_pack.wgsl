@@ -34,13 +34,23 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weight: array<f32>;
+@group(0) @binding(1) var<storage, read> weight: array<u32>;  // bits of f32, or pairs of f16
 @group(0) @binding(2) var<storage, read_write> packed: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> table: array<i32>;
 @group(0) @binding(4) var<storage, read> gy: array<f32>;
 @group(0) @binding(5) var<storage, read> parts: array<f32>;
 @group(0) @binding(6) var<storage, read_write> gw: array<f32>;
 @group(0) @binding(7) var<storage, read> gy4: array<vec4f>;
+
+// The weight is stored in half precision, two numbers in a u32.
+override HALF: bool = false;
+
+fn weight_at(i: u32) -> f32 {
+  if (HALF) {
+    return unpack2x16float(weight[i / 2u] >> (i % 2u * 16u)).x;
+  }
+  return bitcast<f32>(weight[i]);
+}
 
 /// (input channel, tap y, tap x) of k. Rows that only fill up have a channel that is not there.
 fn taps_of(k: u32) -> vec3u {
@@ -78,7 +88,7 @@ fn weights(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
   var w = vec4f();
   if (at.x < params.ci) {
     for (var j = 0u; j < min(4u, params.co - min(c, params.co)); j++) {
-      w[j] = weight[g * params.w_group + (c + j) * params.w_out + at.x * params.w_in + tap];
+      w[j] = weight_at(g * params.w_group + (c + j) * params.w_out + at.x * params.w_in + tap);
     }
   }
   packed[i] = w;

@@ -19,11 +19,15 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<f32>;
+@group(0) @binding(1) var<storage, read> a: array<u32>;  // bits of f32, or pairs of f16
+@group(0) @binding(2) var<storage, read> b: array<u32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 @group(0) @binding(5) var<storage, read> rest: array<f32>;
+
+// Operands stored in half precision, two in a u32, are read as they are and counted with in f32.
+override HALF_A: bool = false;
+override HALF_B: bool = false;
 
 // `rest`, in the order of y, is added before the activation.
 override REST: bool = false;
@@ -42,6 +46,20 @@ fn ended(to: vec4u, sum: vec4f) -> vec4f {
     v += vec4f(rest[to.x], rest[to.y], rest[to.z], rest[to.w]);
   }
   return finish(v);
+}
+
+fn a_at(i: u32) -> f32 {
+  if (HALF_A) {
+    return unpack2x16float(a[i / 2u] >> (i % 2u * 16u)).x;
+  }
+  return bitcast<f32>(a[i]);
+}
+
+fn b_at(i: u32) -> f32 {
+  if (HALF_B) {
+    return unpack2x16float(b[i / 2u] >> (i % 2u * 16u)).x;
+  }
+  return bitcast<f32>(b[i]);
 }
 
 @compute @workgroup_size(64)
@@ -71,11 +89,11 @@ fn forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gr
     var c2 = vec4f();
     var c3 = vec4f();
     for (var k = first; k < min(first + 64u, end); k++) {
-      let bv = vec4f(b[at_b.x], b[at_b.y], b[at_b.z], b[at_b.w]);
-      c0 = fma(vec4f(a[at_a.x]), bv, c0);
-      c1 = fma(vec4f(a[at_a.y]), bv, c1);
-      c2 = fma(vec4f(a[at_a.z]), bv, c2);
-      c3 = fma(vec4f(a[at_a.w]), bv, c3);
+      let bv = vec4f(b_at(at_b.x), b_at(at_b.y), b_at(at_b.z), b_at(at_b.w));
+      c0 = fma(vec4f(a_at(at_a.x)), bv, c0);
+      c1 = fma(vec4f(a_at(at_a.y)), bv, c1);
+      c2 = fma(vec4f(a_at(at_a.z)), bv, c2);
+      c3 = fma(vec4f(a_at(at_a.w)), bv, c3);
       at_a += params.a_col;
       at_b += params.b_row;
     }

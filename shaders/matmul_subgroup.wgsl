@@ -29,13 +29,18 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(1) var<storage, read> a: array<u32>;  // bits of f32, or pairs of f16
 @group(0) @binding(2) var<storage, read> b4: array<vec4f>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 @group(0) @binding(5) var<storage, read_write> y4: array<vec4f>;
 @group(0) @binding(6) var<storage, read> rest: array<f32>;
 @group(0) @binding(7) var<storage, read> rest4: array<vec4f>;
+@group(0) @binding(8) var<storage, read> b2: array<vec2u>;  // b4 where it is stored as f16
+
+// Operands stored in half precision, two in a u32, are read as they are and counted with in f32.
+override HALF_A: bool = false;
+override HALF_B: bool = false;
 
 struct Sums {
   s0: vec4f,
@@ -89,6 +94,22 @@ fn matrix_of(tile: u32) -> u32 {
   return tile / (params.tiles_m * params.tiles_n);
 }
 
+fn a_at(i: u32) -> f32 {
+  if (HALF_A) {
+    return unpack2x16float(a[i / 2u] >> (i % 2u * 16u)).x;
+  }
+  return bitcast<f32>(a[i]);
+}
+
+/// The fours that start at `i`, which divides by four.
+fn b4_at(i: u32) -> vec4f {
+  if (HALF_B) {
+    let pairs = b2[i / 4u];
+    return vec4f(unpack2x16float(pairs.x), unpack2x16float(pairs.y));
+  }
+  return b4[i / 4u];
+}
+
 fn products(tile: u32, lane: u32) -> Sums {
   let row = row_of(tile);
   let batch = matrix_of(tile) / params.parts;
@@ -126,14 +147,14 @@ fn products(tile: u32, lane: u32) -> Sums {
     let stop = min(first + 64u, end);
     for (var k = first; k < stop; k += LANES) {
       let ka = min(k + lane, end - 1u) * params.a_col;
-      let a0 = a[at0 + ka];
-      let a1 = a[at1 + ka];
-      let a2 = a[at2 + ka];
-      let a3 = a[at3 + ka];
-      let a4 = a[at4 + ka];
-      let a5 = a[at5 + ka];
-      let a6 = a[at6 + ka];
-      let a7 = a[at7 + ka];
+      let a0 = a_at(at0 + ka);
+      let a1 = a_at(at1 + ka);
+      let a2 = a_at(at2 + ka);
+      let a3 = a_at(at3 + ka);
+      let a4 = a_at(at4 + ka);
+      let a5 = a_at(at5 + ka);
+      let a6 = a_at(at6 + ka);
+      let a7 = a_at(at7 + ka);
       var q0 = vec4f();
       var q1 = vec4f();
       var q2 = vec4f();
@@ -143,13 +164,13 @@ fn products(tile: u32, lane: u32) -> Sums {
       if (k + 0u < end) {
         let to_row = (k + 0u) * params.b_row;
         if (!COLUMNS) {
-          bv = b4[(at_b.x + to_row) / 4u];
+          bv = b4_at(at_b.x + to_row);
         } else {
           if ((0u & 3u) < 1u) {
-            q0 = b4[(at_b.x + to_row) / 4u];
-            q1 = b4[(at_b.y + to_row) / 4u];
-            q2 = b4[(at_b.z + to_row) / 4u];
-            q3 = b4[(at_b.w + to_row) / 4u];
+            q0 = b4_at(at_b.x + to_row);
+            q1 = b4_at(at_b.y + to_row);
+            q2 = b4_at(at_b.z + to_row);
+            q3 = b4_at(at_b.w + to_row);
           }
           bv = vec4f(q0[0u & 3u], q1[0u & 3u], q2[0u & 3u], q3[0u & 3u]);
         }

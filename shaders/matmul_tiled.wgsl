@@ -39,15 +39,19 @@ struct Sums {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(1) var<storage, read> a: array<u32>;  // bits of f32, or pairs of f16: fours of these are read here, too, since a stage has but 8 bindings
 @group(0) @binding(2) var<storage, read> a4: array<vec4f>;
-@group(0) @binding(3) var<storage, read> b: array<f32>;
+@group(0) @binding(3) var<storage, read> b: array<u32>;
 @group(0) @binding(4) var<storage, read> b4: array<vec4f>;
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 @group(0) @binding(7) var<storage, read_write> y4: array<vec4f>;
 @group(0) @binding(8) var<storage, read> rest: array<f32>;
 @group(0) @binding(9) var<storage, read> rest4: array<vec4f>;
+
+// Operands stored in half precision, two in a u32, are read as they are and counted with in f32.
+override HALF_A: bool = false;
+override HALF_B: bool = false;
 
 // By k, then rows of a or columns of b in fours.
 var<workgroup> tile_a: array<vec4f, DEPTH * FOURS>;
@@ -94,37 +98,57 @@ fn matrix_of(tile: u32) -> u32 {
   return tile / (params.tiles_m * params.tiles_n);
 }
 
+fn a_at(i: u32) -> f32 {
+  if (HALF_A) {
+    return unpack2x16float(a[i / 2u] >> (i % 2u * 16u)).x;
+  }
+  return bitcast<f32>(a[i]);
+}
+
+fn b_at(i: u32) -> f32 {
+  if (HALF_B) {
+    return unpack2x16float(b[i / 2u] >> (i % 2u * 16u)).x;
+  }
+  return bitcast<f32>(b[i]);
+}
+
 // Four elements from `at`, `step` apart, as far as they are among the `left` that there are.
 fn four_of_a(at: u32, step: u32, left: u32) -> vec4f {
   if (FOUR) {
+    if (HALF_A) {
+      return vec4f(unpack2x16float(a[at / 2u]), unpack2x16float(a[at / 2u + 1u]));
+    }
     return a4[at / 4u];
   }
-  var v = vec4f(a[at], 0.0, 0.0, 0.0);
+  var v = vec4f(a_at(at), 0.0, 0.0, 0.0);
   if (left > 1u) {
-    v.y = a[at + step];
+    v.y = a_at(at + step);
   }
   if (left > 2u) {
-    v.z = a[at + 2u * step];
+    v.z = a_at(at + 2u * step);
   }
   if (left > 3u) {
-    v.w = a[at + 3u * step];
+    v.w = a_at(at + 3u * step);
   }
   return v;
 }
 
 fn four_of_b(at: u32, step: u32, left: u32) -> vec4f {
   if (FOUR) {
+    if (HALF_B) {
+      return vec4f(unpack2x16float(b[at / 2u]), unpack2x16float(b[at / 2u + 1u]));
+    }
     return b4[at / 4u];
   }
-  var v = vec4f(b[at], 0.0, 0.0, 0.0);
+  var v = vec4f(b_at(at), 0.0, 0.0, 0.0);
   if (left > 1u) {
-    v.y = b[at + step];
+    v.y = b_at(at + step);
   }
   if (left > 2u) {
-    v.z = b[at + 2u * step];
+    v.z = b_at(at + 2u * step);
   }
   if (left > 3u) {
-    v.w = b[at + 3u * step];
+    v.w = b_at(at + 3u * step);
   }
   return v;
 }

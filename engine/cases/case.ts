@@ -9,7 +9,7 @@ export type Input =
   | Shape
   | {
       shape: Shape;
-      /** Value of element `i`; default: standard normal. Inputs are rounded to f32. */
+      /** Value of element `i`; default: standard normal. Inputs are rounded to their type. */
       values?: (random: Random, i: number) => number;
       dtype?: DType;
       /** False: no gradient is asked for. Integer types never get one. */
@@ -27,6 +27,15 @@ export interface Case {
 }
 
 export type Cases = Record<string, readonly Case[]>;
+
+/** The same case with the inputs of these numbers stored as f16. */
+export const halved = (test: Case, ...which: number[]): Case => ({
+  ...test,
+  name: [`f16 ${which}`, test.name].join(" ").trim(),
+  inputs: test.inputs.map((input, i) =>
+    which.includes(i) ? { ...("shape" in input ? input : { shape: input }), dtype: "f16" } : input,
+  ),
+});
 
 /** Uniform values in [low, high). */
 export const between =

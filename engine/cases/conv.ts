@@ -1,6 +1,6 @@
 import * as F from "../functional.ts";
 import { type Shape, sizeOf } from "../shape.ts";
-import type { Case, Cases } from "./case.ts";
+import { type Case, type Cases, halved } from "./case.ts";
 
 interface Window {
   stride?: [number, number];
@@ -213,6 +213,9 @@ export const convCases: Cases = {
     ended([1, 8, 6, 6], [18, 8, 3, 3], { padding: around(1) }, "tanh"),
     ended([1, 8, 6, 6], [36, 8, 1, 1], {}, "tanh", false),
     ended([2, 5, 7, 6], [5, 1, 3, 3], { groups: 5, padding: around(1) }, "tanh"),
+    halved(conv([2, 3, 7, 5], [5, 3, 3, 3], { stride: [2, 3], padding: [0, 1, 2, 1] }), 1),
+    halved(conv([1, 6, 8, 7], [9, 2, 3, 3], { groups: 3, stride: [2, 2], padding: around(1) }), 1),
+    halved(conv([2, 7, 9, 8], [7, 1, 3, 3], { groups: 7, padding: around(1) }, true, "depthwise"), 1),
     conv([1, 64, 10, 12], [64, 64, 3, 3], { padding: around(1) }, false, "real"),
     conv([1, 96, 32, 32], [96, 1, 3, 3], { groups: 96, padding: around(1) }, false, "real depthwise"),
   ],
@@ -223,6 +226,7 @@ export const convCases: Cases = {
     transposed([2, 7, 5, 4], [7, 6, 4, 3], 3, 2),
     transposed([1, 4, 7, 6], [4, 5, 3, 3], 1, 1),
     transposed([1, 3, 5, 4], [3, 2, 2, 2], 3, 0),
+    halved(transposed([1, 5, 6, 7], [5, 3, 3, 3], 2, 1), 1),
     transposed([1, 64, 16, 12], [64, 32, 2, 2], 2, 0, false, "real"),
   ],
   maxPool2d: pools(true),

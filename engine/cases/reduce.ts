@@ -1,7 +1,7 @@
 import * as F from "../functional.ts";
 import { broadcastStrides, type Shape, sizeOf, stridesOf } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
-import type { Case, Cases } from "./case.ts";
+import { type Case, type Cases, halved } from "./case.ts";
 
 /** Gathers the elements that fall on each output of a reduction and folds them. */
 function fold(shape: Shape, dims: readonly number[], fn: (v: number[]) => number): (x: Float64Array) => Float64Array {
@@ -165,19 +165,25 @@ const PRODUCTS: readonly [Shape, Shape, number, number, number][] = [
   [[4], [4], 65, 32, 100],
 ];
 
+const products = PRODUCTS.map(
+  ([ba, bb, m, k, n], i): Case => ({
+    ...(i === PRODUCTS.length - 1 ? { name: "real" } : {}),
+    inputs: [
+      [...ba, m, k],
+      [...bb, k, n],
+    ],
+    run: ([a, b]) => F.matmul(a!, b!),
+    reference: product(ba, bb, m, k, n),
+  }),
+);
+
 export const matmulCases: Cases = {
   matmul: [
-    ...PRODUCTS.map(
-      ([ba, bb, m, k, n], i): Case => ({
-        ...(i === PRODUCTS.length - 1 ? { name: "real" } : {}),
-        inputs: [
-          [...ba, m, k],
-          [...bb, k, n],
-        ],
-        run: ([a, b]) => F.matmul(a!, b!),
-        reference: product(ba, bb, m, k, n),
-      }),
-    ),
+    ...products,
+    // Either side, and both; the long sums need not be seen so often.
+    ...products.slice(0, 11).map((test, i) => halved(test, ...[[1], [0], [0, 1]][i % 3]!)),
+    ...products.slice(1, 6).map((test) => halved(test, 0, 1)),
+    halved(products[12]!, 1),
     { name: "vectors", inputs: [[5], [5]], run: ([a, b]) => F.matmul(a!, b!), reference: product([], [], 1, 5, 1) },
     {
       name: "matrix x vector",
@@ -195,6 +201,12 @@ export const matmulCases: Cases = {
     linear([5], 3, 7, Math.tanh),
     linear([2, 9], 16, 40, Math.tanh),
     linear([2], 16388, 4, Math.tanh),
+    halved(linear([3], 5, 7), 1),
+    halved(linear([2, 9], 16, 8), 1),
+    halved(linear([130], 33, 64), 0, 1),
+    halved(linear([5], 3, 7, Math.tanh), 0),
+    halved(linear([2, 9], 16, 40, Math.tanh), 0, 1),
+    halved(linear([3], 16388, 5), 1),
     linear([2, 300], 64, 128, undefined, "real"),
   ],
 };

@@ -19,7 +19,7 @@ export interface Conv2dOptions extends FinishOptions {
 }
 
 function checkImages(op: string, x: Tensor, weight: Tensor): void {
-  checkFloats(op, { x, weight });
+  checkFloats(op, { x, weight }, ["weight"]);
   if (x.shape.length !== 4) throw new Error(`${op}: x must be (B, C, H, W); got ${show(x.shape)}`);
   if (weight.shape.length !== 4) throw new Error(`${op}: weight must have four dimensions; got ${show(weight.shape)}`);
 }
@@ -41,7 +41,7 @@ const CONV2D_OPTIONS = {
 
 /**
  * (B, in, H, W), (out, in / groups, kh, kw), (out) -> (B, out, H', W'): torch.nn.functional.conv2d; with `residual` (B, out, H', W') and
- * `activation`, activation(convolution + residual).
+ * `activation`, activation(convolution + residual). The weight may be f16; all else, the gradients included, is f32.
  */
 export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): Tensor {
   checkOptions("conv2d", options, CONV2D_OPTIONS);
@@ -100,7 +100,7 @@ export interface ConvTranspose2dOptions {
   padding?: Pair | undefined;
 }
 
-/** (B, in, H, W), (in, out, kh, kw), (out) -> (B, out, (H - 1) * stride - 2 * padding + kh, …): torch.nn.functional.conv_transpose2d. */
+/** (B, in, H, W), (in, out, kh, kw), (out) -> (B, out, (H - 1) * stride - 2 * padding + kh, …): torch.nn.functional.conv_transpose2d. The weight may be f16. */
 export function convTranspose2d(x: Tensor, weight: Tensor, options: ConvTranspose2dOptions = {}): Tensor {
   checkOptions("convTranspose2d", options, { bias: "tensor", stride: "any", padding: "any" });
   checkImages("convTranspose2d", x, weight);

@@ -225,6 +225,7 @@ function product(
   run(device, "conv_pack", "weights", {
     bind: { weight, packed },
     params: p.params,
+    constants: { HALF: weight.dtype === "f16" ? 1 : 0 },
     groups: linearGroups(Math.ceil(packed.size / 4 / 64)),
   });
   const pixels = params.batch * params.grid_h * params.grid_w;

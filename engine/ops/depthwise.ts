@@ -3,6 +3,7 @@ import { type Finish, finishing } from "../epilogue.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
+import { widen } from "./strided.ts";
 import { area, type ConvSizes, planeGroups } from "./window.ts";
 
 export function isDepthwise(s: ConvSizes): boolean {
@@ -44,9 +45,10 @@ function depthwise(s: ConvSizes, size: readonly [number, number], planes: number
   return { params, groups: planeGroups(planes, Math.ceil((size[0] * Math.ceil(size[1] / each)) / 64)) };
 }
 
-/** y = activation(windows of x times weight + bias + rest). */
-export function depthwiseForward(x: Tensor, weight: Tensor, s: ConvSizes, y: Tensor, finish: Finish): void {
+/** y = activation(windows of x times weight + bias + rest). An f16 weight is made f32 before: it is small, and read for every pixel. */
+export function depthwiseForward(x: Tensor, stored: Tensor, s: ConvSizes, y: Tensor, finish: Finish): void {
   const { device } = x;
+  const weight = widen(stored);
   const { bias, rest, activation } = finish;
   const { params, groups } = depthwise(s, s.output, s.batch * s.groups * s.co, 4);
   run(device, finishing("conv_depthwise", activation), "forward", {
@@ -58,8 +60,9 @@ export function depthwiseForward(x: Tensor, weight: Tensor, s: ConvSizes, y: Ten
 }
 
 /** gx from gy. */
-export function depthwiseSpread(gy: Tensor, weight: Tensor, s: ConvSizes, gx: Tensor): void {
+export function depthwiseSpread(gy: Tensor, stored: Tensor, s: ConvSizes, gx: Tensor): void {
   const { device } = gy;
+  const weight = widen(stored);
   const planes = s.batch * s.groups;
   if (s.co === 1 && area(s.stride) === 1) {
     // The same convolution with its taps in reverse order, of gy.

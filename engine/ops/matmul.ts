@@ -1,4 +1,4 @@
-/** Matrix products: batched, broadcasting over batches, with an optional bias. */
+/** Matrix products: batched, broadcasting over batches, with an optional bias. Operands may be f16: they are read as stored and summed in f32. */
 import { checkFloats, checkNoMore, checkOptions } from "../check.ts";
 import { type Finish, finishing } from "../epilogue.ts";
 import { linearGroups, run } from "../kernel.ts";
@@ -6,8 +6,9 @@ import { broadcastShapes, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
 import { FINISH_OPTIONS, type FinishOptions, finished } from "./finish.ts";
+import { cast } from "./pointwise.ts";
 import { sumTo } from "./reduce.ts";
-import { expandTo, permuteData, stridedRead } from "./strided.ts";
+import { expandTo, permuteData, stridedRead, widen } from "./strided.ts";
 
 /** A matrix of the product: (batch, rows, columns), stored as (batch, columns, rows) where `flipped`. */
 interface Matrix {
@@ -77,8 +78,14 @@ function cutOf({ a, batch, m, k, n }: Product): Cut {
   return { parts: Math.ceil(k / piece), piece };
 }
 
-/** b, (batch, K, N), as rows of a multiple of four; what is added at their ends is never looked at. */
-function pack({ b, batch, k, n }: Product): Matrix {
+const isHalf = ({ x }: Matrix): boolean => x.dtype === "f16";
+
+/**
+ * b, (batch, K, N), as rows of a multiple of four; what is added at their ends is never looked at. An f16 matrix is made f32 before: it is
+ * copied anyway, and copies move whole words.
+ */
+function pack({ b: { x, flipped }, batch, k, n }: Product): Matrix {
+  const b = { x: widen(x), flipped };
   if (n % 4 === 0) return { x: b.flipped ? permuteData(alias(b.x, [batch, n, k]), [0, 2, 1]) : b.x, flipped: false };
   const strides = b.flipped ? [k * n, 1, k] : [k * n, n, 1];
   const shape = [batch, k, Math.ceil(n / 4) * 4];
@@ -101,6 +108,7 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
   const tiles = tilesM * tilesN * batch * parts;
   const flops = 2 * batch * m * n * k;
   const inputs = { a: a.x, b: b.x, bias: bias ?? b.x };
+  const halves = { HALF_A: isHalf(a) ? 1 : 0, HALF_B: isHalf(b) ? 1 : 0 };
   const added = rest ?? b.x;
   const REST = rest ? 1 : 0;
   const params = {
@@ -112,7 +120,7 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
     run(device, finishing("matmul", activation), "forward", {
       bind: { ...inputs, rest: added, y },
       params,
-      constants: { REST },
+      constants: { REST, ...halves },
       groups: linearGroups(Math.ceil(tiles / 64)),
       flops,
     });
@@ -121,16 +129,16 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
     run(device, finishing("matmul_tiled", activation), aligned ? "forward4" : "forward", {
       bind: { ...inputs, a4: a.x, b4: b.x, ...(aligned ? { y4: y, rest4: added } : { y, rest: added }) },
       params,
-      constants: { FOUR: aligned ? 1 : 0, REST },
+      constants: { FOUR: aligned ? 1 : 0, REST, ...halves },
       groups: linearGroups(tiles),
       flops,
     });
   } else {
     run(device, finishing("matmul_subgroup", activation), four ? "forward4" : "forward", {
       lanes: { lanes, tiles: 1 },
-      bind: { a: a.x, b4: b.x, bias: inputs.bias, ...(four ? { y4: y, rest4: added } : { y, rest: added }) },
+      bind: { a: a.x, b4: b.x, b2: b.x, bias: inputs.bias, ...(four ? { y4: y, rest4: added } : { y, rest: added }) },
       params,
-      constants: { COLUMNS: b.flipped ? 1 : 0, REST },
+      constants: { COLUMNS: b.flipped ? 1 : 0, REST, ...halves },
       groups: linearGroups(tiles),
       flops,
     });
@@ -157,16 +165,20 @@ function multiply(variant: Variant, product: Product): Tensor {
 /** Normal numbers in the places of a product's operands, for measurements. */
 function trial({ a, b, batch, m, k, n, finish }: Product): (variant: string) => Tensor {
   const { device } = a.x;
+  const like = ({ x, flipped }: Matrix, size: number, seed: number): Matrix => ({
+    x: cast(device.randn([size], { seed }), x.dtype),
+    flipped,
+  });
   const product: Product = {
     ...{ batch, m, k, n },
-    a: { x: device.randn([batch * m * k], { seed: 1 }), flipped: a.flipped },
-    b: { x: device.randn([batch * k * n], { seed: 2 }), flipped: b.flipped },
+    a: like(a, batch * m * k, 1),
+    b: like(b, batch * k * n, 2),
     finish: finish.bias ? { bias: device.randn([n], { seed: 3 }) } : {},
   };
   return (variant) => multiply(variant as Variant, product);
 }
 
-/** (batch, M, K) x (batch, K, N) -> (batch, M, N), with what follows the product: bias is (N). */
+/** (batch, M, K) x (batch, K, N) -> (batch, M, N) in f32, with what follows the product: bias is (N). */
 export function gemm(
   a: Matrix,
   b: Matrix,
@@ -178,7 +190,8 @@ export function gemm(
 ): Tensor {
   const product: Product = { a, b, batch, m, k, n, finish };
   if (batch * m * n === 0) return empty(a.x.device, [batch, m, n]);
-  const flags = `${a.flipped ? "flipped" : "plain"} x ${b.flipped ? "flipped" : "plain"}`;
+  const kind = (x: Matrix): string => `${isHalf(x) ? "half " : ""}${x.flipped ? "flipped" : "plain"}`;
+  const flags = `${kind(a)} x ${kind(b)}`;
   const { tuner } = a.x.device;
   return multiply(
     tuner.pick("matmul", [batch, m, k, n], flags, variants(product), () => trial(product)) as Variant,
@@ -186,9 +199,12 @@ export function gemm(
   );
 }
 
-/** torch.matmul: (…, M, K) x (…, K, N) -> (…, M, N); the leading dimensions broadcast. A vector on either side is taken as one row or column. */
+/**
+ * torch.matmul: (…, M, K) x (…, K, N) -> (…, M, N); the leading dimensions broadcast. A vector on either side is taken as one row or column.
+ * Either side may be f16; the result and the gradients are f32.
+ */
 export function matmul(a: Tensor, b: Tensor, ...more: never[]): Tensor {
-  checkFloats("matmul", { a, b });
+  checkFloats("matmul", { a, b }, ["a", "b"]);
   checkNoMore("matmul", more);
   if (a.shape.length === 0 || b.shape.length === 0)
     throw new Error("matmul: a single number has no rows or columns; use F.mul");
@@ -210,8 +226,11 @@ export function matmul(a: Tensor, b: Tensor, ...more: never[]): Tensor {
   const shared = sizeOf(bBatch) === 1 && sizeOf(aBatch) === sizeOf(batchShape);
   const batch = shared ? 1 : sizeOf(batchShape);
   const rows = shared ? sizeOf(batchShape) * m : m;
+  // A batch that broadcasts is copied, which f16 cannot be by itself: see `pack`.
   const spread = (x: Tensor, own: readonly number[], tail: readonly number[]): Tensor =>
-    shared || sameShape(own, batchShape) ? x : expandTo(alias(x, [...own, ...tail]), [...batchShape, ...tail], 1);
+    shared || sameShape(own, batchShape)
+      ? x
+      : expandTo(alias(widen(x), [...own, ...tail]), [...batchShape, ...tail], 1);
   const A = spread(a, aBatch, [m, k]);
   const B = spread(b, bBatch, [k, n]);
   const y = gemm({ x: A, flipped: false }, { x: B, flipped: false }, batch, rows, k, n);
@@ -241,7 +260,7 @@ export function matmul(a: Tensor, b: Tensor, ...more: never[]): Tensor {
 
 /**
  * x W^T + b: (…, in), (out, in), (out) -> (…, out), as torch.nn.functional.linear; with `residual` (…, out) and `activation`,
- * activation(x W^T + b + residual).
+ * activation(x W^T + b + residual). x and W may be f16; bias, residual, the result and the gradients are f32.
  */
 export function linear(
   x: Tensor,
@@ -250,7 +269,7 @@ export function linear(
   options: FinishOptions = {},
   ...more: never[]
 ): Tensor {
-  checkFloats("linear", bias === undefined ? { x, weight } : { x, weight, bias });
+  checkFloats("linear", bias === undefined ? { x, weight } : { x, weight, bias }, ["x", "weight"]);
   checkOptions("linear", options, FINISH_OPTIONS);
   checkNoMore("linear", more);
   const [out, width] = [weight.shape[0]!, weight.shape[1]!];

@@ -7,12 +7,12 @@
 import type { Slot, Whole } from "../chain.ts";
 import { checkNoMore, checkOptions, checkTensors, checkType, describe } from "../check.ts";
 import { type Operand, pointwise } from "../fusion.ts";
-import { linearGroups, run } from "../kernel.ts";
 import { isTensor } from "../scope.ts";
 import { broadcastShapes } from "../shape.ts";
 import { record } from "../tape.ts";
 import { type DType, empty, Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
+import { narrow, widen } from "./strided.ts";
 
 interface Row {
   value: string;
@@ -260,20 +260,15 @@ export const logicalAnd = binary("logicalAnd");
 export const logicalOr = binary("logicalOr");
 export const logicalNot = unary("logicalNot");
 
-/** Converts between f32, i32, u32 and bool (not 0), truncating towards 0; f16 goes to and from f32. */
+/** Converts between f32, i32, u32 and bool (not 0), truncating towards 0; f16 goes to and from f32. The gradient of an f16 tensor is f32. */
 export function cast(x: Tensor, dtype: DType): Tensor {
   checkTensors("cast", { x }, true);
   checkType("cast", dtype);
   if (x.dtype === dtype) return x;
   if (x.dtype !== "f16" && dtype !== "f16") return apply(dtype, { x }, "cast");
   if (x.dtype !== "f32" && dtype !== "f32") return cast(cast(x, "f32"), dtype);
-  const y = empty(x.device, x.shape, dtype);
-  const pairs = Math.ceil(x.size / 2);
-  run(x.device, "half", dtype === "f16" ? "pack" : "unpack", {
-    bind: dtype === "f16" ? { full: x, packed_out: y } : { packed: x, full_out: y },
-    params: { pairs },
-    groups: linearGroups(Math.ceil(pairs / 64)),
-  });
+  const y = dtype === "f16" ? empty(x.device, x.shape, dtype) : widen(x);
+  if (dtype === "f16") narrow(x, y);
   return record("cast", [x], y, (gy) => [gy]);
 }
 

@@ -38,6 +38,24 @@ interface Runs {
   length: number;
 }
 
+/** x in f32 where it is stored as f16, else x itself. */
+export function widen(x: Tensor): Tensor {
+  if (x.dtype !== "f16") return x;
+  const y = empty(x.device, x.shape);
+  convert("unpack", { packed: x, full_out: y }, x);
+  return y;
+}
+
+/** Rounds x, f32, into y, which is stored as f16. */
+export function narrow(x: Tensor, y: Tensor): void {
+  convert("pack", { full: x, packed_out: y }, x);
+}
+
+function convert(entry: string, bind: Record<string, Tensor>, { device, size }: Tensor): void {
+  const pairs = Math.ceil(size / 2);
+  run(device, "half", entry, { bind, params: { pairs }, groups: linearGroups(Math.ceil(pairs / 64)) });
+}
+
 /** y[k] = x[offset + k · strides] for every k in `shape`. */
 export function stridedRead(x: Tensor, shape: Shape, window: Window): Tensor {
   const y = empty(x.device, shape, x.dtype);

@@ -4,7 +4,7 @@ import { cases } from "../../engine/cases/index.ts";
 import { gradcheck, TOLERANCE } from "../../engine/gradcheck.ts";
 import { gemm } from "../../engine/ops/matmul.ts";
 import { Tuner } from "../../engine/tuner.ts";
-import { type Measured, scope, setPlatform, type Tensor, tune } from "../../index.ts";
+import { F, type HostArray, type Measured, scope, setPlatform, type Tensor, tune } from "../../index.ts";
 import { nodePlatform } from "../../platform/node.ts";
 import { testDevice } from "../device.ts";
 
@@ -76,6 +76,28 @@ test("all variants give the same bits, whatever the sizes and the order of the o
           assert.is(differs, -1, `${variant} of (${shape}), flips ${flips}`);
         }
       });
+});
+
+test("products of f16 operands give the bits of the same numbers in f32, in every variant", async () => {
+  for (const shape of SHAPES) {
+    const [batch, m, k, n] = shape;
+    for (const flips of [0, 1, 2, 3])
+      await scope(async () => {
+        const [a, b] = [batch * m * k, batch * k * n].map((size, i) => F.cast(gpu.randn([size], { seed: i }), "f16"));
+        const of = (a: Tensor, b: Tensor): Promise<HostArray> =>
+          gemm({ x: a, flipped: (flips & 1) === 1 }, { x: b, flipped: (flips & 2) === 2 }, batch, m, k, n).toArray();
+        gpu.tuner.prefer = undefined;
+        const [fullA, fullB] = [F.cast(a!, "f32"), F.cast(b!, "f32")];
+        const want = await of(fullA, fullB);
+        const storedA = flips % 2 === 1; // b always is.
+        for (const variant of VARIANTS) {
+          gpu.tuner.prefer = variant;
+          const got = await of(storedA ? a! : fullA, b!);
+          const differs = got.findIndex((v, i) => !Object.is(v, want[i]));
+          assert.is(differs, -1, `${variant} of (${shape}), flips ${flips}`);
+        }
+      });
+  }
 });
 
 test("the same product twice gives the same bits, cut into parts or not", async () => {
