@@ -39,6 +39,10 @@ export class Linear extends Module {
     if (options.bias !== false) this.bias = parameter(init.fanInUniform_(gpu.empty([outFeatures]), inFeatures));
   }
 
+  protected override get weights(): readonly string[] {
+    return ["weight"];
+  }
+
   /** activation(x W^T + b + residual), where they are given, in one kernel. */
   forward(x: Tensor, finish: F.FinishOptions = {}): Tensor {
     return F.linear(x, this.weight, this.bias, finish);
@@ -73,6 +77,10 @@ export class Conv2d extends Module {
       this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), init.fans(this.weight.shape).fanIn));
   }
 
+  protected override get weights(): readonly string[] {
+    return ["weight"];
+  }
+
   /** activation(convolution + residual), where they are given, in one kernel. */
   forward(x: Tensor, finish: F.FinishOptions = {}): Tensor {
     return F.conv2d(x, this.weight, { ...this.options, ...finish, bias: this.bias });
@@ -100,6 +108,10 @@ export class ConvTranspose2d extends Module {
     this.weight = parameter(init.fanInUniform_(gpu.empty([inChannels, outChannels, kh, kw])));
     if (options.bias !== false)
       this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), outChannels * kh * kw));
+  }
+
+  protected override get weights(): readonly string[] {
+    return ["weight"];
   }
 
   forward(x: Tensor): Tensor {

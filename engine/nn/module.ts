@@ -2,13 +2,15 @@
  * Parameter trees. A module's tensors, modules, arrays and plain objects of them are registered by their property names, and those names
  * are the reference checkpoint's keys: `blocks.0.attn.qkv.weight` is `this.blocks[0].attn.qkv.weight`.
  */
-import { checkOptions, isPlain } from "../check.ts";
-import { stridedWrite } from "../ops/strided.ts";
-import { isTensor } from "../scope.ts";
+import { checkOptions, describe, isPlain } from "../check.ts";
+import { narrow, stridedWrite, widen } from "../ops/strided.ts";
+import { free, isTensor, keep, scope } from "../scope.ts";
 import { sameShape, show, stridesOf } from "../shape.ts";
-import type { Tensor } from "../tensor.ts";
+import { type DType, empty, type Tensor } from "../tensor.ts";
 
 const parameters = new WeakSet<Tensor>();
+/** Types that `Module.to` takes. */
+const FLOATS: readonly DType[] = ["f32", "f16"];
 
 /** Marks a tensor as trainable: optimizers and `freeze` see it. Other tensors of a module are buffers. */
 export function parameter(x: Tensor): Tensor {
@@ -67,13 +69,40 @@ export abstract class Module {
     return this;
   }
 
+  /** Those of its own tensors, by property name, that only products read, which take f16. */
+  protected get weights(): readonly string[] {
+    return [];
+  }
+
+  /**
+   * Stores the weights of Linear, Conv2d and ConvTranspose2d here and below as f16, in half the memory, or as f32 again. All else stays f32:
+   * biases, norms, embeddings and what passes through. Weights are new tensors then and the old ones freed: optimizers, which take f32 alone,
+   * are made afterwards.
+   */
+  to(dtype: "f16" | "f32"): this {
+    if (!FLOATS.includes(dtype)) throw new Error(`to: dtype must be "f16" or "f32"; got ${describe(dtype)}`);
+    const made = new Map<Tensor, Tensor>(); // A weight that two modules share stays shared.
+    for (const m of this.modules()) {
+      const own = m as unknown as Record<string, Tensor>;
+      for (const name of m.weights) {
+        const x = own[name]!;
+        if (x.dtype === dtype) continue;
+        let y = made.get(x);
+        if (!y) made.set(x, (y = converted(x, dtype)));
+        own[name] = y;
+      }
+    }
+    for (const x of made.keys()) free(x);
+    return this;
+  }
+
   stateDict(): Map<string, Tensor> {
     return new Map(this.namedTensors());
   }
 
   /**
    * Copies tensors into this module by name. Throws a list of what is missing, unexpected or misshaped; with `strict: false` only a shape
-   * that does not fit is an error, and the rest is reported.
+   * that does not fit is an error, and the rest is reported. Between f32 and f16 numbers become what the module has; other types must agree.
    */
   loadStateDict(state: ReadonlyMap<string, Tensor>, options: { strict?: boolean } = {}): LoadReport {
     checkOptions("loadStateDict", options, { strict: "boolean" });
@@ -94,11 +123,26 @@ export abstract class Module {
     for (const [k, x] of own) {
       const from = state.get(k);
       if (!from) continue;
-      if (from.dtype !== x.dtype) throw new Error(`loadStateDict: ${k} is ${from.dtype}, the model has ${x.dtype}`);
-      stridedWrite(from, x, 0, stridesOf(x.shape));
+      if (from.dtype !== x.dtype && !(FLOATS.includes(from.dtype) && FLOATS.includes(x.dtype)))
+        throw new Error(`loadStateDict: ${k} is ${from.dtype}, the model has ${x.dtype}`);
+      scope(() => {
+        const full = widen(from);
+        if (x.dtype === "f16") narrow(full, x);
+        else stridedWrite(full, x, 0, stridesOf(x.shape));
+      });
     }
     return { missing, unexpected };
   }
+}
+
+/** A parameter or buffer as x is, with x's numbers in another type. */
+function converted(x: Tensor, dtype: DType): Tensor {
+  const y = dtype === "f16" ? empty(x.device, x.shape, dtype) : widen(x);
+  if (dtype === "f16") narrow(x, y);
+  keep(y, x);
+  y.requiresGrad = x.requiresGrad;
+  if (parameters.has(x)) parameters.add(y);
+  return y;
 }
 
 function* tensorsIn(path: string, value: unknown): Generator<[string, Tensor]> {

@@ -1,0 +1,161 @@
+/** Half precision: operands of products and weights of layers stored as f16. */
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { encode, load } from "../../engine/safetensors.ts";
+import { backward, Device, F, nn, noGrad, scope, type Tensor } from "../../index.ts";
+import { testDevice } from "../device.ts";
+
+const gpu = await testDevice();
+const half = (x: Tensor): Tensor => F.cast(x, "f16");
+
+const operands = suite("f16 operands");
+
+operands("they are summed in f32, where f16 would stop at 2,048", async () => {
+  const ones = half(gpu.ones([1, 4096]));
+  const y = F.linear(ones, ones);
+  assert.is(y.dtype, "f32");
+  assert.is(await y.item(), 4096);
+});
+
+operands("numbers that f16 holds give what they give in f32, broadcast, in batches and as vectors", async () => {
+  for (const [a, b] of [
+    [[3, 5, 7], [7]],
+    [[7], [3, 7, 5]],
+    [
+      [3, 1, 5, 7],
+      [2, 7, 3],
+    ],
+    [
+      [3, 5, 9],
+      [9, 3],
+    ],
+  ] as const) {
+    const [x, y] = [half(gpu.randn(a, { seed: 1 })), half(gpu.randn(b, { seed: 2 }))];
+    const want = await F.matmul(F.cast(x, "f32"), F.cast(y, "f32")).toArray();
+    assert.equal(await F.matmul(x, y).toArray(), want, `(${a}) x (${b})`);
+    assert.equal(await F.matmul(x, F.cast(y, "f32")).toArray(), want, `(${a}) x (${b}), a alone`);
+  }
+});
+
+operands("the gradient of an f16 tensor is f32, as a cast gives it", async () => {
+  const full = gpu.randn([4, 3], { seed: 1, requiresGrad: true });
+  const leaf = half(gpu.randn([4, 3], { seed: 1 }));
+  leaf.requiresGrad = true;
+  const x = gpu.randn([5, 3], { seed: 2 });
+  backward(F.sum(F.linear(x, half(full))));
+  backward(F.sum(F.linear(x, leaf)));
+  assert.equal([leaf.grad!.dtype, full.grad!.dtype], ["f32", "f32"]);
+  assert.equal(await leaf.grad!.toArray(), await full.grad!.toArray());
+});
+
+operands("what takes no f16 says so", () => {
+  const x = gpu.ones([2, 2]);
+  const image = gpu.ones([1, 1, 2, 2]);
+  assert.throws(() => F.linear(x, half(x), half(gpu.ones([2]))), /linear: bias is f16, .* F\.cast\(bias, "f32"\)/);
+  assert.throws(() => F.linear(x, half(x), undefined, { residual: half(x) }), /linear: residual is f16/);
+  assert.throws(() => F.conv2d(half(image), half(image)), /conv2d: x is f16/);
+  assert.throws(() => F.conv2d(image, half(image), { bias: half(gpu.ones([1])) }), /conv2d: bias is f16/);
+  assert.throws(() => F.add(half(x), x), /add: a is f16/);
+  assert.throws(() => F.matmul(x, F.cast(x, "i32")), /matmul: b must be f32; got i32/);
+});
+
+operands.run();
+
+const layers = suite("layers with f16 weights");
+
+class Net extends nn.Module {
+  conv: nn.Conv2d;
+  up: nn.ConvTranspose2d;
+  depthwise: nn.Conv2d;
+  norm: nn.LayerNorm2d;
+  head: nn.Linear[];
+
+  constructor(device = gpu) {
+    super();
+    this.conv = new nn.Conv2d(device, 3, 32, 3, { padding: 1, stride: 2 });
+    this.up = new nn.ConvTranspose2d(device, 32, 32, 2, { stride: 2 });
+    this.depthwise = new nn.Conv2d(device, 32, 32, 3, { padding: 1, groups: 32 });
+    this.norm = new nn.LayerNorm2d(device, 32);
+    this.head = [new nn.Linear(device, 512, 768), new nn.Linear(device, 768, 33)];
+  }
+
+  forward(x: Tensor): Tensor {
+    const features = this.norm.forward(this.depthwise.forward(this.up.forward(this.conv.forward(x))));
+    return this.head.reduce((y, layer) => layer.forward(y), F.reshape(features, [x.shape[0]!, -1]));
+  }
+}
+
+const outputs = (net: Net): Promise<Float32Array> =>
+  scope(async () => {
+    const x = net.conv.weight.device.randn([4, 3, 4, 4], { seed: 9 });
+    return Float32Array.from(await noGrad(() => net.forward(x)).toArray());
+  });
+
+function closeTo(got: Float32Array, want: Float32Array): void {
+  const spread = Math.sqrt(want.reduce((sum, v) => sum + v * v, 0) / want.length);
+  const worst = got.reduce((most, v, i) => Math.max(most, Math.abs(v - want[i]!)), 0);
+  assert.ok(worst > 0, "rounded at all");
+  assert.ok(worst < 4 * 2 ** -11 * spread, `off by ${worst} where outputs spread by ${spread}`);
+}
+
+layers("to f16 halves a model's memory, and its outputs stay within the rounding of its weights", async () => {
+  const own = await Device.open(); // Nothing else is collected there meanwhile.
+  await scope(async () => {
+    await outputs(new Net(own)); // Makes the tables of convolutions, which stay.
+  });
+  const before = own.memory.liveBytes;
+  await scope(async () => {
+    const net = new Net(own);
+    const full = own.memory.liveBytes - before;
+    const want = await outputs(net);
+    assert.is(net.to("f16"), net);
+    const halved = own.memory.liveBytes - before;
+    assert.ok(halved < 0.52 * full, `${halved} of ${full} bytes`);
+    for (const [name, x] of net.namedTensors()) {
+      const isWeight = name.endsWith(".weight") && !name.startsWith("norm");
+      assert.is(x.dtype, isWeight ? "f16" : "f32", name);
+      assert.ok(nn.isParameter(x) && x.requiresGrad, name);
+    }
+    const rounded = await outputs(net);
+    closeTo(rounded, want);
+    assert.is(own.memory.liveBytes - before, halved, "no copy stays behind");
+    net.to("f32");
+    assert.is(own.memory.liveBytes - before, full);
+    assert.equal(
+      [...net.namedTensors()].filter(([, x]) => x.dtype !== "f32"),
+      [],
+    );
+    assert.equal(await outputs(net), rounded, "the same numbers, stored as f32");
+  });
+  own.close();
+});
+
+layers("files and models of either type load into each other", async () => {
+  const [net, copy, plain] = [new Net(), new Net().to("f16"), new Net()];
+  const want = await outputs(net);
+  copy.loadStateDict(net.stateDict());
+  closeTo(await outputs(copy), want);
+  const file = await load(gpu, await encode(copy.stateDict()));
+  plain.loadStateDict(file);
+  assert.equal(await outputs(plain), await outputs(copy));
+  const other = new Net().to("f16");
+  other.loadStateDict(copy.stateDict());
+  assert.equal(await outputs(other), await outputs(copy));
+  const wrong = new Map(net.stateDict()).set("head.1.weight", gpu.zeros([33, 768], { dtype: "i32" }));
+  assert.throws(() => net.loadStateDict(wrong), /head\.1\.weight is i32, the model has f32/);
+  assert.throws(() => copy.loadStateDict(wrong), /head\.1\.weight is i32, the model has f16/);
+});
+
+layers("a weight that two layers share stays shared, and frozen ones stay frozen", () => {
+  const [a, b] = [new nn.Linear(gpu, 4, 4), new nn.Linear(gpu, 4, 4)];
+  b.weight = a.weight;
+  class Tied extends nn.Module {
+    both = [a, b];
+  }
+  new Tied().freeze().to("f16");
+  assert.is(a.weight, b.weight);
+  assert.equal([a.weight.dtype, a.weight.requiresGrad], ["f16", false]);
+  assert.throws(() => a.to("i32" as never), /to: dtype must be "f16" or "f32"; got "i32"/);
+});
+
+layers.run();
