@@ -4,12 +4,13 @@ import { wishStep } from "./bench-step.ts";
 import { wishKernels } from "./bench-wish.ts";
 import { type Bench, gradients } from "./bench-work.ts";
 
-const matmul = (n: number): Bench => ({
-  name: `matmul-${n}`,
-  note: `${n} x ${n} x ${n}`,
+const matmul = (n: number, half = false): Bench => ({
+  name: `matmul-${n}${half ? "-f16" : ""}`,
+  note: `${n} x ${n} x ${n}${half ? ", b stored as f16" : ""}`,
   flops: 2 * n ** 3,
   prepare: (gpu) => {
-    const [a, b] = [gpu.randn([n, n], { seed: 1 }), gpu.randn([n, n], { seed: 2 })];
+    const [a, full] = [gpu.randn([n, n], { seed: 1 }), gpu.randn([n, n], { seed: 2 })];
+    const b = half ? F.cast(full, "f16") : full;
     return { run: () => F.matmul(a, b) };
   },
 });
@@ -74,6 +75,7 @@ function cnnStep(gpu: Device): () => Tensor {
 export const benches: readonly Bench[] = [
   matmul(512),
   matmul(1024),
+  matmul(1024, true),
   {
     name: "attention",
     note: "8 heads x 1024 x 64",
