@@ -6,7 +6,9 @@ import type { Device } from "../device.ts";
 import { type Finish, finishing } from "../epilogue.ts";
 import { type Lanes, linearGroups, run } from "../kernel.ts";
 import { keep } from "../scope.ts";
+import type { Shape } from "../shape.ts";
 import { empty, fill, type Tensor } from "../tensor.ts";
+import { lanesFor, panelWidth, splitOf, TILED, type Variant, variantsFor } from "./conv-variants.ts";
 import { depthwiseForward, depthwiseSpread, depthwiseWeigh, isDepthwise } from "./depthwise.ts";
 import { area, type ConvSizes, planeGroups } from "./window.ts";
 
@@ -29,8 +31,6 @@ interface Grid {
 /** Pixels that a subgroup owns in conv2d_subgroup.wgsl's forward, and k in its weight. */
 const TILE = 8;
 const TILE_K = 8;
-/** Numbers that the parts of a weight's gradient may have together: 32 MiB. */
-const MAX_PARTS = 2 ** 23;
 
 function allTaps(s: ConvSizes): [Taps, Taps] {
   const taps = (d: 0 | 1): Taps => ({
@@ -52,18 +52,7 @@ function phaseTaps(s: ConvSizes, d: 0 | 1, phase: number): Taps {
   return { first: a, step: b - a, count: found.length, shift: found.length > 0 ? at(a) : 0, shiftStep: at(b) - at(a) };
 }
 
-/**
- * How conv2d_subgroup.wgsl lays `co` channels on this adapter's subgroups: panels of 4 channels a lane, of all lanes or of a quad's, whichever
- * leaves fewer of them empty. Undefined where there is no kernel for such subgroups, or the channels do not fill half of the least panel.
- */
-function lanesFor(device: Device, co: number): Lanes | undefined {
-  const size = device.subgroupSize;
-  if ((size !== 4 && size !== 8) || co < 8) return undefined;
-  const filled = (lanes: number): number => Math.ceil(co / (4 * lanes)) * lanes;
-  return filled(4) < filled(size) ? { lanes: 4, tiles: size / 4 } : { lanes: size, tiles: 1 };
-}
-
-const kernelOf = (lanes: Lanes | undefined): string => (lanes ? "conv2d_subgroup" : "conv2d");
+const KERNELS: Record<Variant, string> = { plain: "conv2d", subgroup: "conv2d_subgroup", tiled: "conv2d_tiled" };
 
 /** An image with room for every window around it, and where in it the image starts. */
 interface Frame {
@@ -112,6 +101,7 @@ interface Layout {
   panels: number;
   /** Vectors of four channels in a panel. */
   width: number;
+  /** Of the subgroup variant. */
   lanes: Lanes | undefined;
   params: Record<string, number>;
 }
@@ -136,13 +126,31 @@ function tableOf(device: Device, params: Record<string, number>): Tensor {
   return table;
 }
 
-/** `transposed` sums over output channels and gives input channels. */
-function layoutOf(device: Device, s: ConvSizes, [ky, kx]: [Taps, Taps], frame: Frame, transposed: boolean): Layout {
-  const [ci, co] = transposed ? [s.co, s.ci] : [s.ci, s.co];
+/** One product: windows of the frame, `taps` wide and `read` apart, at the pixels `grid` of an output of size `out`. */
+interface Product {
+  s: ConvSizes;
+  taps: readonly [Taps, Taps];
+  frame: Frame;
+  grid: Grid;
+  read: readonly [number, number];
+  out: readonly [number, number];
+  /** It sums over output channels and gives input channels. */
+  transposed: boolean;
+}
+
+const channelsOf = ({ s, transposed }: Product): [number, number] => (transposed ? [s.co, s.ci] : [s.ci, s.co]);
+
+/** k, filled up. */
+const rowsFor = (k: number): number => Math.max(8, Math.ceil(k / 8) * 8);
+
+function layoutOf(device: Device, variant: Variant, product: Product): Layout {
+  const { s, taps, frame, transposed } = product;
+  const [ky, kx] = taps;
+  const [ci, co] = channelsOf(product);
   const perInput = area(s.kernel);
-  const lanes = lanesFor(device, co);
-  const width = lanes?.lanes ?? 1;
-  const rows = Math.max(8, Math.ceil((ci * ky.count * kx.count) / 8) * 8);
+  const lanes = variant === "subgroup" ? lanesFor(device, co) : undefined;
+  const width = panelWidth(device, variant, co);
+  const rows = rowsFor(ci * ky.count * kx.count);
   const panels = Math.ceil(co / (4 * width));
   const params = {
     groups: s.groups,
@@ -176,14 +184,7 @@ function layoutOf(device: Device, s: ConvSizes, [ky, kx]: [Taps, Taps], frame: F
 }
 
 /** Parameters of the kernels of conv2d*.wgsl. */
-function kernelParams(
-  s: ConvSizes,
-  p: Layout,
-  frame: Frame,
-  grid: Grid,
-  read: readonly [number, number],
-  out: readonly [number, number],
-) {
+function kernelParams({ s, frame, grid, read, out }: Product, p: Layout) {
   return {
     batch: s.batch,
     groups: s.groups,
@@ -210,16 +211,13 @@ function kernelParams(
   };
 }
 
-/** Multiplies windows of the frame with the weights into the pixels `grid` of y. */
-function product(
-  frame: Frame,
-  weight: Tensor,
-  p: Layout,
-  { bias, rest, activation }: Finish,
-  y: Tensor,
-  params: ReturnType<typeof kernelParams>,
-): void {
+/** Runs one kernel: `product` into its pixels of y. */
+function dispatch(variant: Variant, product: Product, weight: Tensor, finish: Finish, y: Tensor): void {
   const { device } = y;
+  const { bias, rest, activation } = finish;
+  const { frame } = product;
+  const p = layoutOf(device, variant, product);
+  const params = kernelParams(product, p);
   const { lanes } = p;
   const packed = empty(device, [params.groups, p.panels, p.rows, p.width * 4]);
   run(device, "conv_pack", "weights", {
@@ -235,7 +233,12 @@ function product(
   const quads = lanes !== undefined && whole && (params.grid_h * params.grid_w) % 4 === 0;
   const unused = (): Tensor => empty(device, [4]);
   const added = rest ?? packed;
-  run(device, finishing(kernelOf(lanes), activation), "forward", {
+  const workgroups = lanes
+    ? Math.ceil(pixels / (TILE * lanes.tiles)) * panels
+    : variant === "tiled"
+      ? Math.ceil(pixels / TILED) * panels
+      : Math.ceil((Math.ceil(pixels / 4) * panels) / 64);
+  run(device, finishing(KERNELS[variant], activation), "forward", {
     lanes,
     bind: {
       x: frame.x,
@@ -247,12 +250,42 @@ function product(
       ...(!lanes ? { y } : quads ? { y: unused(), y4: y } : { y, y4: unused() }),
     },
     params: { ...params, has_bias: bias ? 1 : 0 },
-    constants: { REST: rest ? 1 : 0, ...(lanes && { QUADS: quads ? 1 : 0 }) },
-    groups: linearGroups(
-      lanes ? Math.ceil(pixels / (TILE * lanes.tiles)) * panels : Math.ceil((Math.ceil(pixels / 4) * panels) / 64),
-    ),
+    constants: {
+      REST: rest ? 1 : 0,
+      ...(lanes && { QUADS: quads ? 1 : 0 }),
+      ...(variant === "tiled" && { WIDTH: p.width }),
+    },
+    groups: linearGroups(workgroups),
     flops: 2 * pixels * params.groups * params.co * params.ci * p.params.taps_y! * p.params.taps_x!,
   });
+}
+
+/** Normal numbers in the places of a product's operands, for measurements. */
+function trial(product: Product, weight: Tensor, { bias }: Finish, y: Tensor): (variant: string) => Tensor {
+  const { device, shape } = y;
+  const { frame } = product;
+  const x = device.randn(frame.x.shape, { seed: 1 });
+  const w = device.randn(weight.shape, { seed: 2 });
+  const finish = bias ? { bias: device.randn(bias.shape, { seed: 3 }) } : {};
+  return (variant) => {
+    const out = fill(empty(device, shape), 0); // Of a phase's product, the other pixels.
+    dispatch(variant as Variant, { ...product, frame: { ...frame, x } }, w, finish, out);
+    return out;
+  };
+}
+
+/** Multiplies windows of the frame with the weights into the pixels `grid` of y. */
+function multiply(product: Product, weight: Tensor, finish: Finish, y: Tensor): void {
+  const { s, taps, grid, read } = product;
+  const { device } = y;
+  const [ci, co] = channelsOf(product);
+  const pixels = s.batch * area(grid.size);
+  const sizes = [pixels, ci, taps[0].count * taps[1].count, co, s.groups];
+  const flags = read[1] === 1 ? "windows" : "windows apart";
+  const variant = device.tuner.pick("conv2d", sizes, flags, variantsFor(device, pixels, co), () =>
+    trial(product, weight, finish, y),
+  );
+  dispatch(variant as Variant, product, weight, finish, y);
 }
 
 /** y (B, groups * co, output) = activation(windows of x (B, groups * ci, input) times weight (groups * co, ci, kernel) + bias + rest). */
@@ -267,8 +300,7 @@ export function correlate(x: Tensor, weight: Tensor, s: ConvSizes, finish: Finis
   const taps = allTaps(s);
   const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
   const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
-  const p = layoutOf(device, s, taps, frame, false);
-  product(frame, weight, p, finish, y, kernelParams(s, p, frame, grid, s.stride, s.output));
+  multiply({ s, taps, frame, grid, read: s.stride, out: s.output, transposed: false }, weight, finish, y);
   return y;
 }
 
@@ -292,33 +324,45 @@ export function spread(gy: Tensor, weight: Tensor, s: ConvSizes, bias?: Tensor):
       });
     }
   const frame = frameOf(gy, s.output, windows, [1, 1]);
-  for (const { taps, grid } of windows) {
-    const p = layoutOf(device, s, taps, frame, true);
-    product(frame, weight, p, { bias }, gx, kernelParams(s, p, frame, grid, [1, 1], s.input));
-  }
+  for (const { taps, grid } of windows)
+    multiply({ s, taps, frame, grid, read: [1, 1], out: s.input, transposed: true }, weight, { bias }, gx);
   return gx;
 }
 
 /** Gradient of the weights (groups * co, ci, kernel) from x and gy. The sum over pixels is cut into splits which a second pass adds up. */
 export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tensor {
   const { device } = x;
-  const gw = empty(device, weight.shape);
-  if (gw.size === 0) return gw;
+  const pixels = s.batch * area(s.output);
+  if (weight.size === 0) return empty(device, weight.shape);
   if (isDepthwise(s)) return depthwiseWeigh(x, gy, weight, s);
+  if (pixels === 0) return fill(empty(device, weight.shape), 0);
+  const sizes = [pixels, s.ci, area(s.kernel), s.co, s.groups];
+  const flags = s.stride[1] === 1 ? "weights" : "weights apart";
+  const variant = device.tuner.pick(
+    "conv2d",
+    sizes,
+    flags,
+    variantsFor(device, rowsFor(s.ci * area(s.kernel)), s.co),
+    () => {
+      const inputs = [device.randn(x.shape, { seed: 1 }), device.randn(gy.shape, { seed: 2 })] as const;
+      return (variant) => weighBy(variant as Variant, ...inputs, weight.shape, s);
+    },
+  );
+  return weighBy(variant as Variant, x, gy, weight.shape, s);
+}
+
+function weighBy(variant: Variant, x: Tensor, gy: Tensor, shape: Shape, s: ConvSizes): Tensor {
+  const { device } = x;
+  const gw = empty(device, shape);
   const taps = allTaps(s);
   const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
   const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
-  const p = layoutOf(device, s, taps, frame, false);
-  const { lanes, width } = p;
+  const product: Product = { s, taps, frame, grid, read: s.stride, out: s.output, transposed: false };
+  const p = layoutOf(device, variant, product);
+  const { lanes, width, rows } = p;
   const plane = area(s.output);
   const pixels = s.batch * plane;
-  if (pixels === 0) return fill(gw, 0);
-  // Splits of about 1024 pixels keep the gradient's panel in the cache and rounding small; more of them where few tiles are to be had, fewer
-  // where their parts would fill the memory.
-  const tiles = s.groups * p.panels * (p.rows / 8);
-  const most = Math.max(1, Math.min(Math.ceil(pixels / 64), Math.floor(MAX_PARTS / (tiles * 8 * width * 4))));
-  const wanted = Math.min(most, Math.max(Math.ceil(128 / tiles), Math.ceil(pixels / 1024)));
-  const split = Math.ceil(pixels / wanted / 8) * 8;
+  const split = splitOf(device, s, rows, pixels);
   const splits = Math.ceil(pixels / split);
   const filled = Math.ceil(pixels / 8) * 8;
   const turned = empty(device, [s.groups, p.panels, filled, width * 4]);
@@ -329,16 +373,19 @@ export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tens
     params: packParams,
     groups: linearGroups(Math.ceil(turned.size / (fours ? 16 : 4) / 64)),
   });
-  const parts = empty(device, [splits, s.groups, p.panels, p.rows, p.width * 4]);
-  run(device, kernelOf(lanes), "weight", {
+  const panels = s.groups * p.panels;
+  const parts = empty(device, [splits, s.groups, p.panels, rows, width * 4]);
+  const workgroups = lanes
+    ? splits * panels * Math.ceil(rows / (TILE_K * lanes.tiles))
+    : variant === "tiled"
+      ? splits * panels * Math.ceil(rows / TILED)
+      : Math.ceil((splits * panels * (rows / 4)) / 64);
+  run(device, KERNELS[variant], "weight", {
     lanes,
-    bind: { x: frame.x, packed: turned, table: p.table, parts },
-    params: { ...kernelParams(s, p, frame, grid, s.stride, s.output), split, splits, filled },
-    groups: linearGroups(
-      lanes
-        ? splits * s.groups * p.panels * Math.ceil(p.rows / (TILE_K * lanes.tiles))
-        : Math.ceil((splits * tiles * 2) / 64),
-    ),
+    bind: { x: frame.x, packed: turned, [variant === "tiled" ? "table4" : "table"]: p.table, parts },
+    params: { ...kernelParams(product, p), split, splits, filled },
+    ...(variant === "tiled" && { constants: { WIDTH: width } }),
+    groups: linearGroups(workgroups),
     flops: 2 * pixels * s.groups * s.co * s.ci * area(s.kernel),
   });
   run(device, "conv_pack", "sum_weights", {

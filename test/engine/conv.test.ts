@@ -3,6 +3,8 @@ import * as assert from "uvu/assert";
 import { convCases } from "../../engine/cases/conv.ts";
 import { checkCase, TOLERANCE } from "../../engine/gradcheck.ts";
 import { backward, F, scope } from "../../engine/index.ts";
+import type { Conv2dOptions } from "../../engine/ops/conv.ts";
+import { variantsFor } from "../../engine/ops/conv-variants.ts";
 import { free } from "../../engine/scope.ts";
 import { testDevice } from "../device.ts";
 
@@ -10,19 +12,96 @@ const test = suite("convolution and pooling");
 const gpu = await testDevice();
 const says = (message: string) => (error: Error) => error.message === message;
 
-test("without subgroups, the kernel for every adapter gives the same", async () => {
-  Object.defineProperty(gpu, "subgroupSize", { value: 0, configurable: true });
+/** `work` as on another kind of adapter. */
+async function posing<T>(as: { subgroupSize?: number; isSoftware?: boolean }, work: () => Promise<T>): Promise<T> {
+  for (const [name, value] of Object.entries(as)) Object.defineProperty(gpu, name, { value, configurable: true });
   try {
-    for (const op of ["conv2d", "convTranspose2d"])
-      for (const [i, c] of convCases[op]!.entries()) {
-        if (c.name?.startsWith("real")) continue;
-        for (const [what, error] of Object.entries(await checkCase(gpu, c, i)))
-          assert.ok(error <= TOLERANCE, `${op} ${c.name}: ${what} is off by ${error}`);
-      }
+    return await work();
   } finally {
-    Reflect.deleteProperty(gpu, "subgroupSize");
+    for (const name of Object.keys(as)) Reflect.deleteProperty(gpu, name);
+  }
+}
+
+test.after.each(() => {
+  gpu.tuner.prefer = undefined;
+});
+
+async function checkCases(): Promise<void> {
+  for (const op of ["conv2d", "convTranspose2d"])
+    for (const [i, c] of convCases[op]!.entries()) {
+      if (c.name?.startsWith("real")) continue;
+      for (const [what, error] of Object.entries(await checkCase(gpu, c, i)))
+        assert.ok(error <= TOLERANCE, `${op} ${c.name}: ${what} is off by ${error}`);
+    }
+}
+
+test("without subgroups, the kernel for every adapter gives the same", () => posing({ subgroupSize: 0 }, checkCases));
+
+test("the kernel for GPUs gives the same, whatever the sizes", async () => {
+  gpu.tuner.prefer = "tiled";
+  await checkCases();
+});
+
+test("GPUs take the kernel with workgroup memory where half of its tile is filled, software adapters never", () => {
+  const first = (subgroupSize: number, isSoftware: boolean, pixels: number, channels: number) =>
+    variantsFor({ subgroupSize, isSoftware }, pixels, channels)[0];
+  for (const lanes of [0, 16, 32, 64]) {
+    assert.is(first(lanes, false, 32, 16), "tiled");
+    assert.is(first(lanes, false, 31, 16), "plain");
+    assert.is(first(lanes, false, 1000, 15), "plain");
+    assert.is(first(lanes, true, 1000, 64), "plain");
+  }
+  for (const lanes of [4, 8])
+    for (const isSoftware of [true, false]) {
+      assert.is(first(lanes, isSoftware, 1000, 64), "subgroup");
+      assert.is(first(lanes, isSoftware, 1000, 7), "plain");
+    }
+});
+
+/** Around the edges of the tiles: channels near 16, 32, 64 and 96, k near 64, pixels of several splits. [x, w, options] */
+const SIZES: [number[], number[], Conv2dOptions][] = [
+  [[1, 1, 1, 1], [1, 1, 1, 1], {}],
+  [[2, 7, 9, 8], [17, 7, 3, 3], { padding: 1, stride: 2 }],
+  [[1, 30, 13, 11], [66, 15, 2, 3], { groups: 2 }],
+  [[2, 8, 34, 33], [32, 8, 3, 3], { padding: 1, dilation: 2 }],
+  [[3, 65, 5, 5], [66, 65, 1, 1], {}],
+  [[1, 13, 20, 7], [130, 13, 5, 1], { stride: [3, 1] }],
+  [[1, 16, 40, 40], [64, 16, 3, 3], {}],
+];
+
+/** y and the gradients of x and w. */
+const results = ([shape, kernel, options]: (typeof SIZES)[number]) =>
+  scope(async () => {
+    const x = gpu.randn(shape, { seed: 3, requiresGrad: true });
+    const w = gpu.randn(kernel, { seed: 4, requiresGrad: true });
+    const y = F.conv2d(x, w, { ...options, bias: gpu.randn([kernel[0]!], { seed: 6 }) });
+    backward(y, gpu.randn(y.shape, { seed: 5 }));
+    return [await y.toArray(), await x.grad!.toArray(), await w.grad!.toArray()];
+  });
+
+test("all kernels give the same bits, and in every run, gradients included", async () => {
+  for (const sizes of SIZES) {
+    gpu.tuner.prefer = undefined;
+    const want = await results(sizes);
+    for (const variant of ["plain", "subgroup", "tiled", "tiled"]) {
+      gpu.tuner.prefer = variant;
+      for (const [n, got] of (await results(sizes)).entries()) {
+        const differs = got.findIndex((v, i) => !Object.is(v, want[n]![i]));
+        assert.is(differs, -1, `${variant} of (${sizes[0]}) * (${sizes[1]}): ${["y", "gx", "gw"][n]}`);
+      }
+    }
   }
 });
+
+test("as a GPU would cut the sum for the weights' gradient, all kernels give the same bits, too", () =>
+  posing({ subgroupSize: 0, isSoftware: false }, async () => {
+    for (const sizes of SIZES) {
+      gpu.tuner.prefer = undefined;
+      const want = await results(sizes);
+      gpu.tuner.prefer = "plain";
+      assert.equal(await results(sizes), want, `(${sizes[0]}) * (${sizes[1]})`);
+    }
+  }));
 
 test("padding takes one number, (y, x) or [left, right, top, bottom]", async () => {
   await scope(async () => {
