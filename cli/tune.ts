@@ -39,7 +39,7 @@ export async function run({ terminal, open }: Call): Promise<void> {
   );
 }
 
-/** Products of models of all sizes with their gradients, and a whole training step. */
+/** Products and convolutions of models of all sizes with their gradients, and a whole training step. */
 async function usualWork(gpu: Device): Promise<void> {
   const [large, long] = gpu.isSoftware ? [512, 1024] : [2048, 8192];
   for (const [batch, m, k, n] of [
@@ -55,6 +55,18 @@ async function usualWork(gpu: Device): Promise<void> {
       backward(F.sum(F.matmul(a, b)));
       const w = gpu.randn([n, k], { seed: 3, requiresGrad: true });
       backward(F.sum(F.linear(a, w)));
+    });
+  const [images, side] = gpu.isSoftware ? [1, 32] : [8, 128];
+  for (const [ci, co, size, kernel, stride] of [
+    [3, 64, 2 * side, 7, 2],
+    [64, 64, side, 3, 1],
+    [256, 64, side, 1, 1],
+    [256, 256, side / 4, 3, 1],
+  ] as const)
+    scope(() => {
+      const x = gpu.randn([images, ci, size, size], { seed: 1, requiresGrad: true });
+      const w = gpu.randn([co, ci, kernel, kernel], { seed: 2, requiresGrad: true });
+      backward(F.sum(F.conv2d(x, w, { stride, padding: (kernel - 1) / 2 })));
     });
   await scope(async () => {
     const step = await wishStep(gpu);
