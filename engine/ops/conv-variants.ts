@@ -22,7 +22,7 @@ const FOUR: Lanes = { lanes: 4, tiles: 1 };
 const TWICE_FOUR: Lanes = { lanes: 4, tiles: 2 };
 const EIGHT: Lanes = { lanes: 8, tiles: 1 };
 
-/** Half of a tile of conv2d_tiled.wgsl, and of its least panel's fours: below, plain has less to load. */
+/** Half of a tile's pixels (or k) and the least panel's channels in conv2d_tiled.wgsl: below, most of a workgroup would work for nothing. */
 const LEAST = { gathered: 32, channels: 16 };
 /** Pixels (of forward) and k (of weight) that a workgroup of conv2d_tiled.wgsl owns. */
 export const TILED = 64;
@@ -41,7 +41,7 @@ export function lanesFor({ subgroupSize }: Adapter, co: number): Lanes | undefin
 
 /**
  * The variants for `co` channels of `gathered` pixels (k where the sum runs over pixels), the rule's first: subgroups of few lanes where there
- * are such, else workgroup memory on GPUs where half of a tile is filled.
+ * are such, else workgroup memory on GPUs where `LEAST` is reached.
  */
 export function variantsFor(device: Adapter, gathered: number, co: number): readonly Variant[] {
   if (lanesFor(device, co)) return WITH_LANES;

@@ -4,7 +4,7 @@ import { cases } from "../../engine/cases/index.ts";
 import { gradcheck, TOLERANCE } from "../../engine/gradcheck.ts";
 import { gemm } from "../../engine/ops/matmul.ts";
 import { Tuner } from "../../engine/tuner.ts";
-import { F, type HostArray, type Measured, scope, setPlatform, type Tensor, tune } from "../../index.ts";
+import { backward, F, type HostArray, type Measured, scope, setPlatform, type Tensor, tune } from "../../index.ts";
 import { nodePlatform } from "../../platform/node.ts";
 import { testDevice } from "../device.ts";
 
@@ -154,6 +154,30 @@ test("tune measures every class that the work asks for once, and its work stays 
   assert.ok([rule, chosen].every((variant) => typeof ms[variant] === "number"));
   assert.ok(Object.values(ms).every((time) => time !== null && time > 0));
   assert.equal(await work().toArray(), want);
+});
+
+test("tune measures convolutions and their gradients, a strided one's phase by phase, and no kernel gives other bits", async () => {
+  const measured = await tune(gpu, () => {
+    const x = gpu.randn([2, 16, 9, 8], { seed: 1, requiresGrad: true });
+    const w = gpu.randn([16, 8, 3, 3], { seed: 2, requiresGrad: true });
+    backward(F.sum(F.conv2d(x, w, { groups: 2, stride: 2, bias: gpu.ones([16]) })));
+  });
+  const convolutions = measured.filter(({ key }) => key.startsWith("conv2d "));
+  assert.equal(
+    convolutions.map(({ key }) => key.replace(/:.*/, "")),
+    [
+      "conv2d 32x8x16x8x2 windows apart",
+      "conv2d 64x8x4x8x2 windows",
+      "conv2d 64x8x2x8x2 windows",
+      "conv2d 32x8x2x8x2 windows",
+      "conv2d 32x8x1x8x2 windows",
+      "conv2d 32x8x16x8x2 weights apart",
+    ],
+  );
+  for (const { ms } of convolutions) {
+    assert.ok("plain" in ms && "tiled" in ms);
+    assert.ok(Object.values(ms).every((time) => time !== null));
+  }
 });
 
 test("a variant with other bits is never chosen, nor one that fails", async () => {
