@@ -4,7 +4,7 @@
 // The pixels are a grid: pixel (r, q) reads from (r * step_y, q * step_x) of x on and is written to (r * out_step_y + out_y, q * out_step_x +
 // out_x) of y: the gradient of a strided convolution is one such grid a phase.
 //   weight:  parts[split, g, k, c] = sum over a split's pixels of x[window at k] * packed[g, pixel, c]
-// For every adapter; conv2d_subgroup is faster where subgroups have 4 or 8 lanes. Here a panel is one vector wide.
+// For every adapter; conv2d_subgroup is faster where subgroups have 4 or 8 lanes, conv2d_tiled on GPUs. Here a panel is one vector wide.
 struct Params {
   batch: u32,
   groups: u32,
