@@ -1,7 +1,7 @@
 /** `wgpu-wish doctor`: which adapter there is, whether it computes right, how fast it is, and what would make it better. */
 import { existsSync } from "node:fs";
 import { availableParallelism, freemem, release, totalmem } from "node:os";
-import { type Device, F, Random, scope } from "../index.ts";
+import { type Device, F, Random, scope, settle } from "../index.ts";
 import type { Call } from "./command.ts";
 import { bytes, short } from "./terminal.ts";
 
@@ -111,7 +111,7 @@ async function matmulSpeed(gpu: Device): Promise<number> {
 async function bandwidth(gpu: Device): Promise<number> {
   const length = gpu.isSoftware ? 2 ** 22 : 2 ** 25;
   const x = gpu.zeros([length]);
-  const seconds = await fastest(gpu, gpu.isSoftware ? 1 : 20, () => F.add(x, 1));
+  const seconds = await fastest(gpu, gpu.isSoftware ? 1 : 20, () => settle(F.add(x, 1)));
   return (2 * 4 * length) / seconds / 1e9;
 }
 

@@ -190,8 +190,9 @@ export class Device extends Queue {
 
   protected scan(label: string, written: readonly Bound[]): void {
     if (!this.#found) {
-      this.#found = own(empty(this, [1], "u32"), undefined);
-      this.upload(this.#found, new Uint32Array([0xffffffff]));
+      const found = own(empty(this, [1], "u32"), undefined);
+      this.unrecorded(() => this.upload(found, new Uint32Array([0xffffffff])));
+      this.#found = found;
     }
     const dispatch = this.#names.push(label) - 1;
     for (const x of written)

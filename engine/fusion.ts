@@ -62,6 +62,8 @@ export function withoutFusion<T>(fn: () => T): T {
 abstract class Waiting implements Pending {
   readonly device: Device;
   readonly shape: Shape;
+  /** What was recording when it was made. */
+  readonly #recorder: Device["recorder"];
   /** Tensors and others that may still ask for it. */
   #holders = 1;
   #storage: Storage | undefined;
@@ -69,6 +71,13 @@ abstract class Waiting implements Pending {
   constructor(device: Device, shape: Shape) {
     this.device = device;
     this.shape = shape;
+    this.#recorder = device.recorder;
+  }
+
+  /** Made before the step that is being recorded: its numbers are the step's input, not worked out again at every replay. */
+  get isOlder(): boolean {
+    const { recorder } = this.device;
+    return recorder !== undefined && recorder !== this.#recorder;
   }
 
   abstract get inputs(): Iterable<Input>;
@@ -95,7 +104,8 @@ abstract class Waiting implements Pending {
   }
 
   settle(): Storage {
-    return this.#storage ?? this.keep(this.compute());
+    if (this.#storage) return this.#storage;
+    return this.keep(this.isOlder ? this.device.unrecorded(() => this.compute()) : this.compute());
   }
 
   /** Takes over its numbers. */
@@ -268,7 +278,13 @@ export function pointwise(row: PointwiseRow, operands: Partial<Record<Slot, Oper
   const slots = SLOTS.filter((slot) => operands[slot] !== undefined);
   const tensors = slots.map((slot) => operands[slot]).filter((x) => x instanceof Tensor);
   const { device } = tensors[0]!;
-  if (sizeOf(shape) === 0) return empty(device, shape, row.dtype);
+  const size = sizeOf(shape);
+  if (size === 0) return empty(device, shape, row.dtype);
+  const limit = device.gpu.limits.maxStorageBufferBindingSize;
+  if (size * BYTES[row.dtype] > limit)
+    throw new Error(
+      `${row.name}: a result of shape (${shape.join(", ")}) takes ${size * BYTES[row.dtype]} bytes, more than the ${limit} that this adapter can bind; use a smaller batch or image, or split the operands`,
+    );
   for (const x of tensors)
     if (x.freed)
       throw new Error(
@@ -289,7 +305,8 @@ export function pointwise(row: PointwiseRow, operands: Partial<Record<Slot, Oper
  */
 export function reduction(x: Tensor, fold: Fold): Tensor {
   const { pending } = x;
-  const stored = pending instanceof Expression && pending.taken && DEAR.test(pending.row.expression);
+  const stored =
+    pending instanceof Expression && (pending.isOlder || (pending.taken && DEAR.test(pending.row.expression)));
   const shape = [fold.outer, fold.pieces, fold.inner];
   const made = new Reduction(
     x.device,
@@ -305,6 +322,7 @@ export function reduction(x: Tensor, fold: Fold): Tensor {
 /** What may be taken into a kernel over `shape`. */
 function openTo(x: Tensor, shape: Shape): Expression | Reduction | undefined {
   const { pending } = x;
+  if (pending instanceof Waiting && pending.isOlder) return undefined;
   const whole = x.size === sizeOf(shape);
   if (pending instanceof Reduction) return whole ? pending : undefined;
   if (!(pending instanceof Expression)) return undefined;

@@ -206,6 +206,7 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
     if (x.freed) throw new Error(`${label}: ${n} was freed when its scope ended; return it from the scope to keep it`);
     // Asking for its buffer may run the kernels that have still to fill it.
     const { storage } = x;
+    if (storage.gpu !== device.gpu) throw new Error(`${label}: ${n} lives on another device than the other operands`);
     if (storage.readers?.size && shader.bindings.get(n)!.writes) settleReaders(storage);
     key += `,${storage.id}`;
   }

@@ -43,12 +43,14 @@ abstract class Optimizer {
   readonly #means = new Map<Tensor | Pack, Record<string, Tensor>>();
 
   constructor(name: string, kept: readonly string[], groups: Iterable<ParamGroup>, weightDecay: number) {
+    if (isTensor(groups) || typeof groups?.[Symbol.iterator] !== "function")
+      throw new Error(`${name}: groups come as an array, [{ params: [x, y], lr: 1e-3 }]; got ${describe(groups)}`);
     this.#name = name;
     this.#kept = kept;
     this.groups = [...groups].map((g, i) => ({
       params: parametersOf(name, g),
-      lr: g.lr ?? 1e-3,
-      weightDecay: g.weightDecay ?? weightDecay,
+      lr: checkNumber(name, "lr", g.lr ?? 1e-3),
+      weightDecay: checkNumber(name, "weightDecay", g.weightDecay ?? weightDecay),
       name: g.name ?? String(i),
     }));
     const all = this.groups.flatMap((g) => g.params);
@@ -72,6 +74,11 @@ abstract class Optimizer {
     const any = this.groups.flatMap((g) => g.params)[0];
     if (any) any.device.host(count);
     else count();
+    for (const x of this.groups.flatMap((g) => g.params))
+      if (x.grad && !sameShape(x.grad.shape, x.shape))
+        throw new Error(
+          `${this.#name}: the gradient of a parameter of shape ${show(x.shape)} must have its shape; got ${show(x.grad.shape)}`,
+        );
     const { shader } = this.kernel();
     const groupOf = new Map(this.groups.flatMap((group) => group.params.map((x) => [x, group] as const)));
     for (const x of this.#large) {
@@ -182,6 +189,14 @@ function parametersOf(op: string, group: ParamGroup): Tensor[] {
   return params;
 }
 
+/** A finite number from 0 up, below `below` where that is given. */
+function checkNumber(op: string, what: string, value: number, below = Number.POSITIVE_INFINITY): number {
+  if (typeof value === "number" && value >= 0 && value < below) return value;
+  const wanted =
+    below === Number.POSITIVE_INFINITY ? "a finite number from 0 up" : `a number from 0 up and below ${below}`;
+  throw new Error(`${op}: ${what} must be ${wanted}; got ${describe(value)}`);
+}
+
 export interface AdamWOptions {
   betas?: readonly [number, number];
   eps?: number;
@@ -195,8 +210,9 @@ export class AdamW extends Optimizer {
   constructor(groups: Iterable<ParamGroup>, options: AdamWOptions = {}) {
     checkOptions("AdamW", options, { betas: "any", eps: "number" });
     super("AdamW", ["m", "v"], groups, 0.01);
-    this.#betas = options.betas ?? [0.9, 0.999];
-    this.#eps = options.eps ?? 1e-8;
+    const [beta1, beta2] = options.betas ?? [0.9, 0.999];
+    this.#betas = [checkNumber("AdamW", "betas[0]", beta1, 1), checkNumber("AdamW", "betas[1]", beta2, 1)];
+    this.#eps = checkNumber("AdamW", "eps", options.eps ?? 1e-8);
   }
 
   protected kernel(): { shader: string; uniforms: Uniforms } {
@@ -228,6 +244,7 @@ export class SGD extends Optimizer {
   constructor(groups: Iterable<ParamGroup>, options: SGDOptions = {}) {
     checkOptions("SGD", options, { momentum: "number" });
     const { momentum = 0 } = options;
+    checkNumber("SGD", "momentum", momentum);
     super("SGD", momentum > 0 ? ["m"] : [], groups, 0);
     this.#momentum = momentum;
   }
@@ -243,6 +260,8 @@ export class SGD extends Optimizer {
 
 /** Scales the gradients so that their common L2 norm is at most `maxNorm` (torch.nn.utils.clip_grad_norm_); returns the norm before, (1). */
 export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor {
+  if (typeof maxNorm !== "number" || !(maxNorm > 0))
+    throw new Error(`clipGradNorm: maxNorm must be a number above 0; got ${describe(maxNorm)}`);
   const gradients = [...params].flatMap((x) => (x.grad ? [x.grad] : []));
   const first = gradients[0];
   if (!first) throw new Error("clipGradNorm: no parameter has a gradient; call backward() first");

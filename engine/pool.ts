@@ -5,6 +5,8 @@
 export interface Storage {
   readonly id: number;
   readonly buffer: GPUBuffer;
+  /** Where it lives. */
+  readonly gpu: GPUDevice;
   readonly bytes: number;
   /** Tensors that share the buffer. */
   owners: number;
@@ -79,7 +81,7 @@ export class Pool {
         size,
         usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,
       });
-      storage = { id: this.#nextId++, buffer, bytes: size, owners: 0, lastBatch: -1, freed: 0 };
+      storage = { id: this.#nextId++, buffer, gpu: this.#device, bytes: size, owners: 0, lastBatch: -1, freed: 0 };
     }
     storage.owners = 1;
     this.#take(storage);

@@ -2,6 +2,7 @@
  * The commands that a device is given: they gather in one encoder and are submitted in batches; only reading back waits for them. What the
  * GPU refuses is kept and thrown at the next read.
  */
+import { describe as describeValue } from "./check.ts";
 import { debugLevel, describe, log } from "./debug.ts";
 import type { Bound, Dispatch } from "./kernel.ts";
 import { platform } from "./platform.ts";
@@ -9,7 +10,7 @@ import { Pool, settleReaders } from "./pool.ts";
 import { Profiler } from "./profiler.ts";
 import type { Recorder } from "./recording.ts";
 import { show } from "./shape.ts";
-import { BYTES, type Tensor } from "./tensor.ts";
+import { BYTES, type DType, type Tensor } from "./tensor.ts";
 
 /** Dispatches that may gather before they are submitted: enough to hide the cost of a submit, few enough that the GPU starts early. */
 const BATCH = 96;
@@ -35,6 +36,11 @@ export abstract class Queue {
   /** DEBUG, see debug.ts. */
   readonly debug = debugLevel();
   protected failure: Error | undefined;
+  #isLost = false;
+  /** The batches that a refused command may have taken with it: what they wrote is not to be read. */
+  #doubtful: { from: number; to: number; error: Error } | undefined;
+  /** Batches below this one were done without a refusal. */
+  #sound = 0;
   protected closed = false;
   #uniformBytes = new ArrayBuffer(UNIFORM_SLOT * UNIFORM_SLOTS);
   #uniformView = new DataView(this.#uniformBytes);
@@ -59,6 +65,7 @@ export abstract class Queue {
     });
     void gpu.lost.then((info) => {
       if (this.closed) return;
+      this.#isLost = true;
       this.failure = new Error(
         `engine: the GPU device was lost (${info.reason}: ${info.message}); open a new Device and resume from the last checkpoint`,
       );
@@ -121,12 +128,14 @@ export abstract class Queue {
    * for again at every replay of a recorded step.
    */
   upload(y: Tensor, bytes: ArrayBufferView | (() => ArrayBufferView)): void {
+    checkAlive("upload", y);
+    const first = typeof bytes === "function" ? bytes() : bytes;
+    checkBytes(y, first);
     const { storage } = y;
     settleReaders(storage);
     if (storage.lastBatch === this.batch) this.flush();
     const write = (view: ArrayBufferView): void =>
       this.gpu.queue.writeBuffer(storage.buffer, 0, view.buffer as ArrayBuffer, view.byteOffset, view.byteLength);
-    const first = typeof bytes === "function" ? bytes() : bytes;
     write(first);
     if (!this.recorder) return;
     const kept = new Uint8Array(first.buffer, first.byteOffset, first.byteLength).slice();
@@ -164,13 +173,11 @@ export abstract class Queue {
   /** Copies `n` elements of four bytes from one tensor's buffer to another's. */
   copy(from: Tensor, fromAt: number, to: Tensor, toAt: number, n: number): void {
     if (n === 0) return;
-    for (const x of [from, to])
-      if (x.freed)
-        throw new Error(
-          `copy: the tensor of shape ${show(x.shape)} was freed when its scope ended; return it from the scope to keep it`,
-        );
+    for (const x of [from, to]) checkAlive("copy", x);
     // Both before the pass is ended: asking for a buffer may run kernels.
     const [source, target] = [from.storage, to.storage];
+    if (source.gpu !== this.gpu || target.gpu !== this.gpu)
+      throw new Error("copy: a tensor lives on another device than the one that copies");
     settleReaders(target);
     const give = (): void =>
       this.#outsidePass().copyBufferToBuffer(source.buffer, fromAt * 4, target.buffer, toAt * 4, n * 4);
@@ -182,6 +189,7 @@ export abstract class Queue {
 
   /** Sets a tensor's whole buffer to zero. */
   clear(x: Tensor): void {
+    checkAlive("clear", x);
     const { storage } = x;
     settleReaders(storage);
     const give = (): void => this.#outsidePass().clearBuffer(storage.buffer);
@@ -198,6 +206,8 @@ export abstract class Queue {
     const bytes = Math.ceil((x.size * BYTES[x.dtype]) / 4) * 4;
     if (bytes === 0) return new ArrayBuffer(0);
     const { storage } = x;
+    const doubtful = this.#doubtful;
+    if (doubtful && storage.lastBatch >= doubtful.from && storage.lastBatch < doubtful.to) throw doubtful.error;
     const staging = this.gpu.createBuffer({
       label: "read",
       size: bytes,
@@ -243,9 +253,42 @@ export abstract class Queue {
   /** Throws what the GPU reported since the last check. */
   check(): void {
     if (this.closed) throw new Error("engine: the device is closed");
-    const failure = this.failure;
-    if (!failure) return;
-    if (!failure.message.includes("lost")) this.failure = undefined;
+    const { failure } = this;
+    if (!failure) {
+      this.#sound = this.batch;
+      return;
+    }
+    if (!this.#isLost) {
+      this.#doubtful = { from: this.#doubtful?.from ?? this.#sound, to: this.batch, error: failure };
+      this.failure = undefined;
+    }
     throw failure;
   }
+}
+
+function checkAlive(op: string, x: Tensor): void {
+  if (x.freed)
+    throw new Error(
+      `${op}: the tensor of shape ${show(x.shape)} was freed when its scope ended; return it from the scope to keep it`,
+    );
+}
+
+/** Host arrays whose bits a tensor of the type takes as they are. */
+const ARRAYS: Record<DType, readonly string[]> = {
+  f32: ["Float32Array"],
+  f16: ["Uint16Array", "Float16Array"],
+  i32: ["Int32Array"],
+  u32: ["Uint32Array"],
+  bool: ["Uint32Array"],
+};
+
+function checkBytes(y: Tensor, bytes: ArrayBufferView): void {
+  const kind = Object.prototype.toString.call(bytes).slice(8, -1);
+  const wanted = Math.ceil((y.size * BYTES[y.dtype]) / 4) * 4;
+  if (!ARRAYS[y.dtype].includes(kind) || bytes.byteLength !== wanted)
+    throw new Error(
+      `upload: a ${y.dtype} tensor of shape ${show(y.shape)} takes a ${ARRAYS[y.dtype][0]} of ${wanted} bytes; got ${
+        ArrayBuffer.isView(bytes) ? `${kind} of ${bytes.byteLength}` : describeValue(bytes)
+      }`,
+    );
 }

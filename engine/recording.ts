@@ -8,6 +8,7 @@ import type { Device } from "./device.ts";
 import type { Dispatch } from "./kernel.ts";
 import { type Storage, settleReaders } from "./pool.ts";
 import { isTensor, scope } from "./scope.ts";
+import { latestId } from "./tensor.ts";
 
 /** What kernel.ts tells of a dispatch. */
 export interface RecordedDispatch {
@@ -30,6 +31,8 @@ export class Recorder {
   /** The uniforms' first values. */
   readonly writes: ((view: DataView) => void)[] = [];
   slots = 0;
+  /** Tensors of lower ids, and this one, were there before. */
+  readonly since = latestId();
 
   constructor(device: Device) {
     this.#device = device;
@@ -66,6 +69,21 @@ export class Recorder {
   }
 }
 
+/** Recordings that nobody can replay any more give their memory back as well. */
+const dropped = new FinalizationRegistry<Held>(giveBack);
+
+interface Held {
+  device: Device;
+  storages: readonly Storage[];
+  uniforms: GPUBuffer;
+}
+
+function giveBack({ device, storages, uniforms }: Held): void {
+  device.flush();
+  for (const storage of storages) device.pool.release(storage);
+  uniforms.destroy();
+}
+
 /** A recorded step; made by `Device.record`. */
 export class Recording<T> {
   /** What the step returned. Its tensors hold the latest replay's values. */
@@ -95,12 +113,14 @@ export class Recording<T> {
     for (const write of recorder.writes) write(view);
     device.gpu.queue.writeBuffer(this.#uniforms, 0, this.#bytes);
     this.#commands = recorder.commands.map((command) => command(this.#uniforms));
+    dropped.register(this, { device, storages: this.#storages, uniforms: this.#uniforms }, this);
   }
 
   /** Runs the step again, on what its inputs hold now. */
   replay(): T {
     if (this.#freed) throw new Error("replay: the recording was freed; record the step again");
     const device = this.#device;
+    if (device.recorder) throw new Error("replay: a step is being recorded; call the steps in turn, outside of record");
     for (const storage of this.#storages) settleReaders(storage);
     if (this.#prepare.length > 0) {
       // Commands that were given before still need the uniforms as they are.
@@ -118,9 +138,8 @@ export class Recording<T> {
   free(): void {
     if (this.#freed) return;
     this.#freed = true;
-    this.#device.flush();
-    for (const storage of this.#storages) this.#device.pool.release(storage);
-    this.#uniforms.destroy();
+    dropped.unregister(this);
+    giveBack({ device: this.#device, storages: this.#storages, uniforms: this.#uniforms });
   }
 }
 
@@ -140,9 +159,12 @@ export function recordStep<T>(
   const recorder = new Recorder(device);
   begin(recorder);
   try {
-    const result = scope(step);
-    if (result instanceof Promise)
+    const result = scope(() => {
+      const made = step();
+      if (!(made instanceof Promise)) return made;
+      made.catch(() => {}); // What it comes to is of no interest any more.
       throw new Error("record: the step must not be async; return tensors and read them after each replay");
+    });
     settleAll(result);
     return new Recording(device, recorder, result);
   } finally {

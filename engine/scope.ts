@@ -65,6 +65,10 @@ export function scope<T>(fn: () => T): T {
 
 /** Makes a tensor outlive the scope it was made in: it then belongs to the scope of `owner`, or to the garbage collector. */
 export function keep(x: Tensor, owner?: Tensor): Tensor {
+  if (x.freed)
+    throw new Error(
+      `keep: the tensor of shape (${x.shape.join(", ")}) was freed when its scope ended; keep it inside that scope`,
+    );
   return own(x, owner?.scope);
 }
 

@@ -2,9 +2,10 @@
  * Reverse-mode differentiation. Every recorded operation hangs a node on its output; `backward` walks the nodes from the newest to the
  * oldest and adds up what arrives at each tensor.
  */
-import { checkTensors } from "./check.ts";
+import { checkTensors, describe } from "./check.ts";
 import { pointwise } from "./fusion.ts";
-import { free, keep, scope } from "./scope.ts";
+import type { RandomState } from "./random.ts";
+import { free, isTensor, keep, scope } from "./scope.ts";
 import { sameShape, show } from "./shape.ts";
 import { alias, empty, fill, type Tensor } from "./tensor.ts";
 
@@ -143,6 +144,10 @@ function walk(loss: Tensor, first: Tensor): void {
   }
   for (const [x, g] of arrived) {
     if (x.node) continue;
+    if (x.grad && x.device.recorder && x.grad.id <= x.device.recorder.since)
+      throw new Error(
+        "record: a replay would not add to the gradients that were there; call zeroGrad in the step, before backward",
+      );
     x.grad = keep(x.grad ? accumulate(x.grad, g) : g, x);
     void x.grad.storage; // Worked out now: it would hold the memory of the whole pass.
   }
@@ -150,14 +155,22 @@ function walk(loss: Tensor, first: Tensor): void {
 
 /**
  * Activation checkpointing (torch.utils.checkpoint): runs `fn` without keeping its intermediate values and runs it once more in the
- * backward pass. `fn` must be a pure function of the inputs and of parameters.
+ * backward pass, with the device's random numbers of the first time. `fn` must be a pure function of the inputs and of parameters. The
+ * result always requires a gradient: which parameters `fn` uses is not known before.
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
+  if (typeof fn !== "function") throw new Error(`checkpoint: the function comes first; got ${describe(fn)}`);
   checkTensors("checkpoint", Object.fromEntries(inputs.map((x, i) => [`input ${i}`, x])));
+  const device = inputs[0]?.device;
+  let state: RandomState | undefined;
+  device?.host(() => {
+    state = device.random.state;
+  });
   const made = scope(() => noGrad(() => fn(...inputs)));
+  if (!isTensor(made)) throw new Error(`checkpoint: the function must return one tensor; got ${describe(made)}`);
   if (!recording) return made;
-  // An input handed through keeps its own place on the tape.
-  const y = inputs.includes(made) ? alias(made) : made;
+  // What is handed through, an input or a parameter, keeps its own place on the tape.
+  const y = alias(made);
   y.requiresGrad = true;
   y.node = {
     op: "checkpoint",
@@ -169,7 +182,13 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
         leaf.requiresGrad = x.requiresGrad;
         return leaf;
       });
+      let now: RandomState | undefined;
+      device?.host(() => {
+        now = device.random.state;
+        device.random.restore(state!);
+      });
       const again = withGrad(() => fn(...leaves));
+      device?.host(() => device.random.restore(now!));
       // Parameters that fn uses collect their gradients here; those of the inputs travel on.
       if (again.requiresGrad) backward(again, gy);
       return leaves.map((leaf) => leaf.grad ?? null);

@@ -44,6 +44,9 @@ export interface Memory {
 
 let nextId = 1;
 
+/** The id of the tensor that was made last. */
+export const latestId = (): number => nextId - 1;
+
 export class Tensor {
   readonly id = nextId++;
   readonly device: Device;

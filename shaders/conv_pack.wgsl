@@ -38,7 +38,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> packed: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> table: array<i32>;
 @group(0) @binding(4) var<storage, read> gy: array<f32>;
-@group(0) @binding(5) var<storage, read> parts: array<f32>;
+@group(0) @binding(5) var<storage, read> parts: array<vec4f>;
 @group(0) @binding(6) var<storage, read_write> gw: array<f32>;
 @group(0) @binding(7) var<storage, read> gy4: array<vec4f>;
 
@@ -143,23 +143,28 @@ fn pixels_fours(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroup
   packed[to + 3u * params.lanes] = turned[3];
 }
 
+// An invocation owns four neighbouring output channels of one k.
 @compute @workgroup_size(64)
 fn sum_weights(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
   let taps = params.taps_y * params.taps_x;
-  if (i >= params.groups * params.ci * taps * params.co) {
+  let fours = (params.co + 3u) / 4u;
+  if (i >= params.groups * params.ci * taps * fours) {
     return;
   }
-  let c = i % params.co;
-  let k = (i / params.co) % (params.ci * taps);
-  let g = i / (params.co * params.ci * taps);
-  let width = params.lanes * 4u;
-  var at = ((g * params.panels + c / width) * params.rows + k) * width + c % width;
-  var sum = 0.0;
+  let c4 = i % fours;
+  let k = (i / fours) % (params.ci * taps);
+  let g = i / (fours * params.ci * taps);
+  let step = params.groups * params.panels * params.rows * params.lanes;
+  var at = ((g * params.panels + c4 / params.lanes) * params.rows + k) * params.lanes + c4 % params.lanes;
+  var sum = vec4f();
   for (var s = 0u; s < params.splits; s++) {
     sum += parts[at];
-    at += params.groups * params.panels * params.rows * width;
+    at += step;
   }
   let ci = k / taps;
-  gw[g * params.w_group + c * params.w_out + ci * params.w_in + (k - ci * taps)] = sum;
+  let to = g * params.w_group + c4 * 4u * params.w_out + ci * params.w_in + (k - ci * taps);
+  for (var j = 0u; j < min(4u, params.co - c4 * 4u); j++) {
+    gw[to + j * params.w_out] = sum[j];
+  }
 }

@@ -70,8 +70,8 @@ export const configSchema = z.strictObject({
       "weak labels JSON (mode wish) or COCO instances JSON (mode supervised)",
     ),
     supercategories: option(z.boolean().default(false), "ours", "take COCO's supercategories as the classes"),
-    width: option(whole.default(1024), "reference", "width of the network's input while training"),
-    height: option(whole.default(1024), "reference", "height of the network's input while training"),
+    width: option(whole.max(16384).default(1024), "reference", "width of the network's input while training"),
+    height: option(whole.max(16384).default(1024), "reference", "height of the network's input while training"),
     flip: option(z.boolean().default(true), "reference", "mirror half of the images"),
     scale: option(
       span.default([0.1, 2]),

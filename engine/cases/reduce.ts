@@ -194,6 +194,7 @@ export const matmulCases: Cases = {
   ],
   linear: [
     linear([3], 5, 7),
+    linear([2], 0, 3),
     linear([2, 9], 16, 8),
     linear([130], 33, 64),
     linear([3], 16388, 5),

@@ -24,9 +24,9 @@ function checkImages(op: string, x: Tensor, weight: Tensor): void {
   if (weight.shape.length !== 4) throw new Error(`${op}: weight must have four dimensions; got ${show(weight.shape)}`);
 }
 
-function checkBias(op: string, bias: Tensor | undefined, channels: number): void {
+function checkBias(op: string, x: Tensor, bias: Tensor | undefined, channels: number): void {
   if (!bias) return;
-  checkFloats(op, { bias });
+  checkFloats(op, { x, bias });
   if (!sameShape(bias.shape, [channels])) throw new Error(`${op}: bias must be (${channels}); got ${show(bias.shape)}`);
 }
 
@@ -55,7 +55,7 @@ export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): 
     throw new Error(
       `conv2d: x is ${show(x.shape)} in ${groups} groups, so weight must be (a multiple of ${groups}, ${channels / groups}, kh, kw); got ${show(weight.shape)}`,
     );
-  checkBias("conv2d", bias, out);
+  checkBias("conv2d", x, bias, out);
   let [left, right, top, bottom] = [0, 0, 0, 0];
   if (Array.isArray(padding) && padding.length === 4) {
     [left, right] = pair("conv2d", "padding", [padding[0], padding[1]], 0);
@@ -113,7 +113,7 @@ export function convTranspose2d(x: Tensor, weight: Tensor, options: ConvTranspos
     throw new Error(
       `convTranspose2d: x is ${show(x.shape)}, so weight must be (${channels}, out, kh, kw); got ${show(weight.shape)}`,
     );
-  checkBias("convTranspose2d", bias, out);
+  checkBias("convTranspose2d", x, bias, out);
   const size = [(h - 1) * stride[0] - 2 * padding[0] + kh, (w - 1) * stride[1] - 2 * padding[1] + kw] as const;
   if (size[0] < 1 || size[1] < 1)
     throw new Error(

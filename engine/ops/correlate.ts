@@ -391,7 +391,7 @@ function weighBy(variant: Variant, x: Tensor, gy: Tensor, shape: Shape, s: ConvS
   run(device, "conv_pack", "sum_weights", {
     bind: { parts, gw },
     params: packParams,
-    groups: linearGroups(Math.ceil(gw.size / 64)),
+    groups: linearGroups(Math.ceil((s.groups * s.ci * area(s.kernel) * Math.ceil(s.co / 4)) / 64)),
   });
   return gw;
 }

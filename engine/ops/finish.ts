@@ -1,5 +1,5 @@
 /** The residual and the activation that convolution and linear layers add to their product in the same kernel. */
-import { checkFloats } from "../check.ts";
+import { checkFloats, checkTensors } from "../check.ts";
 import type { Finish } from "../epilogue.ts";
 import { pointwise } from "../fusion.ts";
 import { type Shape, sameShape, show } from "../shape.ts";
@@ -30,6 +30,7 @@ export function finished(
 ): Tensor {
   const { x, weight, bias } = inputs;
   if (residual) {
+    checkTensors(op, { x, residual }, ["x"]);
     checkFloats(op, { residual });
     if (!sameShape(residual.shape, shape))
       throw new Error(`${op}: residual must be ${show(shape)}, the result's shape; got ${show(residual.shape)}`);

@@ -277,8 +277,8 @@ export function linear(
     throw new Error(
       `linear: x is ${show(x.shape)}, so weight must be (out, ${x.shape.at(-1)}) and bias (out); got ${show(weight.shape)}${bias ? ` and ${show(bias.shape)}` : ""}`,
     );
-  const rows = x.size / width;
   const shape = [...x.shape.slice(0, -1), out];
+  const rows = sizeOf(x.shape.slice(0, -1));
   return finished(
     "linear",
     { x, weight, bias },

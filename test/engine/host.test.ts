@@ -299,6 +299,23 @@ optimizer("steps at any rate, and takes groups of f32 parameters alone", async (
   const half = gpu.tensor([1, 2], [2], { dtype: "f16", requiresGrad: true });
   assert.throws(() => new optim.SGD([{ params: [half] }]), /SGD: parameter 0 is f16/);
   assert.throws(() => new optim.AdamW([gpu.ones([1])] as never), /AdamW: groups are objects such as .*; got a tensor/);
+  const x = nn.parameter(gpu.ones([4]));
+  assert.throws(() => new optim.AdamW(x as never), /AdamW: groups come as an array, .*; got a tensor/);
+  assert.throws(
+    () => new optim.AdamW([{ params: [x], lr: Number.NaN }]),
+    /AdamW: lr must be a finite number from 0 up/,
+  );
+  assert.throws(
+    () => new optim.AdamW([{ params: [x] }], { betas: [2, 0] }),
+    /AdamW: betas\[0\] must be .* below 1; got/,
+  );
+  assert.throws(() => new optim.SGD([{ params: [x] }], { momentum: -1 }), /SGD: momentum must be/);
+  assert.throws(() => optim.clipGradNorm([x], Number.NaN), /clipGradNorm: maxNorm must be a number above 0/);
+  x.grad = gpu.ones([2]);
+  assert.throws(
+    () => new optim.SGD([{ params: [x] }]).step(),
+    /SGD: the gradient of a parameter of shape \(4\) must have/,
+  );
 });
 
 optimizer.run();

@@ -1,7 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { run } from "../../engine/kernel.ts";
-import { backward, checkpoint, Device, detach, F, nn, noGrad, optim, scope, type Tensor } from "../../index.ts";
+import { backward, checkpoint, Device, detach, F, keep, nn, noGrad, optim, scope, type Tensor } from "../../index.ts";
 import { testDevice } from "../device.ts";
 
 const gpu = await testDevice();
@@ -43,6 +43,21 @@ tape("a diamond of shared values is walked in the right order", async () => {
   assert.ok(Math.abs((await x.grad!.item()) - (5 * 1.5 ** 4 + 3)) < 1e-4);
 });
 
+tape("checkpoint omits the same elements both times, and leaves a parameter that is handed through alone", async () => {
+  const x = gpu.ones([1000], { requiresGrad: true });
+  const y = checkpoint((v) => F.dropout(v, 0.5), x);
+  const values = await y.toArray();
+  backward(F.sum(y));
+  assert.equal([...(await x.grad!.toArray())], [...values]);
+  const w = gpu.ones([2]);
+  checkpoint(() => w, x);
+  assert.not(w.requiresGrad);
+  assert.throws(
+    () => checkpoint(() => [x] as never, x),
+    /checkpoint: the function must return one tensor; got an array/,
+  );
+});
+
 tape("checkpoint gives the gradients of plain recording, parameters included", async () => {
   const w = gpu.randn([4, 4], { seed: 3, requiresGrad: true });
   const gradients = async (wrap: boolean): Promise<number[][]> => {
@@ -82,6 +97,25 @@ memory("live bytes do not grow over training steps", async () => {
     [liveBytes, liveBuffers, freeBytes],
   );
   assert.ok(last < first, `the loss fell from ${first} to ${last}`);
+});
+
+memory("what was freed is neither written nor kept, and an upload fills its tensor exactly", () => {
+  const freed = scope(() => [gpu.zeros([64])].map((x) => ({ get: () => x })))[0]!;
+  const [x, bytes] = [freed.get(), new Float32Array(64)];
+  assert.throws(() => gpu.upload(x, bytes), /upload: the tensor of shape \(64\) was freed/);
+  assert.throws(() => gpu.clear(x), /clear: the tensor of shape \(64\) was freed/);
+  assert.throws(() => keep(x), /keep: the tensor of shape \(64\) was freed/);
+  const y = gpu.zeros([4]);
+  const wrong: [unknown, RegExp][] = [
+    [
+      new Float32Array(2),
+      /upload: a f32 tensor of shape \(4\) takes a Float32Array of 16 bytes; got Float32Array of 8/,
+    ],
+    [new Float32Array(64), /got Float32Array of 256/],
+    [new Float64Array(2), /got Float64Array of 16/],
+    [[1, 2, 3, 4], /got an array/],
+  ];
+  for (const [data, message] of wrong) assert.throws(() => gpu.upload(y, data as never), message);
 });
 
 memory("sizes that change from step to step do not fill the memory with buffers that wait", async () => {
@@ -167,6 +201,11 @@ device(
       });
       assert.match(message, /the GPU refused a command/);
       assert.match(message, /accumulate/);
+      // What was asked for together with the refused command did not happen.
+      await x.toArray().then(
+        () => assert.unreachable(),
+        (error: Error) => assert.match(error.message, /refused/),
+      );
       assert.equal([...(await own.ones([2]).toArray())], [1, 1]);
     } finally {
       console.error = stderr;
@@ -197,6 +236,13 @@ device("a closed device refuses work", async () => {
 device("operands of two devices are refused", async () => {
   const own = await Device.open();
   assert.throws(() => F.add(own.ones([1]), gpu.ones([1])), /another device/);
+  const [x, w] = [gpu.ones([1, 1, 4, 4]), gpu.ones([1, 1, 3, 3])];
+  assert.throws(() => F.conv2d(x, w, { bias: own.ones([1]) }), /conv2d: bias lives on another device/);
+  assert.throws(() => F.conv2d(x, w, { residual: own.ones([1, 1, 2, 2]) }), /conv2d: residual lives on another device/);
+  assert.throws(() => F.scaledDotProductAttention(x, x, x, { mask: own.ones([4, 4]) }), /mask lives on another device/);
+  const p = nn.parameter(gpu.ones([4]));
+  p.grad = own.ones([4]);
+  assert.throws(() => new optim.SGD([{ params: [p] }]).step(), /another device/);
   own.close();
 });
 

@@ -130,10 +130,26 @@ test("what is returned and not worked out yet is part of the recording", async (
   assert.equal([...(await recording.replay().y[0]!.toArray())], [16, 18]);
 });
 
+test("what waits from before the recording is the step's input, with fusion and without", async () => {
+  const gpu = await testDevice();
+  const [x, ten] = [gpu.tensor([1, 2]), gpu.tensor([10, 10])];
+  const [before, sum] = [F.add(x, 1), F.sum(F.mul(x, 3))];
+  const recording = gpu.record(() => [F.mul(before, ten), F.mul(sum, 2)]);
+  gpu.upload(x, new Float32Array([5, 6]));
+  const [y, z] = recording.replay();
+  assert.equal([...(await y!.toArray()), await z!.item()], [20, 30, 18]);
+  assert.equal([...(await before.toArray())], [2, 3]);
+});
+
 test("a step that reads, waits or records is refused, and the device is as before", async () => {
   const gpu = await testDevice();
   const x = gpu.tensor([1, 2]);
   assert.throws(() => gpu.record(() => gpu.record(() => x)), /record: a step is being recorded already/);
+  const inner = gpu.record(() => F.add(x, 1));
+  assert.throws(() => gpu.record(() => inner.replay()), /replay: a step is being recorded/);
+  const weight = nn.parameter(gpu.ones([2]));
+  weight.grad = gpu.ones([2]);
+  assert.throws(() => gpu.record(() => backward(F.sum(weight))), /record: a replay would not add .*zeroGrad/);
   let reading: Promise<unknown> | undefined;
   gpu.record(() => {
     reading = F.add(x, 1).toArray();
@@ -144,6 +160,8 @@ test("a step that reads, waits or records is refused, and the device is as befor
   );
   assert.match(refusal, /record: values cannot be read while a step is recorded/);
   assert.throws(() => gpu.record(async () => x), /record: the step must not be async/);
+  // What the step's promise comes to does not end the program.
+  assert.throws(() => gpu.record(async () => F.add(x, 1).toArray()), /record: the step must not be async/);
   assert.throws(
     () =>
       gpu.record(() => {
