@@ -26,7 +26,8 @@ import type { Bound } from "./kernel.ts";
 import { platform } from "./platform.ts";
 import type { Storage } from "./pool.ts";
 import { broadcastStrides, collapse, type Shape, sameShape, sizeOf } from "./shape.ts";
-import { BYTES, type DType, empty, type Pending, pendingTensor, Tensor } from "./tensor.ts";
+import { BYTES, type DType, empty, pendingTensor, Tensor } from "./tensor.ts";
+import { Waiting } from "./waiting.ts";
 
 export type Operand = Tensor | number;
 type Input = number | Leaf | Expression | Reduction;
@@ -55,75 +56,6 @@ export function withoutFusion<T>(fn: () => T): T {
     return fn();
   } finally {
     fusing = before;
-  }
-}
-
-/** Numbers to come, and the buffers that they will be worked out from. */
-abstract class Waiting implements Pending {
-  readonly device: Device;
-  readonly shape: Shape;
-  /** What was recording when it was made. */
-  readonly #recorder: Device["recorder"];
-  /** Tensors and others that may still ask for it. */
-  #holders = 1;
-  #storage: Storage | undefined;
-
-  constructor(device: Device, shape: Shape) {
-    this.device = device;
-    this.shape = shape;
-    this.#recorder = device.recorder;
-  }
-
-  /** Made before the step that is being recorded: its numbers are the step's input, not worked out again at every replay. */
-  get isOlder(): boolean {
-    const { recorder } = this.device;
-    return recorder !== undefined && recorder !== this.#recorder;
-  }
-
-  abstract get inputs(): Iterable<Input>;
-  abstract get holdsMuch(): boolean;
-  protected abstract compute(): Storage;
-  protected abstract forget(): void;
-
-  protected watch(): void {
-    for (const input of this.inputs) if (isLeaf(input)) (input.storage.readers ??= new Set()).add(this);
-  }
-
-  get known(): Storage | undefined {
-    return this.#storage;
-  }
-
-  hold(): void {
-    this.#holders++;
-  }
-
-  release(): void {
-    if (--this.#holders > 0) return;
-    if (this.#storage) this.device.pool.release(this.#storage);
-    else this.#letGo();
-  }
-
-  settle(): Storage {
-    if (this.#storage) return this.#storage;
-    return this.keep(this.isOlder ? this.device.unrecorded(() => this.compute()) : this.compute());
-  }
-
-  /** Takes over its numbers. */
-  keep(storage: Storage): Storage {
-    this.#storage = storage;
-    this.#letGo();
-    return storage;
-  }
-
-  #letGo(): void {
-    for (const input of this.inputs) {
-      if (typeof input === "number") continue;
-      if (isLeaf(input)) {
-        input.storage.readers?.delete(this);
-        this.device.pool.release(input.storage);
-      } else input.release();
-    }
-    this.forget();
   }
 }
 
