@@ -182,6 +182,7 @@ export class Device extends Queue {
    * as usual.
    */
   record<T>(step: () => T): Recording<T> {
+    if (typeof step !== "function") throw new Error(`record: the step must be a function; got ${inWords(step)}`);
     if (this.recorder) throw new Error("record: a step is being recorded already");
     return recordStep(this, step, (recorder) => {
       this.recorder = recorder;

@@ -37,6 +37,8 @@ export function isTensor(value: unknown): value is Tensor {
 
 /** Runs `fn`; then frees every tensor made inside but those reachable from its result (through arrays, maps and plain objects). */
 export function scope<T>(fn: () => T): T {
+  if (typeof fn !== "function")
+    throw new Error(`scope: a function is wanted, whose tensors are freed; got ${typeof fn}`);
   const inner: Scope = { tensors: new Set() };
   stack.push(inner);
   let result: T;

@@ -51,7 +51,9 @@ export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): 
   const dilation = pair("conv2d", "dilation", options.dilation ?? 1, 1);
   const [batch, channels, h, w] = x.shape as [number, number, number, number];
   const [out, ci, kh, kw] = weight.shape as [number, number, number, number];
-  if (!Number.isInteger(groups) || groups < 1 || out % groups !== 0 || channels !== ci * groups)
+  if (!Number.isInteger(groups) || groups < 1)
+    throw new Error(`conv2d: groups must be a whole number from 1 up; got ${groups}`);
+  if (out % groups !== 0 || channels !== ci * groups)
     throw new Error(
       `conv2d: x is ${show(x.shape)} in ${groups} groups, so weight must be (a multiple of ${groups}, ${channels / groups}, kh, kw); got ${show(weight.shape)}`,
     );

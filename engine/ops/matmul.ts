@@ -272,6 +272,7 @@ export function linear(
   checkFloats("linear", bias === undefined ? { x, weight } : { x, weight, bias }, ["x", "weight"]);
   checkOptions("linear", options, FINISH_OPTIONS);
   checkNoMore("linear", more);
+  if (x.shape.length === 0) throw new Error("linear: x is a single number; it must have features, (…, in)");
   const [out, width] = [weight.shape[0]!, weight.shape[1]!];
   if (weight.shape.length !== 2 || x.shape.at(-1) !== width || (bias && !sameShape(bias.shape, [out])))
     throw new Error(

@@ -38,6 +38,11 @@ const refused: Record<string, [() => unknown, RegExp]> = {
     /gridSample: paddingMode must be "zeros" or "border"; got "reflection"/,
   ],
   interpolate: [() => f.interpolate!(x, { size: 2, mode: "bicubic" }), /mode must be "bilinear" or "nearest"/],
+  "conv2d, groups": [
+    () => f.conv2d!(gpu.ones([1, 2, 4, 4]), gpu.ones([2, 2, 1, 1]), { groups: 0 }),
+    /conv2d: groups must be a whole/,
+  ],
+  "linear, x": [() => f.linear!(gpu.tensor([1], []), x), /linear: x is a single number/],
   maxPool2d: [() => f.maxPool2d!(x, 2, { ceilMode: true }), /maxPool2d: there is no option "ceilMode"/],
   batchNorm: [() => f.batchNorm!(x, { training: 1 }), /batchNorm: training must be a boolean; got number 1/],
   dropout: [() => f.dropout!(x, { p: 0.5 }), /dropout: p must lie in 0\.\.1; got an object/],
