@@ -60,6 +60,7 @@ export abstract class Queue {
       usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
     });
     gpu.addEventListener("uncapturederror", (event) => {
+      event.preventDefault(); // Else Dawn prints it on stdout.
       const message = (event as GPUUncapturedErrorEvent).error.message;
       this.failure ??= new Error(`engine: the GPU refused a command: ${message.split("\n").slice(0, 4).join(" ")}`);
     });
