@@ -77,22 +77,28 @@ fn max_forward(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups
   place_out[i] = found;
 }
 
+/// Where the upper left four of windows i to i + 3 stands in x4, and which cell of its plane is its first.
+fn corner_of(i: u32) -> vec2u {
+  let across = params.out_w / 4u;
+  let row = i / across;
+  let column = i - row * across;
+  return vec2u(row * across * 4u + column * 2u, (row % params.out_h) * 2u * params.in_w + column * 8u);
+}
+
 // Windows of 2 x 2 beside each other, four of a row an invocation, for rows of whole fours. Counted over all planes.
 @compute @workgroup_size(64)
 fn max_twos(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
-  let across = params.out_w / 4u;
-  if (i >= params.planes * params.out_h * across) {
+  if (i >= params.planes * params.out_h * params.out_w / 4u) {
     return;
   }
-  let row = i / across;
-  let column = i - row * across;
-  let at = row * across * 4u + column * 2u;
-  let top_left = x4[at];
-  let top_right = x4[at + 1u];
-  let low_left = x4[at + across * 2u];
-  let low_right = x4[at + across * 2u + 1u];
-  let first = (row % params.out_h) * 2u * params.in_w + column * 8u;
+  let corner = corner_of(i);
+  let low = corner.x + params.in_w / 4u;
+  let top_left = x4[corner.x];
+  let top_right = x4[corner.x + 1u];
+  let low_left = x4[low];
+  let low_right = x4[low + 1u];
+  let first = corner.y;
   var found = first + vec4u(0u, 2u, 4u, 6u);
   var best = vec4f(top_left.xz, top_right.xz);
   var v = vec4f(top_left.yw, top_right.yw);
@@ -112,22 +118,20 @@ fn max_twos(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) g
 @compute @workgroup_size(64)
 fn grad_twos(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let i = id.x + id.y * groups.x * 64u;
-  let across = params.out_w / 4u;
-  if (i >= params.planes * params.out_h * across) {
+  if (i >= params.planes * params.out_h * params.out_w / 4u) {
     return;
   }
-  let row = i / across;
-  let column = i - row * across;
-  let at = row * across * 4u + column * 2u;
+  let corner = corner_of(i);
+  let low = corner.x + params.in_w / 4u;
   let g = gy4[i];
   // How far along the window's rows, both counted as one row of 2 in_w, the winner stands.
-  let from_first = place4[i] - (row % params.out_h) * 2u * params.in_w - column * 8u;
+  let from_first = place4[i] - corner.y;
   let left = vec4u(0u, 1u, 2u, 3u);
   let right = left + 4u;
-  gx4[at] = select(vec4f(), g.xxyy, from_first.xxyy == left);
-  gx4[at + 1u] = select(vec4f(), g.zzww, from_first.zzww == right);
-  gx4[at + across * 2u] = select(vec4f(), g.xxyy, from_first.xxyy == left + params.in_w);
-  gx4[at + across * 2u + 1u] = select(vec4f(), g.zzww, from_first.zzww == right + params.in_w);
+  gx4[corner.x] = select(vec4f(), g.xxyy, from_first.xxyy == left);
+  gx4[corner.x + 1u] = select(vec4f(), g.zzww, from_first.zzww == right);
+  gx4[low] = select(vec4f(), g.xxyy, from_first.xxyy == left + params.in_w);
+  gx4[low + 1u] = select(vec4f(), g.zzww, from_first.zzww == right + params.in_w);
 }
 
 @compute @workgroup_size(64)
