@@ -230,7 +230,11 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
     if (device.cache.bindGroups.size >= MAX_BIND_GROUPS) device.cache.bindGroups.clear();
     device.cache.bindGroups.set(key, group);
   }
-  for (const n in call.bind) call.bind[n]!.storage.lastBatch = device.batch;
+  for (const n in call.bind) {
+    const { storage } = call.bind[n]!;
+    storage.lastBatch = device.batch;
+    if (shader.bindings.get(n)!.writes) storage.version++;
+  }
   device.recorder?.dispatch({
     label,
     call,

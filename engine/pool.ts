@@ -14,6 +14,8 @@ export interface Storage {
   readers?: Set<{ settle(): unknown }>;
   /** Batch of commands that used it last: an upload may not overtake a batch that is not submitted yet. */
   lastBatch: number;
+  /** Counts writes: whether a tensor still holds what an operation saw of it. */
+  version: number;
   /** Counts releases: which buffer has waited longest. */
   freed: number;
 }
@@ -81,7 +83,16 @@ export class Pool {
         size,
         usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,
       });
-      storage = { id: this.#nextId++, buffer, gpu: this.#device, bytes: size, owners: 0, lastBatch: -1, freed: 0 };
+      storage = {
+        id: this.#nextId++,
+        buffer,
+        gpu: this.#device,
+        bytes: size,
+        owners: 0,
+        lastBatch: -1,
+        version: 0,
+        freed: 0,
+      };
     }
     storage.owners = 1;
     this.#take(storage);

@@ -135,6 +135,7 @@ export abstract class Queue {
     const { storage } = y;
     settleReaders(storage);
     if (storage.lastBatch === this.batch) this.flush();
+    storage.version++;
     const write = (view: ArrayBufferView): void =>
       this.gpu.queue.writeBuffer(storage.buffer, 0, view.buffer as ArrayBuffer, view.byteOffset, view.byteLength);
     write(first);
@@ -186,6 +187,7 @@ export abstract class Queue {
     this.recorder?.command([source, target], give);
     source.lastBatch = this.batch;
     target.lastBatch = this.batch;
+    target.version++;
   }
 
   /** Sets a tensor's whole buffer to zero. */
@@ -197,6 +199,7 @@ export abstract class Queue {
     give();
     this.recorder?.command([storage], give);
     storage.lastBatch = this.batch;
+    storage.version++;
   }
 
   /** Bytes of a tensor's elements. Rejects with the kernel's name where a command before it was refused or the device is lost. */

@@ -16,6 +16,8 @@ export interface Node {
   readonly order: number;
   readonly inputs: readonly Tensor[];
   readonly grad: (gy: Tensor) => Gradients;
+  /** How often each input had been written; undefined where it had still to be worked out. */
+  readonly versions?: readonly (number | undefined)[];
 }
 
 let recording = true;
@@ -29,7 +31,7 @@ export function isRecording(): boolean {
 export function record(op: string, inputs: readonly Tensor[], y: Tensor, grad: (gy: Tensor) => Gradients): Tensor {
   if (recording && inputs.some((x) => x.requiresGrad)) {
     y.requiresGrad = true;
-    y.node = { op, order: order++, inputs, grad };
+    y.node = { op, order: order++, inputs, grad, versions: inputs.map((x) => x.memory.storage?.version) };
   }
   return y;
 }
@@ -103,12 +105,19 @@ function walk(loss: Tensor, first: Tensor): void {
       );
     if (!y.node || nodes.has(y.node)) continue;
     nodes.set(y.node, y);
-    for (const x of y.node.inputs) {
-      if (!x.requiresGrad) continue;
-      if (x.freed)
+    for (const [i, x] of y.node.inputs.entries()) {
+      if (x.freed) {
+        if (!x.requiresGrad) continue;
         throw new Error(
           `backward: ${y.node.op} was made from a tensor of shape ${show(x.shape)} that was freed when its scope ended; call backward inside that scope`,
         );
+      }
+      const version = y.node.versions?.[i];
+      if (version !== undefined && x.memory.storage?.version !== version)
+        throw new Error(
+          `backward: ${y.node.op} was made from a tensor of shape ${show(x.shape)} that has been written since (by upload, copy or an optimizer's step); call backward before that, or run the forward pass again`,
+        );
+      if (!x.requiresGrad) continue;
       stack.push(x);
     }
   }

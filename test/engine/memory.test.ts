@@ -43,6 +43,20 @@ tape("a diamond of shared values is walked in the right order", async () => {
   assert.ok(Math.abs((await x.grad!.item()) - (5 * 1.5 ** 4 + 3)) < 1e-4);
 });
 
+tape("what is written between forward and backward is refused, not differentiated wrongly", async () => {
+  const w = nn.parameter(gpu.tensor([3, 4]));
+  const uploaded = F.sum(F.mul(w, w));
+  gpu.upload(w, new Float32Array([10, 10]));
+  assert.throws(
+    () => backward(uploaded),
+    /backward: mul was made from a tensor of shape \(2\) that has been written since/,
+  );
+  const stepped = F.sum(F.matmul(w, gpu.ones([2])));
+  w.grad = gpu.ones([2]);
+  new optim.SGD([{ params: [w], lr: 1 }]).step();
+  assert.throws(() => backward(stepped), /backward: matmul was made from .* written since/);
+});
+
 tape("checkpoint omits the same elements both times, and leaves a parameter that is handed through alone", async () => {
   const x = gpu.ones([1000], { requiresGrad: true });
   const y = checkpoint((v) => F.dropout(v, 0.5), x);
