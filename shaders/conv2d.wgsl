@@ -4,7 +4,17 @@
 // The pixels are a grid: pixel (r, q) reads from (r * step_y, q * step_x) of x on and is written to (r * out_step_y + out_y, q * out_step_x +
 // out_x) of y: the gradient of a strided convolution is one such grid a phase.
 //   weight:  parts[split, g, k, c] = sum over a split's pixels of x[window at k] * packed[g, pixel, c]
-// For every adapter; conv2d_subgroup is faster where subgroups have 4 or 8 lanes, conv2d_tiled on GPUs. Here a panel is one vector wide.
+// For every adapter, with panels of one vector; conv2d_subgroup is faster where subgroups have 4 or 8 lanes. On GPUs
+//   tiled_forward, tiled_weight: a workgroup owns 64 pixels, or 64 k, and one panel of WIDTH vectors; an invocation 8 of the pixels (or k) and one
+//   of the vectors. The windows are gathered 32 steps of the sum at a time into workgroup memory, at most 16 KiB with the weights (or the
+//   gradient) beside them: a number is read from the images once for all the channels of the panel. The sums run in the same order.
+const TILE = 64u;           // pixels or k
+const SLOTS = TILE / 4u;    // vectors of them
+const DEPTH = 32u;          // steps of the sum
+
+// Of a panel: 4, 8 or 16.
+override WIDTH: u32 = 16u;
+
 struct Params {
   batch: u32,
   groups: u32,
@@ -37,6 +47,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
 @group(0) @binding(6) var<storage, read_write> parts: array<vec4f>;
+@group(0) @binding(7) var<storage, read> table4: array<vec4i>;
 @group(0) @binding(8) var<storage, read> rest: array<f32>;
 
 /// Where pixel p of group g stands: (its window's start in x, its place in the first channel of y).
@@ -50,6 +61,10 @@ fn locate(p: u32, g: u32) -> vec2u {
   let row = plane * params.co * params.out_h + r * params.out_step_y + params.out_y;
   return vec2u(at, row * params.out_w + q * params.out_step_x + params.out_x);
 }
+
+// By step of the sum, then pixels (or k) in fours, or channels in fours.
+var<workgroup> tile_x: array<vec4f, DEPTH * SLOTS>;
+var<workgroup> tile_w: array<vec4f, DEPTH * WIDTH>;
 
 // `rest`, in the order of y, is added before the activation.
 override REST: bool = false;
@@ -79,6 +94,13 @@ fn store(to: u32, c: u32, sum: vec4f) {
   }
   if (c + 3u < params.co) {
     y[places.w] = v.w;
+  }
+}
+
+/// The same for pixel p, where there is such a pixel.
+fn store_pixel(p: u32, g: u32, c: u32, sum: vec4f) {
+  if (p < params.batch * params.grid_h * params.grid_w) {
+    store(locate(p, g).y, c, sum);
   }
 }
 
@@ -186,4 +208,178 @@ fn weight(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) gro
   parts[to + 1u] = c1;
   parts[to + 2u] = c2;
   parts[to + 3u] = c3;
+}
+
+/// Where the windows of four pixels start that stand together in tile_x: a quarter of the tile apart, so that neighbours read neighbours.
+fn starts(p: u32, g: u32) -> vec4u {
+  let last = params.batch * params.grid_h * params.grid_w - 1u;
+  return vec4u(
+    locate(min(p, last), g).x,
+    locate(min(p + SLOTS, last), g).x,
+    locate(min(p + 2u * SLOTS, last), g).x,
+    locate(min(p + 3u * SLOTS, last), g).x,
+  );
+}
+
+// Panels of the same pixels follow each other: they share the images in the cache.
+@compute @workgroup_size(8u * WIDTH)
+fn tiled_forward(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) i: u32,
+) {
+  let index = group.x + group.y * groups.x;
+  let tiles = (params.batch * params.grid_h * params.grid_w + TILE - 1u) / TILE;
+  if (index >= tiles * params.panels * params.groups) {
+    return;
+  }
+  let g = index / (tiles * params.panels);
+  let panel = g * params.panels + index % params.panels;
+  let first = (index / params.panels) % tiles * TILE;
+  let at = starts(first + i % SLOTS, g);
+  // The invocation's pixels are first + lane + 8 n.
+  let lane = i % 8u;
+  let vector = i / 8u;
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
+  var sum4 = vec4f();
+  var sum5 = vec4f();
+  var sum6 = vec4f();
+  var sum7 = vec4f();
+  // Sums of 64 products are added to the total one by one: rounding grows with their number / 64.
+  for (var from_row = 0u; from_row < params.rows; from_row += 64u) {
+    var c0 = vec4f();
+    var c1 = vec4f();
+    var c2 = vec4f();
+    var c3 = vec4f();
+    var c4 = vec4f();
+    var c5 = vec4f();
+    var c6 = vec4f();
+    var c7 = vec4f();
+    for (var k = from_row; k < min(from_row + 64u, params.rows); k += DEPTH) {
+      let depth = min(DEPTH, params.rows - k);
+      workgroupBarrier();
+      for (var d = i / SLOTS; d < depth; d += WIDTH / 2u) {
+        let places = at + u32(table[k + d]);
+        tile_x[d * SLOTS + i % SLOTS] = vec4f(x[places.x], x[places.y], x[places.z], x[places.w]);
+      }
+      for (var n = i; n < depth * WIDTH; n += 8u * WIDTH) {
+        tile_w[n] = packed[(panel * params.rows + k) * WIDTH + n];
+      }
+      workgroupBarrier();
+      for (var step = 0u; step < depth; step++) {
+        let even = tile_x[step * SLOTS + lane];
+        let odd = tile_x[step * SLOTS + lane + 8u];
+        let w = tile_w[step * WIDTH + vector];
+        c0 = fma(vec4f(even.x), w, c0);
+        c1 = fma(vec4f(odd.x), w, c1);
+        c2 = fma(vec4f(even.y), w, c2);
+        c3 = fma(vec4f(odd.y), w, c3);
+        c4 = fma(vec4f(even.z), w, c4);
+        c5 = fma(vec4f(odd.z), w, c5);
+        c6 = fma(vec4f(even.w), w, c6);
+        c7 = fma(vec4f(odd.w), w, c7);
+      }
+    }
+    sum0 += c0;
+    sum1 += c1;
+    sum2 += c2;
+    sum3 += c3;
+    sum4 += c4;
+    sum5 += c5;
+    sum6 += c6;
+    sum7 += c7;
+  }
+  let c = (index % params.panels * WIDTH + vector) * 4u;
+  if (c >= params.co) {
+    return;
+  }
+  let add = bias_of(g, c);
+  let p = first + lane;
+  store_pixel(p, g, c, sum0 + add);
+  store_pixel(p + 8u, g, c, sum1 + add);
+  store_pixel(p + 16u, g, c, sum2 + add);
+  store_pixel(p + 24u, g, c, sum3 + add);
+  store_pixel(p + 32u, g, c, sum4 + add);
+  store_pixel(p + 40u, g, c, sum5 + add);
+  store_pixel(p + 48u, g, c, sum6 + add);
+  store_pixel(p + 56u, g, c, sum7 + add);
+}
+
+/// Four k of a panel's parts from `to` on, as far as they are among the `left` that there are: a multiple of four.
+fn keep(to: u32, left: u32, v0: vec4f, v1: vec4f, v2: vec4f, v3: vec4f) {
+  if (left == 0u) {
+    return;
+  }
+  parts[to] = v0;
+  parts[to + WIDTH] = v1;
+  parts[to + 2u * WIDTH] = v2;
+  parts[to + 3u * WIDTH] = v3;
+}
+
+// Tiles of k of the same pixels follow each other. In tile_x a step is a pixel, and neighbours gather the windows of neighbours, each four k: these
+// stand at slot ^ pixel, so that neighbours store to different banks of the memory.
+@compute @workgroup_size(8u * WIDTH)
+fn tiled_weight(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) i: u32,
+) {
+  let index = group.x + group.y * groups.x;
+  let tiles = (params.rows + TILE - 1u) / TILE;
+  let all_panels = params.panels * params.groups;
+  if (index >= tiles * all_panels * params.splits) {
+    return;
+  }
+  let slots = params.rows / 4u;
+  let first_slot = index % tiles * SLOTS;
+  let panel = (index / tiles) % all_panels;
+  let split = index / (tiles * all_panels);
+  let g = panel / params.panels;
+  let pixels = params.batch * params.grid_h * params.grid_w;
+  let first = split * params.split;
+  let last = min(first + params.split, pixels);
+  let slot = i / WIDTH;  // and slot + 8
+  let vector = i % WIDTH;
+  let pixel = i % DEPTH;
+  var c0 = vec4f();
+  var c1 = vec4f();
+  var c2 = vec4f();
+  var c3 = vec4f();
+  var c4 = vec4f();
+  var c5 = vec4f();
+  var c6 = vec4f();
+  var c7 = vec4f();
+  for (var p = first; p < last; p += DEPTH) {
+    let depth = min(DEPTH, last - p);
+    workgroupBarrier();
+    let at = locate(min(p + pixel, pixels - 1u), g).x;
+    for (var s = i / DEPTH; s < SLOTS; s += WIDTH / 4u) {
+      let places = at + vec4u(table4[min(first_slot + s, slots - 1u)]);
+      tile_x[pixel * SLOTS + (s ^ (pixel % SLOTS))] = vec4f(x[places.x], x[places.y], x[places.z], x[places.w]);
+    }
+    for (var n = i; n < depth * WIDTH; n += 8u * WIDTH) {
+      tile_w[n] = packed[(panel * params.filled + p) * WIDTH + n];
+    }
+    workgroupBarrier();
+    for (var step = 0u; step < depth; step++) {
+      let low = tile_x[step * SLOTS + (slot ^ (step % SLOTS))];
+      let high = tile_x[step * SLOTS + ((slot + 8u) ^ (step % SLOTS))];
+      let v = tile_w[step * WIDTH + vector];
+      c0 = fma(vec4f(low.x), v, c0);
+      c1 = fma(vec4f(low.y), v, c1);
+      c2 = fma(vec4f(low.z), v, c2);
+      c3 = fma(vec4f(low.w), v, c3);
+      c4 = fma(vec4f(high.x), v, c4);
+      c5 = fma(vec4f(high.y), v, c5);
+      c6 = fma(vec4f(high.z), v, c6);
+      c7 = fma(vec4f(high.w), v, c7);
+    }
+  }
+  let k = (first_slot + slot) * 4u;
+  let to = ((split * all_panels + panel) * params.rows + k) * WIDTH + vector;
+  keep(to, params.rows - min(k, params.rows), c0, c1, c2, c3);
+  keep(to + 32u * WIDTH, params.rows - min(k + 32u, params.rows), c4, c5, c6, c7);
 }

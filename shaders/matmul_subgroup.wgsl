@@ -53,7 +53,6 @@ struct Sums {
   s7: vec4f,
 }
 
-// Tiles of one column of tiles follow each other: they share the columns of b in the cache.
 // `rest`, in the order of y, is added before the activation.
 override REST: bool = false;
 
@@ -81,6 +80,7 @@ fn ended4(at: u32, sum: vec4f) -> vec4f {
   return finish(v);
 }
 
+// Tiles of one column of tiles follow each other: they share the columns of b in the cache.
 fn row_of(tile: u32) -> u32 {
   return (tile % params.tiles_m) * 8u;
 }

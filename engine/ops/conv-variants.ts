@@ -11,6 +11,13 @@ import type { ConvSizes } from "./window.ts";
  */
 export type Variant = "plain" | "subgroup" | "tiled";
 
+/** Shader, and its entries. */
+export const KERNELS: Record<Variant, { shader: string; forward: string; weight: string }> = {
+  plain: { shader: "conv2d", forward: "forward", weight: "weight" },
+  subgroup: { shader: "conv2d_subgroup", forward: "forward", weight: "weight" },
+  tiled: { shader: "conv2d", forward: "tiled_forward", weight: "tiled_weight" },
+};
+
 /** What the choice depends on. */
 type Adapter = Pick<Device, "subgroupSize" | "isSoftware">;
 
@@ -22,9 +29,9 @@ const FOUR: Lanes = { lanes: 4, tiles: 1 };
 const TWICE_FOUR: Lanes = { lanes: 4, tiles: 2 };
 const EIGHT: Lanes = { lanes: 8, tiles: 1 };
 
-/** Half of a tile's pixels (or k) and the least panel's channels in conv2d_tiled.wgsl: below, most of a workgroup would work for nothing. */
+/** Half of a tile's pixels (or k) and the least panel's channels in conv2d.wgsl's tiled entries: below, most of a workgroup would work for nothing. */
 const LEAST = { gathered: 32, channels: 16 };
-/** Pixels (of forward) and k (of weight) that a workgroup of conv2d_tiled.wgsl owns. */
+/** Pixels (of forward) and k (of weight) that a workgroup of these entries owns. */
 export const TILED = 64;
 /** Numbers that the parts of a weight's gradient may have together: 32 MiB. */
 const MAX_PARTS = 2 ** 23;

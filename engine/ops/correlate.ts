@@ -8,7 +8,7 @@ import { type Lanes, linearGroups, run } from "../kernel.ts";
 import { keep } from "../scope.ts";
 import type { Shape } from "../shape.ts";
 import { empty, fill, type Tensor } from "../tensor.ts";
-import { lanesFor, panelWidth, splitOf, TILED, type Variant, variantsFor } from "./conv-variants.ts";
+import { KERNELS, lanesFor, panelWidth, splitOf, TILED, type Variant, variantsFor } from "./conv-variants.ts";
 import { depthwiseForward, depthwiseSpread, depthwiseWeigh, isDepthwise } from "./depthwise.ts";
 import { area, type ConvSizes, planeGroups } from "./window.ts";
 
@@ -51,8 +51,6 @@ function phaseTaps(s: ConvSizes, d: 0 | 1, phase: number): Taps {
   const [a = 0, b = a] = found;
   return { first: a, step: b - a, count: found.length, shift: found.length > 0 ? at(a) : 0, shiftStep: at(b) - at(a) };
 }
-
-const KERNELS: Record<Variant, string> = { plain: "conv2d", subgroup: "conv2d_subgroup", tiled: "conv2d_tiled" };
 
 /** An image with room for every window around it, and where in it the image starts. */
 interface Frame {
@@ -238,7 +236,8 @@ function dispatch(variant: Variant, product: Product, weight: Tensor, finish: Fi
     : variant === "tiled"
       ? Math.ceil(pixels / TILED) * panels
       : Math.ceil((Math.ceil(pixels / 4) * panels) / 64);
-  run(device, finishing(KERNELS[variant], activation), "forward", {
+  const { shader, forward } = KERNELS[variant];
+  run(device, finishing(shader, activation), forward, {
     lanes,
     bind: {
       x: frame.x,
@@ -380,7 +379,8 @@ function weighBy(variant: Variant, x: Tensor, gy: Tensor, shape: Shape, s: ConvS
     : variant === "tiled"
       ? splits * panels * Math.ceil(rows / TILED)
       : Math.ceil((splits * panels * (rows / 4)) / 64);
-  run(device, KERNELS[variant], "weight", {
+  const { shader, weight: entry } = KERNELS[variant];
+  run(device, shader, entry, {
     lanes,
     bind: { x: frame.x, packed: turned, [variant === "tiled" ? "table4" : "table"]: p.table, parts },
     params: { ...kernelParams(product, p), split, splits, filled },

@@ -126,7 +126,7 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
     });
   } else if (variant === "tiled") {
     const aligned = four && (a.flipped ? m : k) % 4 === 0 && (b.flipped ? k : n) % 4 === 0;
-    run(device, finishing("matmul_tiled", activation), aligned ? "forward4" : "forward", {
+    run(device, finishing("matmul", activation), aligned ? "tiled4" : "tiled", {
       bind: { ...inputs, a4: a.x, b4: b.x, ...(aligned ? { y4: y, rest4: added } : { y, rest: added }) },
       params,
       constants: { FOUR: aligned ? 1 : 0, REST, ...halves },
