@@ -26,7 +26,7 @@ import type { Bound } from "./kernel.ts";
 import { platform } from "./platform.ts";
 import type { Storage } from "./pool.ts";
 import { broadcastStrides, collapse, type Shape, sameShape, sizeOf } from "./shape.ts";
-import { BYTES, type DType, empty, pendingTensor, Tensor } from "./tensor.ts";
+import { BYTES, checkAlive, type DType, empty, pendingTensor, Tensor } from "./tensor.ts";
 import { Waiting } from "./waiting.ts";
 
 export type Operand = Tensor | number;
@@ -217,11 +217,7 @@ export function pointwise(row: PointwiseRow, operands: Partial<Record<Slot, Oper
     throw new Error(
       `${row.name}: a result of shape (${shape.join(", ")}) takes ${size * BYTES[row.dtype]} bytes, more than the ${limit} that this adapter can bind; use a smaller batch or image, or split the operands`,
     );
-  for (const x of tensors)
-    if (x.freed)
-      throw new Error(
-        `${row.name}: the tensor of shape (${x.shape.join(", ")}) was freed when its scope ended; return it from the scope to keep it`,
-      );
+  for (const x of tensors) checkAlive(row.name, x);
   settleWhatIsTooMuch(row, tensors, shape);
   const inputs = new Map<Slot, Input>();
   for (const slot of slots) inputs.set(slot, inputOf(operands[slot]!, shape));

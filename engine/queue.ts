@@ -10,7 +10,7 @@ import { Pool, settleReaders } from "./pool.ts";
 import { Profiler } from "./profiler.ts";
 import type { Recorder } from "./recording.ts";
 import { show } from "./shape.ts";
-import { BYTES, type DType, type Tensor } from "./tensor.ts";
+import { BYTES, checkAlive, type DType, type Tensor } from "./tensor.ts";
 
 /** Dispatches that may gather before they are submitted: enough to hide the cost of a submit, few enough that the GPU starts early. */
 const BATCH = 96;
@@ -268,13 +268,6 @@ export abstract class Queue {
     }
     throw failure;
   }
-}
-
-function checkAlive(op: string, x: Tensor): void {
-  if (x.freed)
-    throw new Error(
-      `${op}: the tensor of shape ${show(x.shape)} was freed when its scope ended; return it from the scope to keep it`,
-    );
 }
 
 /** Host arrays whose bits a tensor of the type takes as they are. */

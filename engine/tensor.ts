@@ -107,7 +107,7 @@ export class Tensor {
 
   /** Reads the elements back: Float32Array for f32 and f16, Int32Array, Uint32Array, Uint8Array for bool. */
   async toArray(): Promise<HostArray> {
-    if (this.freed) throw new Error(freedMessage("toArray", this));
+    checkAlive("toArray", this);
     const bytes = await this.device.download(this);
     switch (this.dtype) {
       case "f32":
@@ -130,8 +130,12 @@ export class Tensor {
   }
 }
 
-function freedMessage(op: string, x: Tensor): string {
-  return `${op}: the tensor of shape ${show(x.shape)} was freed when its scope ended; return it from the scope to keep it`;
+/** Refuses a tensor whose buffer went back to the pool. */
+export function checkAlive(op: string, x: Tensor): void {
+  if (x.freed)
+    throw new Error(
+      `${op}: the tensor of shape ${show(x.shape)} was freed when its scope ended; return it from the scope to keep it`,
+    );
 }
 
 export function empty(device: Device, shape: Shape, dtype: DType = "f32"): Tensor {
@@ -152,7 +156,7 @@ export function settle(x: Tensor): Tensor {
 
 /** Another tensor on the same buffer, whose bits may be taken for another type of the same size. */
 export function alias(x: Tensor, shape: Shape = x.shape, dtype: DType = x.dtype): Tensor {
-  if (x.freed) throw new Error(freedMessage("reshape", x));
+  checkAlive("reshape", x);
   const { pending } = x;
   if (pending && dtype === x.dtype) {
     pending.hold();
