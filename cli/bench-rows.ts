@@ -4,13 +4,17 @@ import { wishStep } from "./bench-step.ts";
 import { wishKernels } from "./bench-wish.ts";
 import { type Bench, gradients } from "./bench-work.ts";
 
-const matmul = (n: number, half = false): Bench => ({
-  name: `matmul-${n}${half ? "-f16" : ""}`,
-  note: `${n} x ${n} x ${n}${half ? ", b stored as f16" : ""}`,
+/** The operands that are stored as f16, by name. */
+const matmul = (n: number, halves: "" | "b" | "ab" = ""): Bench => ({
+  name: `matmul-${n}${halves === "" ? "" : halves === "b" ? "-f16" : "-f16-f16"}`,
+  note: `${n} x ${n} x ${n}${halves === "" ? "" : halves === "b" ? ", b stored as f16" : ", a and b stored as f16"}`,
   flops: 2 * n ** 3,
   prepare: (gpu) => {
-    const [a, full] = [gpu.randn([n, n], { seed: 1 }), gpu.randn([n, n], { seed: 2 })];
-    const b = half ? F.cast(full, "f16") : full;
+    const operand = (name: string, seed: number): Tensor => {
+      const full = gpu.randn([n, n], { seed });
+      return halves.includes(name) ? F.cast(full, "f16") : full;
+    };
+    const [a, b] = [operand("a", 1), operand("b", 2)];
     return { run: () => F.matmul(a, b) };
   },
 });
@@ -75,7 +79,8 @@ function cnnStep(gpu: Device): () => Tensor {
 export const benches: readonly Bench[] = [
   matmul(512),
   matmul(1024),
-  matmul(1024, true),
+  matmul(1024, "b"),
+  matmul(1024, "ab"),
   {
     name: "attention",
     note: "8 heads x 1024 x 64",

@@ -5,6 +5,7 @@
 import { checkNumbers, checkOptions, describe as inWords } from "./check.ts";
 import { log } from "./debug.ts";
 import { type Bound, linearGroups, run } from "./kernel.ts";
+import { MATRIX_FEATURE, type MatrixUnits, matrixUnits } from "./matrices.ts";
 import { measurePeaks } from "./peaks.ts";
 import { platform } from "./platform.ts";
 import { Queue } from "./queue.ts";
@@ -42,6 +43,8 @@ export class Device extends Queue {
   readonly name: string;
   readonly info: GPUAdapterInfo;
   readonly tuner: Tuner;
+  /** What products of f16 matrices are worked out with, where the adapter has it. */
+  matrices: MatrixUnits | undefined;
   /** Draws the initial values of `nn` modules. */
   random = new Random(0);
   /** Pipelines and bind groups, kept by kernel.ts. */
@@ -71,7 +74,7 @@ export class Device extends Queue {
     const host = platform();
     const wish = options.adapter ?? host.environment("WGPU_WISH_ADAPTER");
     const { gpu, adapter, name } = await host.requestAdapter(wish);
-    const features = ["timestamp-query", "subgroups", "shader-f16"].filter((f) =>
+    const features = ["timestamp-query", "subgroups", "shader-f16", MATRIX_FEATURE].filter((f) =>
       adapter.features.has(f),
     ) as GPUFeatureName[];
     const limits: Record<string, number> = {};
@@ -87,6 +90,7 @@ export class Device extends Queue {
     const device = await adapter.requestDevice({ requiredFeatures: features, requiredLimits: limits });
     alive.push(gpu, adapter, device);
     const opened = new Device(name, adapter, device);
+    opened.matrices = await matrixUnits(adapter.info, device, opened.subgroupSize);
     await opened.tuner.load();
     opened.#trace = await startProfiling(opened);
     return opened;
@@ -100,6 +104,11 @@ export class Device extends Queue {
   /** Lanes of a subgroup where every kernel is sure to get that many; 0 where subgroups vary or are not offered. */
   get subgroupSize(): number {
     return this.#kind.subgroup;
+  }
+
+  /** Kernels may count with f16 (shader-f16). Every adapter stores them. */
+  get hasHalves(): boolean {
+    return this.#kind.halves;
   }
 
   /** A CPU that poses as a GPU: barriers are dear there and loads count more than arithmetic. */
@@ -233,12 +242,16 @@ export class Device extends Queue {
   }
 }
 
-function kindOf(info: GPUAdapterInfo, gpu: GPUDevice): { subgroup: number; isSoftware: boolean } {
+function kindOf(info: GPUAdapterInfo, gpu: GPUDevice): { subgroup: number; isSoftware: boolean; halves: boolean } {
   // @webgpu/types has not heard of them.
   type Newer = { subgroupMinSize?: number; subgroupMaxSize?: number; isFallbackAdapter?: boolean };
   const { subgroupMinSize, subgroupMaxSize = 0, isFallbackAdapter = false } = info as Newer;
   const isFixed = gpu.features.has("subgroups") && subgroupMinSize === subgroupMaxSize;
-  return { subgroup: isFixed ? subgroupMaxSize : 0, isSoftware: isFallbackAdapter };
+  return {
+    subgroup: isFixed ? subgroupMaxSize : 0,
+    isSoftware: isFallbackAdapter,
+    halves: gpu.features.has("shader-f16"),
+  };
 }
 
 export type { DType };

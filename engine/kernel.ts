@@ -28,6 +28,10 @@ export interface Dispatch {
   constants?: Record<string, number>;
   /** For shaders that spell out the lanes of a subgroup: see `forLanes`. */
   lanes?: Lanes | undefined;
+  /** See `withConsts`. */
+  consts?: Record<string, number> | undefined;
+  /** For shaders whose workgroup memory may hold f16: see `forHalves`. */
+  halves?: boolean;
   groups: readonly number[];
   /** Floating-point operations, for the figures of the profiler. */
   flops?: number;
@@ -95,13 +99,24 @@ const parsed = new Map<string, { bindings: Shader["bindings"]; fields: Field[]; 
  * number of quads, where a subgroup is several: then each lane asks those of its own quad.
  */
 function forLanes(source: string, { lanes, tiles }: Lanes): string {
-  const text = source
-    .replace("const LANES = 1u;", `const LANES = ${lanes}u;`)
-    .replace("const TILES = 1u;", `const TILES = ${tiles}u;`)
-    .replace(/ *\/\/ <lane>\n([\s\S]*?) *\/\/ <\/lane>\n/g, (_, text: string) =>
-      Array.from({ length: lanes }, (_, lane) => text.replaceAll(/\b0u\b/g, `${lane}u`)).join(""),
-    );
+  const text = withConsts(source, { LANES: lanes, TILES: tiles }).replace(
+    / *\/\/ <lane>\n([\s\S]*?) *\/\/ <\/lane>\n/g,
+    (_, text: string) => Array.from({ length: lanes }, (_, lane) => text.replaceAll(/\b0u\b/g, `${lane}u`)).join(""),
+  );
   return tiles === 1 ? text : text.replaceAll("subgroupBroadcast(", "quadBroadcast(");
+}
+
+/** Sets `const NAME = 1u` in a shader's text: types, and what goes into them, take no `override`. */
+export function withConsts(source: string, consts: Record<string, number>): string {
+  let text = source;
+  for (const [name, value] of Object.entries(consts))
+    text = text.replace(new RegExp(`const ${name} = \\d+u;`), `const ${name} = ${value}u;`);
+  return text;
+}
+
+/** An `override` is no type: `alias Four = vec4f` becomes a vector of f16. Needs the adapter's shader-f16. */
+function forHalves(source: string): string {
+  return `enable f16;\n${source.replace("alias Four = vec4f;", "alias Four = vec4<f16>;")}`;
 }
 
 function compile(device: Device, name: string, source: string): Shader {
@@ -128,8 +143,15 @@ export function defineSource(name: string, source: () => string): void {
 function pipelineFor(device: Device, name: string, entry: string, call: Dispatch): Pipeline {
   const names = Object.keys(call.bind);
   const constants = call.constants ?? {};
-  const { lanes } = call;
-  const shaderName = lanes ? `${name} of ${lanes.tiles} x ${lanes.lanes} lanes` : name;
+  const { lanes, consts, halves } = call;
+  const own = lanes
+    ? ` of ${lanes.tiles} x ${lanes.lanes} lanes`
+    : consts
+      ? ` of ${Object.values(consts).join(" x ")}`
+      : halves
+        ? " in f16"
+        : "";
+  const shaderName = name + own;
   const key = `${shaderName}/${entry}|${names.join()}|${Object.entries(constants).join()}`;
   const known = device.cache.pipelines.get(key) as Pipeline | undefined;
   if (known) return known;
@@ -138,7 +160,8 @@ function pipelineFor(device: Device, name: string, entry: string, call: Dispatch
   let shader = device.cache.pipelines.get(shaderKey) as Shader | undefined;
   if (!shader) {
     const text = sources.get(name) ?? platform().shader(name);
-    shader = compile(device, name, lanes ? forLanes(text, lanes) : text);
+    const special = lanes ? forLanes(text, lanes) : consts ? withConsts(text, consts) : halves ? forHalves(text) : text;
+    shader = compile(device, name, special);
     device.cache.pipelines.set(shaderKey, shader);
   }
   const label = `${name}/${entry}`;

@@ -170,8 +170,10 @@ function advice(word: string): string {
 }
 
 async function request(flags: string[], options: GPURequestAdapterOptions = {}): Promise<Found | undefined> {
-  // Dawn rounds timestamps to 65 µs, lest a web page spy by them: more than most kernels take.
-  const gpu = create([...flags, "disable-dawn-features=timestamp_quantization"]);
+  // Dawn rounds timestamps to 65 µs, lest a web page spy by them: more than most kernels take. Matrix units (engine/matrices.ts) are still
+  // among what it calls unsafe.
+  const own = ["disable-dawn-features=timestamp_quantization", "enable-dawn-features=allow_unsafe_apis"];
+  const gpu = create([...flags, ...own]);
   // Kept before the first await: a collected `gpu` is fatal even when it found nothing and only another one has a device.
   kept.wgpuWishKeepsAlive ??= [];
   kept.wgpuWishKeepsAlive.push(gpu);

@@ -7,6 +7,10 @@ const TILE = 64u;   // rows and columns
 const DEPTH = 32u;  // steps of k
 const FOURS = TILE / 4u;
 
+// What workgroup memory holds: vec4<f16> where a and b are stored so and the adapter counts with them, see engine/kernel.ts. It takes half the
+// memory, and the sums are the same: a product of two f16 is exact in f32.
+alias Four = vec4f;
+
 // a, b and y are read and written four at a time: M or K (where a's elements lie next to each other) and N or K (b's) and N divide by 4.
 override FOUR: bool = false;
 
@@ -55,8 +59,8 @@ override HALF_A: bool = false;
 override HALF_B: bool = false;
 
 // By k, then rows of a or columns of b in fours.
-var<workgroup> tile_a: array<vec4f, DEPTH * FOURS>;
-var<workgroup> tile_b: array<vec4f, DEPTH * FOURS>;
+var<workgroup> tile_a: array<Four, DEPTH * FOURS>;
+var<workgroup> tile_b: array<Four, DEPTH * FOURS>;
 
 // `rest`, in the order of y, is added before the activation.
 override REST: bool = false;
@@ -228,7 +232,7 @@ fn load_a(i: u32, base: u32, row: u32, k: u32, end: u32) {
     }
     block = transpose(block);
     for (var j = 0u; j < 4u; j++) {
-      tile_a[(to.y * 4u + j) * FOURS + to.x] = block[j];
+      tile_a[(to.y * 4u + j) * FOURS + to.x] = Four(block[j]);
     }
   } else {
     let to = vec2u(i % FOURS, i / FOURS);
@@ -238,7 +242,7 @@ fn load_a(i: u32, base: u32, row: u32, k: u32, end: u32) {
       if (r < params.m && at_k < end) {
         block[j] = four_of_a(base + r * params.a_row + at_k * params.a_col, params.a_row, params.m - r);
       }
-      tile_a[(to.y * 4u + j) * FOURS + to.x] = block[j];
+      tile_a[(to.y * 4u + j) * FOURS + to.x] = Four(block[j]);
     }
   }
 }
@@ -253,7 +257,7 @@ fn load_b(i: u32, base: u32, column: u32, k: u32, end: u32) {
       if (c < params.n && at_k < end) {
         block[j] = four_of_b(base + at_k * params.b_row + c, 1u, params.n - c);
       }
-      tile_b[(to.y * 4u + j) * FOURS + to.x] = block[j];
+      tile_b[(to.y * 4u + j) * FOURS + to.x] = Four(block[j]);
     }
   } else {
     let to = vec2u(i / (DEPTH / 4u), i % (DEPTH / 4u));
@@ -266,7 +270,7 @@ fn load_b(i: u32, base: u32, column: u32, k: u32, end: u32) {
     }
     block = transpose(block);
     for (var j = 0u; j < 4u; j++) {
-      tile_b[(to.y * 4u + j) * FOURS + to.x] = block[j];
+      tile_b[(to.y * 4u + j) * FOURS + to.x] = Four(block[j]);
     }
   }
 }
@@ -299,9 +303,9 @@ fn products(tile: u32, i: u32) -> Sums {
       load_b(i, batch * params.b_batch, column_of(tile), k, end);
       workgroupBarrier();
       for (var step = 0u; step < DEPTH; step++) {
-        let a_low = tile_a[step * FOURS + i / FOURS * 2u];
-        let a_high = tile_a[step * FOURS + i / FOURS * 2u + 1u];
-        let bv = tile_b[step * FOURS + i % FOURS];
+        let a_low = vec4f(tile_a[step * FOURS + i / FOURS * 2u]);
+        let a_high = vec4f(tile_a[step * FOURS + i / FOURS * 2u + 1u]);
+        let bv = vec4f(tile_b[step * FOURS + i % FOURS]);
         c0 = fma(vec4f(a_low.x), bv, c0);
         c1 = fma(vec4f(a_low.y), bv, c1);
         c2 = fma(vec4f(a_low.z), bv, c2);

@@ -2,6 +2,7 @@
 import { checkFloats, checkNoMore, checkOptions } from "../check.ts";
 import { type Finish, finishing } from "../epilogue.ts";
 import { linearGroups, run } from "../kernel.ts";
+import { matrixConsts } from "../matrices.ts";
 import { broadcastShapes, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
@@ -40,16 +41,27 @@ interface Cut {
  *   rows       subgroups of few lanes; b's rows four at a time
  *   columns    the same for a flipped b, its columns four at a time
  *   packed     b is copied to rows whose length divides by four, for `rows`
+ * Of two f16 matrices
+ *   matrices   the adapter's matrix units, for large ones. They add in an order of their own, so that where they are used nothing stands in for them.
  */
-type Variant = "plain" | "tiled" | "rows" | "columns" | "packed";
+type Variant = "plain" | "tiled" | "rows" | "columns" | "packed" | "matrices";
+
+/** Rows and columns of y that an invocation of `plain`, or a workgroup, owns. */
+const TILES: Partial<Record<Variant, readonly [number, number]>> = {
+  plain: [4, 4],
+  tiled: [64, 64],
+  matrices: [64, 64],
+};
 
 /** Rows of a, and columns of b, from which on copying b is small beside the product. */
 const PACKED = { rows: 128, columns: 64 };
 
 /** The variants that can do the work, first the rule's: subgroups on software adapters, workgroup memory on GPUs. */
-function variants({ a, b, batch, m, k, n }: Product): readonly Variant[] {
+function variants(product: Product): readonly Variant[] {
+  const { a, b, batch, m, k, n } = product;
   const { subgroupSize: lanes, isSoftware } = a.x.device;
   if (k === 0 || m * n * batch < 64) return ["plain"];
+  if (matricesDo(product)) return ["matrices"];
   const few = lanes === 4 || lanes === 8;
   const fours = (b.flipped ? k : n) % 4 === 0;
   const direct = b.flipped ? "columns" : "rows";
@@ -78,6 +90,16 @@ function cutOf({ a, batch, m, k, n }: Product): Cut {
   return { parts: Math.ceil(k / piece), piece };
 }
 
+/** Fours of what lies next to each other can be read and written at once. */
+function inFours({ a, b, m, k, n }: Product): boolean {
+  return n % 4 === 0 && (a.flipped ? m : k) % 4 === 0 && (b.flipped ? k : n) % 4 === 0;
+}
+
+function matricesDo(product: Product): boolean {
+  const { a, b, m, n } = product;
+  return a.x.device.matrices !== undefined && isHalf(a) && isHalf(b) && m >= 32 && n >= 32 && inFours(product);
+}
+
 const isHalf = ({ x }: Matrix): boolean => x.dtype === "f16";
 
 /**
@@ -103,7 +125,7 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
   const four = n % 4 === 0;
   const width = packed ? Math.ceil(n / 4) * 4 : n;
   const lanes = device.subgroupSize;
-  const [tileM, tileN] = variant === "plain" ? [4, 4] : variant === "tiled" ? [64, 64] : [8, 4 * lanes];
+  const [tileM, tileN] = TILES[variant] ?? [8, 4 * lanes];
   const [tilesM, tilesN] = [Math.ceil(m / tileM), Math.ceil(n / tileN)];
   const tiles = tilesM * tilesN * batch * parts;
   const flops = 2 * batch * m * n * k;
@@ -125,11 +147,21 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
       flops,
     });
   } else if (variant === "tiled") {
-    const aligned = four && (a.flipped ? m : k) % 4 === 0 && (b.flipped ? k : n) % 4 === 0;
+    const aligned = inFours(product);
     run(device, finishing("matmul", activation), aligned ? "tiled4" : "tiled", {
       bind: { ...inputs, a4: a.x, b4: b.x, ...(aligned ? { y4: y, rest4: added } : { y, rest: added }) },
       params,
       constants: { FOUR: aligned ? 1 : 0, REST, ...halves },
+      halves: isHalf(a) && isHalf(b) && device.hasHalves,
+      groups: linearGroups(tiles),
+      flops,
+    });
+  } else if (variant === "matrices") {
+    run(device, finishing("matmul_matrices", activation), "forward", {
+      consts: matrixConsts(device.matrices!, lanes),
+      bind: { a2: a.x, b2: b.x, bias: inputs.bias, rest4: added, y4: y },
+      params,
+      constants: { REST },
       groups: linearGroups(tiles),
       flops,
     });

@@ -37,6 +37,28 @@ operands("numbers that f16 holds give what they give in f32, broadcast, in batch
   }
 });
 
+operands("every kernel gives the same bits, also the one whose workgroup memory holds f16", async () => {
+  const own = await Device.open();
+  for (const [m, k, n] of [
+    [130, 70, 67],
+    [128, 100, 68],
+  ] as const) {
+    const [a, b] = [own.randn([m, k], { seed: 1 }), own.randn([k, n], { seed: 2 })].map((x) => F.cast(x, "f16"));
+    const bits: ArrayLike<number>[] = [];
+    for (const variant of ["plain", "tiled", "packed"]) {
+      own.tuner.prefer = variant;
+      bits.push(await F.matmul(a!, b!).toArray());
+    }
+    for (const other of bits.slice(1)) assert.equal(other, bits[0]);
+  }
+  const names = [...own.cache.pipelines.keys()];
+  assert.is(
+    names.some((name) => name.startsWith("matmul in f16/")),
+    own.hasHalves,
+  );
+  await own.close();
+});
+
 operands("the gradient of an f16 tensor is f32, as a cast gives it", async () => {
   const full = gpu.randn([4, 3], { seed: 1, requiresGrad: true });
   const leaf = half(gpu.randn([4, 3], { seed: 1 }));
