@@ -12,7 +12,7 @@ export {
   wishMobileNetV2,
   wishResNet50,
 } from "./config.ts";
-export type { Prediction } from "./mask2former/decoder.ts";
+export { type Masks, maskLogits, type Prediction } from "./mask2former/decoder.ts";
 export { loadMask2Former, mask2FormerConfig } from "./mask2former/load.ts";
 export { mask2FormerNames, resNetNames } from "./mask2former/names.ts";
 export { MobileNetV2 } from "./mobilenet.ts";

@@ -1,7 +1,7 @@
 // Queries -> scored instances on the host, by Mask2Former's rule (maskformer_model.py, instance_inference), and WISH's variant that
 // lets SAM's frozen mask decoder draw the masks from the predicted prompt latents.
 import { F, noGrad, scope, type Tensor } from "../engine/index.ts";
-import type { Prediction } from "./mask2former/decoder.ts";
+import { maskLogits, type Prediction } from "./mask2former/decoder.ts";
 import type { Wish, WishOutput } from "./wish.ts";
 
 export interface Instance {
@@ -85,7 +85,7 @@ export async function instancesOf(
   const size = image.shape.slice(2) as [number, number];
   const { inputSize } = output;
   return collect(last, b, options, (queries) => {
-    const logits = selectQueries(last.maskLogits, b, queries); // (1, n, h, w)
+    const logits = masksOf(last, b, queries); // (1, n, h, w)
     const padded = F.interpolate(logits, { size: inputSize, mode: "bilinear", alignCorners: false });
     const valid = F.slice(F.slice(padded, 2, 0, size[0]), 3, 0, size[1]);
     return F.interpolate(valid, { size: options.original, mode: "bilinear", alignCorners: false });
@@ -174,10 +174,8 @@ async function collect(
 
   const queries = [...new Set(pairs.map((pair) => pair.query))];
   const drawn = new Map<number, { mask: Uint8Array; maskScore: number }>();
-  const step = Math.max(
-    1,
-    Math.floor(CHUNK_ELEMENTS / Math.max(h * w, last.maskLogits.shape[2]! * last.maskLogits.shape[3]! * 16)),
-  );
+  const [, , coarseH, coarseW] = last.maskFeatures.shape as [number, number, number, number];
+  const step = Math.max(1, Math.floor(CHUNK_ELEMENTS / Math.max(h * w, coarseH * coarseW * 16)));
   for (let start = 0; start < queries.length; start += step) {
     const some = queries.slice(start, start + step);
     const { inside, maskScores } = scope(() => noGrad(() => binarise(F.reshape(draw(some), [some.length, h * w]))));
@@ -225,10 +223,12 @@ function batchItem(x: Tensor, b: number): Tensor {
   return F.reshape(x.shape[0] === 1 ? x : F.slice(x, 0, b, b + 1), x.shape.slice(1));
 }
 
-/** (B, N, h, w) -> (1, n, h, w) */
-function selectQueries(x: Tensor, b: number, queries: number[]): Tensor {
-  const [, , h, w] = x.shape as [number, number, number, number];
-  return F.reshape(F.indexSelect(batchItem(x, b), 0, indices(x, queries)), [1, queries.length, h, w]);
+/** The masks of some queries of image b: (1, n, h, w). */
+function masksOf({ maskEmbedding, maskFeatures }: Prediction, b: number, queries: number[]): Tensor {
+  const [n, C] = [queries.length, maskEmbedding.shape[2]!];
+  const some = F.indexSelect(batchItem(maskEmbedding, b), 0, indices(maskEmbedding, queries)); // (n, C)
+  const features = F.reshape(batchItem(maskFeatures, b), [1, ...maskFeatures.shape.slice(1)]);
+  return maskLogits({ maskEmbedding: F.reshape(some, [1, n, C]), maskFeatures: features });
 }
 
 function indices(like: Tensor, values: number[]): Tensor {

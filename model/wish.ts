@@ -12,8 +12,6 @@ import { miniNet, resNet } from "./resnet.ts";
 export interface WishOutput {
   /** decoder.layers + 1 predictions: index 0 from the learnable queries, the last is the output, the others are for deep supervision. */
   predictions: Prediction[];
-  /** (B, C, H' / 4, W' / 4) */
-  maskFeatures: Tensor;
   /** (B, K, h, w) raw activations: their mean over the valid region are the tag logits. */
   cam: Tensor | undefined;
   /** H', W': the padded frame that masks and normalised coordinates refer to. */
@@ -58,7 +56,7 @@ export class Wish extends nn.Module {
     const features = this.backbone.forward(images, options);
     const pixels = this.sem_seg_head.pixel_decoder.forward(features);
     const predictions = this.sem_seg_head.predictor.forward(pixels);
-    return { predictions, maskFeatures: pixels.maskFeatures, cam: this.#cam(features), inputSize: paddedSize(images) };
+    return { predictions, cam: this.#cam(features), inputSize: paddedSize(images) };
   }
 
   /** Backbone and CAM only: all that the warm-up on tags needs. */

@@ -3,7 +3,7 @@
  * (paper Eq. 16, 17 and 19). Everything counts only the cells that are image, not padding.
  */
 import { type Device, F, noGrad, type Tensor } from "../engine/index.ts";
-import type { LayerStack, Pair } from "./matching.ts";
+import { type LayerStack, masksOfRows, type Pair } from "./matching.ts";
 import { type ImageTargets, indexTensor, type TargetTensors } from "./targets.ts";
 
 const TINY = 1e-5;
@@ -58,11 +58,11 @@ export function selfLoss(
   if (last.length === 0) return undefined;
   const [, K, h, w] = cam.shape as [number, number, number, number];
   // Rows of (image, class) that are present, and the matched queries of each.
-  const groups = new Map<number, number[]>();
+  const groups = new Map<number, { image: number; row: number }[]>();
   for (const { image, query, target } of last) {
     const key = image * K + targets.images[image]!.targets[target]!.classIndex;
-    const row = (image * stack.layers + stack.layers - 1) * stack.queries + query;
-    groups.set(key, [...(groups.get(key) ?? []), row]);
+    const row = (stack.layers - 1) * stack.queries + query;
+    groups.set(key, [...(groups.get(key) ?? []), { image, row }]);
   }
   const keys = [...groups.keys()];
   const widest = Math.max(...[...groups.values()].map((rows) => rows.length));
@@ -77,13 +77,11 @@ export function selfLoss(
   const cells = inside.reduce((sum, v) => sum + v, 0);
 
   const union = noGrad(() => {
-    const [B, Q, mh, mw] = stack.maskLogits.shape as [number, number, number, number];
     // A class with fewer queries than the widest repeats one of its own: the maximum stays.
     const rows = [...groups.values()].flatMap((list) =>
       Array.from({ length: widest }, (_, i) => list[i % list.length]!),
     );
-    const picked = F.indexSelect(F.reshape(stack.maskLogits, [B * Q, mh * mw]), 0, indexTensor(gpu, rows));
-    const masks = F.sigmoid(F.reshape(picked, [G * widest, 1, mh, mw]));
+    const masks = F.sigmoid(masksOfRows(gpu, stack, rows));
     const small = F.interpolate(masks, { size: [h, w], mode: "bilinear", alignCorners: false });
     return F.max(F.reshape(small, [G, widest, hw]), [1]);
   });

@@ -4,7 +4,7 @@
  */
 import { type Device, F, noGrad, type Random, scope, type Tensor } from "../engine/index.ts";
 import { type LatentOptions, type LatentTargets, matched, predictedSide } from "./latents.ts";
-import type { LayerStack, Pair } from "./matching.ts";
+import { type LayerStack, masksOfRows, type Pair } from "./matching.ts";
 import { indexTensor, randomPoints, type TargetTensors } from "./targets.ts";
 
 export interface SegmentationOptions {
@@ -37,25 +37,21 @@ export function segmentationLosses(
   const out: SegmentationLosses = {};
   if (targets.images.some((image) => image.supervised))
     out.class = classLoss(gpu, stack, targets, pairs, options.noObject);
-  const matchedPairs = pairs.flatMap((layer, l) =>
-    layer.map((pair) => ({ ...pair, row: rowOf(stack, l, pair), object: targets.offsets[pair.image]! + pair.target })),
-  );
+  const matchedPairs = pairs
+    .flatMap((layer, l) =>
+      layer.map((pair) => ({
+        ...pair,
+        row: l * stack.queries + pair.query,
+        object: targets.offsets[pair.image]! + pair.target,
+      })),
+    )
+    .sort((a, b) => a.image - b.image);
   if (matchedPairs.length === 0) return out;
 
   const objects = Math.max(1, targets.total); // num_masks
-  const rows = indexTensor(
-    gpu,
-    matchedPairs.map((pair) => pair.row),
-  );
-  const [, , h, w] = stack.maskLogits.shape as [number, number, number, number];
-  const logits = F.reshape(F.indexSelect(flatten(stack.maskLogits), 0, rows), [matchedPairs.length, 1, h, w]);
-  const chosen = indexTensor(
-    gpu,
-    matchedPairs.map((pair) => pair.object * targets.candidates + pair.candidate),
-  );
-  const { x, t } = samplePoints(gpu, logits, F.indexSelect(targets.masks!, 0, chosen), options, random);
-  out.bce = F.div(F.sum(F.mean(F.binaryCrossEntropyWithLogits(x, t, { reduction: "none" }), [1])), objects);
-  out.dice = F.div(F.dice(x, t, { reduction: "sum" }), objects);
+  const { bce, dice } = maskLosses(gpu, stack, targets, matchedPairs, options, random);
+  out.bce = F.div(bce, objects);
+  out.dice = F.div(dice, objects);
 
   if (latents && stack.latents) {
     const labelled = matchedPairs.filter((pair) => targets.images[pair.image]!.targets[pair.target]!.prompt);
@@ -65,7 +61,7 @@ export function segmentationLosses(
       0,
       indexTensor(
         gpu,
-        labelled.map((pair) => pair.row),
+        labelled.map(({ image, row }) => image * Q + row),
       ),
     );
     const predicted = predictedSide(F.reshape(z, [labelled.length, S, D]), latents.options);
@@ -80,6 +76,44 @@ export function segmentationLosses(
     out.prompt = F.div(F.sum(distances), objects);
   }
   return out;
+}
+
+/** A matched query, by its row of the stack. */
+interface Matched extends Pair {
+  row: number;
+  /** Row of the targets. */
+  object: number;
+}
+
+/** Numbers of the masks that are worked on at once: 64 MiB, half of what every adapter can bind. */
+const MOST_NUMBERS = 2 ** 24;
+
+/** Both summed over the matched pairs, which come in the order of their images. */
+function maskLosses(
+  gpu: Device,
+  stack: LayerStack,
+  targets: TargetTensors,
+  pairs: readonly Matched[],
+  options: SegmentationOptions,
+  random: Random,
+): { bce: Tensor; dice: Tensor } {
+  const [, , h, w] = stack.maskFeatures.shape as [number, number, number, number];
+  const most = Math.max(1, Math.floor(MOST_NUMBERS / (h * w)));
+  const bce: Tensor[] = [];
+  const dice: Tensor[] = [];
+  for (let start = 0; start < pairs.length; start += most) {
+    const some = pairs.slice(start, start + most);
+    const chosen = indexTensor(
+      gpu,
+      some.map((pair) => pair.object * targets.candidates + pair.candidate),
+    );
+    const masks = F.indexSelect(targets.masks!, 0, chosen);
+    const { x, t } = samplePoints(gpu, masksOfRows(gpu, stack, some), masks, options, random);
+    bce.push(F.sum(F.mean(F.binaryCrossEntropyWithLogits(x, t, { reduction: "none" }), [1])));
+    dice.push(F.dice(x, t, { reduction: "sum" }));
+  }
+  const total = (parts: Tensor[]): Tensor => parts.reduce((a, b) => F.add(a, b));
+  return { bce: total(bce), dice: total(dice) };
 }
 
 /**
@@ -98,21 +132,12 @@ function classLoss(
   for (const [b, image] of targets.images.entries()) if (!image.supervised) labels.fill(IGNORE, b * Q, (b + 1) * Q);
   for (const [layer, list] of pairs.entries())
     for (const pair of list)
-      labels[rowOf(stack, layer, pair)] = targets.images[pair.image]!.targets[pair.target]!.classIndex;
+      labels[(pair.image * stack.layers + layer) * stack.queries + pair.query] =
+        targets.images[pair.image]!.targets[pair.target]!.classIndex;
   const weight = gpu.tensor(Float32Array.from({ length: classes }, (_, c) => (c === classes - 1 ? noObject : 1)));
   const label = gpu.tensor(labels, [B * Q], { dtype: "i32" });
   const mean = F.crossEntropy(F.reshape(stack.classLogits, [B * Q, classes]), label, { weight, ignoreIndex: IGNORE });
   return F.mul(mean, stack.layers);
-}
-
-function rowOf(stack: LayerStack, layer: number, pair: Pair): number {
-  return (pair.image * stack.layers + layer) * stack.queries + pair.query;
-}
-
-/** (B, Q, …) -> (B * Q, the rest) */
-function flatten(x: Tensor): Tensor {
-  const [B, Q, ...rest] = x.shape as [number, number, ...number[]];
-  return F.reshape(x, [B * Q, rest.reduce((a, b) => a * b, 1)]);
 }
 
 /** Logits (M, 1, h, w) and masks (M, 1, H, W) -> both at the points chosen: (M, P). The masks are not differentiated. */

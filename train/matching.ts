@@ -4,7 +4,7 @@
  * runs on the host.
  */
 import { type Device, F, noGrad, type Random, scope, type Tensor } from "../engine/index.ts";
-import type { Prediction } from "../model/index.ts";
+import type { Masks, Prediction } from "../model/index.ts";
 import { assign } from "./hungarian.ts";
 import { type LatentOptions, type LatentTargets, pairwise, predictedSide } from "./latents.ts";
 import { indexTensor, paddedRows, randomPoints, type TargetTensors } from "./targets.ts";
@@ -19,14 +19,14 @@ export interface MatchOptions {
   candidate: "adaptive" | "iou";
 }
 
-/** The heads' answers of L layers, an image's layers side by side: query q of layer l stands at l * N + q. */
-export interface LayerStack {
+/** The heads' answers of L layers, an image's layers side by side: query q of layer l stands at l * N + q, here called its row. */
+export interface LayerStack extends Masks {
   layers: number;
   queries: number;
   /** (B, L * N, K + 1) */
   classLogits: Tensor;
-  /** (B, L * N, h, w) */
-  maskLogits: Tensor;
+  /** (B, L * N, C), to be multiplied with `maskFeatures` (B, C, h, w) as far as masks are needed. */
+  maskEmbedding: Tensor;
   /** (B, L * N, S, D) */
   latents: Tensor | undefined;
 }
@@ -49,9 +49,26 @@ export function stackLayers(predictions: readonly Prediction[]): LayerStack {
     layers: predictions.length,
     queries: predictions[0]!.classLogits.shape[1]!,
     classLogits: join((p) => p.classLogits),
-    maskLogits: join((p) => p.maskLogits),
+    maskEmbedding: join((p) => p.maskEmbedding),
+    maskFeatures: predictions[0]!.maskFeatures,
     latents: latents ? join((p) => p.promptLatents!) : undefined,
   };
+}
+
+/** The masks of some rows, which come in the order of their images: (M, 1, h, w). */
+export function masksOfRows(gpu: Device, stack: Masks, rows: readonly { image: number; row: number }[]): Tensor {
+  const { maskEmbedding, maskFeatures } = stack;
+  const [B, Q, C] = maskEmbedding.shape as [number, number, number];
+  const [, , h, w] = maskFeatures.shape as [number, number, number, number];
+  const embeddings = F.reshape(maskEmbedding, [B * Q, C]);
+  const parts: Tensor[] = [];
+  for (let b = 0; b < B; b++) {
+    const own = rows.filter(({ image }) => image === b).map(({ row }) => b * Q + row);
+    if (own.length === 0) continue;
+    const features = B === 1 ? maskFeatures : F.slice(maskFeatures, 0, b, b + 1);
+    parts.push(F.matmul(F.indexSelect(embeddings, 0, indexTensor(gpu, own)), F.reshape(features, [C, h * w])));
+  }
+  return F.reshape(parts.length === 1 ? parts[0]! : F.cat(parts, 0), [rows.length, 1, h, w]);
 }
 
 /** Costs on the host. */
@@ -123,7 +140,6 @@ function maskCosts(
 ): Tensor {
   const B = targets.images.length;
   const P = points.length / B / 2;
-  const Q = stack.layers * stack.queries;
   const grid = gpu.tensor(points, [B, P * 2]);
   const sample = (x: Tensor, at: Tensor) =>
     F.gridSample(x, F.reshape(at, [x.shape[0]!, 1, P, 2]), {
@@ -131,7 +147,9 @@ function maskCosts(
       paddingMode: "zeros",
       alignCorners: false,
     });
-  const x = F.reshape(sample(stack.maskLogits, grid), [B, Q, P]);
+  // All queries of an image are asked at the same points, so that its features are sampled there and not their masks.
+  const features = F.reshape(sample(stack.maskFeatures, grid), [B, stack.maskFeatures.shape[1]!, P]);
+  const x = F.matmul(stack.maskEmbedding, features);
 
   const C = targets.candidates;
   const imageOf = targets.images.flatMap((image, b) => new Array<number>(image.targets.length * C).fill(b));

@@ -1,7 +1,7 @@
 /** A trained model on the user's images: overlays, masks of each instance, COCO results, and the raw outputs for comparisons. */
 import { basename, dirname, extname, join } from "node:path";
 import { type Device, encode, F, noGrad, scope, type Tensor } from "../engine/index.ts";
-import type { Wish } from "../model/index.ts";
+import { maskLogits, type Wish } from "../model/index.ts";
 import { readImage, writeMaskPng, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
 import { evalSample } from "./data/loader.ts";
@@ -81,10 +81,11 @@ async function rawOutputs(
   const sample = await evalSample(await readImage(path), { short, long });
   return scope(async () => {
     const { predictions, cam } = noGrad(() => model.forward(imageTensor(gpu, [sample])));
-    const { classLogits, maskLogits, promptLatents } = predictions.at(-1)!;
+    const last = predictions.at(-1)!;
+    const { classLogits, promptLatents } = last;
     const tensors = new Map<string, Tensor>([
       ["class_logits", classLogits],
-      ["mask_logits", maskLogits],
+      ["mask_logits", noGrad(() => maskLogits(last))],
     ]);
     if (promptLatents) tensors.set("prompt_latents", promptLatents);
     if (cam) tensors.set("cam", F.detach(cam));

@@ -1,6 +1,6 @@
 // Mask2Former's transformer decoder (modeling/transformer_decoder/mask2former_transformer_decoder.py): N queries, each attending only
 // where the mask predicted so far says yes, one level a layer, coarse to fine and round again. Post-norm, no dropout.
-import { type Device, F, nn, noGrad, type Tensor } from "../../engine/index.ts";
+import { type Device, F, nn, noGrad, scope, type Tensor } from "../../engine/index.ts";
 import type { PromptPlace } from "../config.ts";
 import { constant, flattenGrid, MLP, MultiheadAttention, sinePositions } from "../layers.ts";
 import type { PixelFeatures } from "./pixel-decoder.ts";
@@ -18,14 +18,30 @@ export interface DecoderSizes {
   prompt?: { tokens: number; dim: number; place: PromptPlace };
 }
 
+/**
+ * Masks before their last product. Whoever needs all of them calls `maskLogits`; at 1024 pixels the masks of every query after every layer
+ * are 250 MiB, while those at some points, at a coarser size or of the matched queries are products of parts of these two.
+ */
+export interface Masks {
+  /** (B, N, C) */
+  maskEmbedding: Tensor;
+  /** (B, C, H / 4, W / 4), the same for all layers. */
+  maskFeatures: Tensor;
+}
+
 /** The heads' answer after a layer. */
-export interface Prediction {
+export interface Prediction extends Masks {
   /** (B, N, K + 1) */
   classLogits: Tensor;
-  /** (B, N, H / 4, W / 4) */
-  maskLogits: Tensor;
   /** (B, N, T, D) where the model has a prompt head. */
   promptLatents: Tensor | undefined;
+}
+
+/** (B, N, C), (B, C, h, w) -> (B, N, h, w) */
+export function maskLogits({ maskEmbedding, maskFeatures }: Masks): Tensor {
+  const [B, C, h, w] = maskFeatures.shape as [number, number, number, number];
+  const masks = F.matmul(maskEmbedding, F.reshape(maskFeatures, [B, C, h * w]));
+  return F.reshape(masks, [B, maskEmbedding.shape[1]!, h, w]);
 }
 
 export class MaskedTransformerDecoder extends nn.Module {
@@ -69,7 +85,9 @@ export class MaskedTransformerDecoder extends nn.Module {
       // The level's embedding goes to keys and values, the position to the keys alone.
       const value = F.add(flattenGrid(x), F.slice(this.level_embed.weight, 0, level, level + 1)); // (B, h w, C)
       const sine = constant(gpu, `sine ${h}x${w}x${C}`, [1, h * w, C], () => sinePositions(h, w, C));
-      return { key: F.add(value, sine), value, size: [h, w] as [number, number] };
+      // Resizing and the product with the queries' embeddings may change places: both are linear.
+      const resize = (): Tensor => F.interpolate(maskFeatures, { size: [h, w], mode: "bilinear", alignCorners: false });
+      return { key: F.add(value, sine), value, features: noGrad(resize) };
     });
     const [N, C] = this.query_feat.weight.shape as [number, number];
     const queryPositions = F.reshape(this.query_embed.weight, [1, N, C]);
@@ -77,8 +95,8 @@ export class MaskedTransformerDecoder extends nn.Module {
 
     const predictions = [this.#predict(queries, maskFeatures)];
     for (const [i, ffn] of this.transformer_ffn_layers.entries()) {
-      const { key, value, size } = sources[i % sources.length]!;
-      const mask = attentionMask(predictions.at(-1)!.maskLogits, size);
+      const { key, value, features } = sources[i % sources.length]!;
+      const mask = attentionMask({ ...predictions.at(-1)!, maskFeatures: features });
       queries = this.transformer_cross_attention_layers[i]!.forward(queries, queryPositions, key, value, mask);
       queries = this.transformer_self_attention_layers[i]!.forward(queries, queryPositions);
       queries = ffn.forward(queries);
@@ -89,16 +107,15 @@ export class MaskedTransformerDecoder extends nn.Module {
 
   /** queries (B, N, C), mask features (B, C, h, w) */
   #predict(queries: Tensor, maskFeatures: Tensor): Prediction {
-    const [B, C, h, w] = maskFeatures.shape as [number, number, number, number];
-    const [, N] = queries.shape as [number, number];
+    const [B, N] = queries.shape as [number, number];
     const x = this.decoder_norm.forward(queries);
-    const masks = F.matmul(this.mask_embed.forward(x), F.reshape(maskFeatures, [B, C, h * w]));
-    const maskLogits = F.reshape(masks, [B, N, h, w]);
-    const told = this.#prompt?.place === "mask" ? F.cat([x, maskPlace(maskLogits, C)], 2) : x;
+    const maskEmbedding = this.mask_embed.forward(x);
+    const told = this.#prompt?.place === "mask" ? F.cat([x, maskPlace({ maskEmbedding, maskFeatures })], 2) : x;
     const latents = this.prompt_embed?.forward(told);
     return {
       classLogits: this.class_embed.forward(x),
-      maskLogits,
+      maskEmbedding,
+      maskFeatures,
       promptLatents:
         latents && this.#prompt ? F.reshape(latents, [B, N, this.#prompt.tokens, this.#prompt.dim]) : undefined,
     };
@@ -106,31 +123,37 @@ export class MaskedTransformerDecoder extends nn.Module {
 }
 
 /**
- * Where each query may look: (B, N, h, w) mask logits -> boolean (B, 1, N, size), true where the mask, resized, has a probability of
- * at least one half. A query whose mask is empty at this level looks everywhere, else its softmax would have nothing. Not differentiated.
+ * Where each query may look: masks at a level's size (h, w) -> boolean (B, 1, N, h w), true where the mask has a probability of at least one
+ * half. A query whose mask is empty at this level looks everywhere, else its softmax would have nothing. Not differentiated.
  */
-function attentionMask(maskLogits: Tensor, size: [number, number]): Tensor {
-  return noGrad(() => {
-    const [B, N] = maskLogits.shape as [number, number];
-    const resized = F.interpolate(maskLogits, { size, mode: "bilinear", alignCorners: false });
-    const logits = F.reshape(resized, [B, 1, N, size[0] * size[1]]);
-    const empty = F.lt(F.max(logits, [3], { keepdim: true }), 0); // (B, 1, N, 1)
-    return F.logicalOr(F.ge(logits, 0), empty);
-  });
+function attentionMask(masks: Masks): Tensor {
+  return scope(() =>
+    noGrad(() => {
+      const resized = maskLogits(masks);
+      const [B, N, h, w] = resized.shape as [number, number, number, number];
+      const logits = F.reshape(resized, [B, 1, N, h * w]);
+      const empty = F.lt(F.max(logits, [3], { keepdim: true }), 0); // (B, 1, N, 1)
+      return F.logicalOr(F.ge(logits, 0), empty);
+    }),
+  );
 }
 
 /**
- * Where each query's mask lies: the mean of the sine positions over it, which also shrinks with its extent. (B, N, h, w) mask logits
- * -> (B, N, C). Not differentiated: the prompt loss shall read the masks, not move them.
+ * Where each query's mask lies: the mean of the sine positions over it, which also shrinks with its extent: (B, N, C). Not
+ * differentiated: the prompt loss shall read the masks, not move them.
  */
-function maskPlace(maskLogits: Tensor, C: number): Tensor {
-  return noGrad(() => {
-    const [B, N, h, w] = maskLogits.shape as [number, number, number, number];
-    const inside = F.reshape(F.sigmoid(maskLogits), [B, N, h * w]);
-    const share = F.div(inside, F.add(F.sum(inside, [2], { keepdim: true }), 1e-6));
-    const sine = constant(maskLogits.device, `sine ${h}x${w}x${C}`, [1, h * w, C], () => sinePositions(h, w, C));
-    return F.matmul(share, sine); // (B, N, h w) x (1, h w, C)
-  });
+function maskPlace(masks: Masks): Tensor {
+  return scope(() =>
+    noGrad(() => {
+      const logits = maskLogits(masks);
+      const [B, N, h, w] = logits.shape as [number, number, number, number];
+      const C = masks.maskEmbedding.shape[2]!;
+      const inside = F.reshape(F.sigmoid(logits), [B, N, h * w]);
+      const share = F.div(inside, F.add(F.sum(inside, [2], { keepdim: true }), 1e-6));
+      const sine = constant(logits.device, `sine ${h}x${w}x${C}`, [1, h * w, C], () => sinePositions(h, w, C));
+      return F.matmul(share, sine); // (B, N, h w) x (1, h w, C)
+    }),
+  );
 }
 
 class SelfAttentionLayer extends nn.Module {

@@ -1,7 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { backward, F, optim, scope, type Tensor } from "../../engine/index.ts";
-import { parameterGroups, predict, Wish, wishMini } from "../../model/index.ts";
+import { maskLogits, parameterGroups, predict, Wish, wishMini } from "../../model/index.ts";
 import { testDevice } from "../device.ts";
 
 const test = suite("overfit");
@@ -41,10 +41,10 @@ test("the small model learns two objects by heart and predicts them as instances
   const step = () =>
     scope(() => {
       const { predictions } = model.forward(image);
-      const terms = predictions.flatMap(({ classLogits, maskLogits }): Tensor[] => {
-        const drawn = F.reshape(F.slice(maskLogits, 1, 0, 2), [2, 256]);
+      const terms = predictions.flatMap((p): Tensor[] => {
+        const drawn = F.reshape(F.slice(maskLogits(p), 1, 0, 2), [2, 256]);
         return [
-          F.crossEntropy(F.reshape(classLogits, [4, 3]), classes),
+          F.crossEntropy(F.reshape(p.classLogits, [4, 3]), classes),
           F.binaryCrossEntropyWithLogits(drawn, masks),
           F.dice(drawn, masks),
         ];

@@ -24,10 +24,15 @@ function output(gpu: Device, classes: number[][], mask: (query: number, y: numbe
   );
   const prediction = {
     classLogits: gpu.tensor(classes.flat(), [1, N, classes[0]!.length]),
-    maskLogits: gpu.tensor(logits, [1, N, 8, 8]),
+    // Each query picks the channel with its own mask.
+    maskEmbedding: gpu.tensor(
+      Float32Array.from({ length: N * N }, (_, i) => Number(i % N === Math.floor(i / N))),
+      [1, N, N],
+    ),
+    maskFeatures: gpu.tensor(logits, [1, N, 8, 8]),
     promptLatents: undefined,
   };
-  return { predictions: [prediction], maskFeatures: gpu.zeros([1, 4, 8, 8]), cam: undefined, inputSize: [32, 32] };
+  return { predictions: [prediction], cam: undefined, inputSize: [32, 32] };
 }
 
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));

@@ -1,7 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { backward, type Device, F, noGrad, scope, type Tensor } from "../../engine/index.ts";
-import { parameterGroups, promptTarget, Wish, type WishOverrides, wishMini } from "../../model/index.ts";
+import { maskLogits, parameterGroups, promptTarget, Wish, type WishOverrides, wishMini } from "../../model/index.ts";
 import { sinePositions } from "../../model/layers.ts";
 import { testDevice } from "../device.ts";
 import { distance } from "./fixture.ts";
@@ -35,11 +35,11 @@ test("a forward pass gives all predictions in their shapes", async () => {
     const out = scope(() => noGrad(() => small(gpu, { prompt: { mode, dim: 12 } }).forward(images)));
     assert.is(out.predictions.length, 3);
     assert.equal(out.inputSize, [64, 64]);
-    assert.equal(out.maskFeatures.shape, [2, 16, 16, 16]);
     assert.equal(out.cam?.shape, [2, 2, 4, 4]);
-    for (const { classLogits, maskLogits, promptLatents } of out.predictions) {
+    for (const p of out.predictions) {
+      const { classLogits, promptLatents } = p;
       assert.equal(classLogits.shape, [2, 5, 3]);
-      assert.equal(maskLogits.shape, [2, 5, 16, 16]);
+      assert.equal(maskLogits(p).shape, [2, 5, 16, 16]);
       assert.equal(promptLatents?.shape, T > 0 ? [2, 5, T, 12] : undefined);
     }
   }
@@ -53,7 +53,7 @@ test("an image gives the same alone, in a batch, and where its padding is made b
     scope(() => noGrad(() => model.forward(x, sizes ? { sizes } : {}).predictions.at(-1)!));
   const both = run(images);
   const second = run(F.slice(images, 0, 1, 2));
-  assert.ok((await distance(F.slice(both.maskLogits, 0, 1, 2), second.maskLogits)) < 1e-4);
+  assert.ok((await distance(F.slice(maskLogits(both), 0, 1, 2), maskLogits(second))) < 1e-4);
   const padded = run(F.add(F.pad(images, [0, 0, 0, 14]), 9), [
     [50, 64],
     [50, 64],
@@ -72,8 +72,9 @@ test("where the config says so, the prompt head is told where each query's mask 
   const weight = F.cat([gpu.zeros([16, 16]), F.slice(head.layers[0]!.weight, 1, 16, 32)], 1);
   head.loadStateDict(new Map([["layers.0.weight", weight]]), { strict: false });
   const images = F.mul(gpu.rand([2, 3, 32, 64], { seed: 4 }), 255);
-  const { maskLogits, promptLatents } = scope(() => noGrad(() => model.forward(images))).predictions.at(-1)!;
-  const logits = await maskLogits.toArray(); // (2, 5, 8, 16)
+  const last = scope(() => noGrad(() => model.forward(images))).predictions.at(-1)!;
+  const { promptLatents } = last;
+  const logits = await noGrad(() => maskLogits(last)).toArray(); // (2, 5, 8, 16)
   const sine = sinePositions(8, 16, 16);
   const places = new Float32Array(10 * 16);
   for (let query = 0; query < 10; query++) {
@@ -111,7 +112,7 @@ test("every parameter gets a gradient, and ten steps leave no memory behind", as
   const step = () =>
     scope(() => {
       const { predictions, cam } = model.forward(images);
-      const outputs = predictions.flatMap((p) => [p.classLogits, p.maskLogits, p.promptLatents!]);
+      const outputs = predictions.flatMap((p) => [p.classLogits, maskLogits(p), p.promptLatents!]);
       const loss = [...outputs, cam!].map((x) => F.mean(F.mul(x, x))).reduce((a, b) => F.add(a, b));
       backward(loss);
     });

@@ -105,7 +105,8 @@ test("L_self falls as the map comes to resemble the masks, and teaches the map a
       layers: 1,
       queries: 1,
       classLogits: gpu.zeros([1, 1, 3]),
-      maskLogits: logits,
+      maskEmbedding: gpu.ones([1, 1, 1]),
+      maskFeatures: logits,
       latents: undefined,
     };
     const pair = { image: 0, query: 0, target: 0, candidate: 0 };

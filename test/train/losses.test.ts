@@ -50,7 +50,14 @@ const stack = (requiresGrad = false): LayerStack => ({
   layers: L,
   queries: N,
   classLogits: layers("class_logits", requiresGrad),
-  maskLogits: layers("mask_logits", requiresGrad),
+  // Query q's embedding picks channel q of the features: these are the masks themselves.
+  maskEmbedding: gpu.tensor(
+    Float32Array.from({ length: B * (L * N) ** 2 }, (_, i) =>
+      Number(i % (L * N) === Math.floor(i / (L * N)) % (L * N)),
+    ),
+    [B, L * N, L * N],
+  ),
+  maskFeatures: layers("mask_logits", requiresGrad),
   latents: layers("latents", requiresGrad),
 });
 
@@ -88,10 +95,23 @@ const latentOptions = (kind: "teacher" | "student" | "l2"): LatentOptions => ({
   tau,
 });
 
-/** Hands the recorded random points out in the order in which they are drawn. */
+/** Hands the recorded random points out in the order in which they are drawn. Those of pairs were recorded layer by layer and are drawn image by image. */
 function replay(...names: string[]): Random {
-  const queue = names.flatMap((name) => Array.from(numbers(name)));
+  const queue = names.flatMap((name) => (name === "points.match" ? Array.from(numbers(name)) : byImage(name)));
   return { uniform: () => queue.shift()! } as unknown as Random;
+}
+
+function byImage(name: string): number[] {
+  const all = numbers(name);
+  const objects = counts.reduce((a, b) => a + b, 0);
+  const each = all.length / (L * objects);
+  return counts.flatMap((count, b) => {
+    const before = counts.slice(0, b).reduce((a, n) => a + n, 0);
+    return Array.from({ length: L }, (_, layer) => {
+      const from = layer * objects + before;
+      return Array.from(all.subarray(from * each, (from + count) * each));
+    }).flat();
+  });
 }
 
 function close(got: number, want: number, what: string): void {
@@ -216,13 +236,13 @@ test("the losses reach class, mask and latent predictions, and none of the targe
       replay("points.candidates", "points.random"),
     );
     backward(F.add(F.add(losses.class!, losses.prompt!), F.add(losses.bce!, losses.dice!)));
-    for (const x of [all.classLogits, all.maskLogits, all.latents!]) {
+    for (const x of [all.classLogits, all.maskFeatures, all.latents!]) {
       const gradient = await x.grad!.toArray();
       assert.ok(gradient.some((v) => v !== 0) && gradient.every(Number.isFinite));
     }
     // Queries that were not matched learn their class alone.
     const rows = new Set(pairs.flatMap((list, layer) => list.map((p) => (p.image * L + layer) * N + p.query)));
-    const masks = await all.maskLogits.grad!.toArray();
+    const masks = await all.maskFeatures.grad!.toArray();
     for (let row = 0; row < B * L * N; row++)
       assert.is(
         masks.subarray(row * h * w, (row + 1) * h * w).some((v) => v !== 0),
