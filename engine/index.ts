@@ -1,4 +1,5 @@
 /** What other layers, and users of the library, may use of the engine. */
+export { autocast } from "./autocast.ts";
 export { Device, type DeviceOptions } from "./device.ts";
 export * as F from "./functional.ts";
 export { type CheckResult, gradcheck } from "./gradcheck.ts";

@@ -7,6 +7,8 @@ import { free, isTensor, keep, scope } from "./scope.ts";
 import { sameShape, show, stridesOf } from "./shape.ts";
 import { empty, fill, type Tensor } from "./tensor.ts";
 
+export { GradScaler, type GradScalerOptions, type ScalerState } from "./scaler.ts";
+
 export interface ParamGroup {
   params: Iterable<Tensor>;
   /** Step size; may be set anew before each step. Default 1e-3. */
@@ -258,8 +260,13 @@ export class SGD extends Optimizer {
   }
 }
 
-/** Scales the gradients so that their common L2 norm is at most `maxNorm` (torch.nn.utils.clip_grad_norm_); returns the norm before, (1). */
-export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor {
+/**
+ * Scales the gradients so that their common L2 norm is at most `maxNorm` (torch.nn.utils.clip_grad_norm_); returns the norm before, (1).
+ * `scale`: gradients of a loss that was multiplied by it; they are divided by it first. Default 1.
+ */
+export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number, options: { scale?: number } = {}): Tensor {
+  checkOptions("clipGradNorm", options, { scale: "number" });
+  const { scale = 1 } = options;
   if (typeof maxNorm !== "number" || !(maxNorm > 0))
     throw new Error(`clipGradNorm: maxNorm must be a number above 0; got ${describe(maxNorm)}`);
   const gradients = [...params].flatMap((x) => (x.grad ? [x.grad] : []));
@@ -277,7 +284,7 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
     all.forEach((g, i) => {
       run(device, "clip_norm", "square", {
         bind: { g, partial },
-        params: { n: g.size, offset, max_norm: 0 },
+        params: { n: g.size, offset, max_norm: 0, scale },
         groups: linearGroups(Math.ceil(blocks[i]! / 64)),
       });
       offset += blocks[i]!;
@@ -285,13 +292,13 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
     const norm = empty(device, [2]);
     run(device, "clip_norm", "clip_factor", {
       bind: { partial, norm },
-      params: { n: partial.size, offset: 0, max_norm: maxNorm },
+      params: { n: partial.size, offset: 0, max_norm: maxNorm, scale },
       groups: [1],
     });
     for (const g of all)
       run(device, "clip_norm", "scale", {
         bind: { clip: norm, g_out: g },
-        params: { n: g.size, offset: 0, max_norm: 0 },
+        params: { n: g.size, offset: 0, max_norm: 0, scale },
         groups: linearGroups(Math.ceil(g.size / 64)),
       });
     for (const packed of flat) pack.scatter(packed, (g) => g);

@@ -2,6 +2,7 @@
  * Reverse-mode differentiation. Every recorded operation hangs a node on its output; `backward` walks the nodes from the newest to the
  * oldest and adds up what arrives at each tensor.
  */
+import { autocast, isAutocasting } from "./autocast.ts";
 import { checkTensors, describe } from "./check.ts";
 import { pointwise } from "./fusion.ts";
 import type { RandomState } from "./random.ts";
@@ -164,13 +165,14 @@ function walk(loss: Tensor, first: Tensor): void {
 
 /**
  * Activation checkpointing (torch.utils.checkpoint): runs `fn` without keeping its intermediate values and runs it once more in the
- * backward pass, with the device's random numbers of the first time. `fn` must be a pure function of the inputs and of parameters. The
+ * backward pass, with the device's random numbers and the precision of the first time. `fn` must be a pure function of the inputs and of parameters. The
  * result always requires a gradient: which parameters `fn` uses is not known before.
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   if (typeof fn !== "function") throw new Error(`checkpoint: the function comes first; got ${describe(fn)}`);
   checkTensors("checkpoint", Object.fromEntries(inputs.map((x, i) => [`input ${i}`, x])));
   const device = inputs[0]?.device;
+  const enabled = isAutocasting();
   let state: RandomState | undefined;
   device?.host(() => {
     state = device.random.state;
@@ -196,7 +198,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
         now = device.random.state;
         device.random.restore(state!);
       });
-      const again = withGrad(() => fn(...leaves));
+      const again = autocast(() => withGrad(() => fn(...leaves)), { enabled });
       device?.host(() => device.random.restore(now!));
       // Parameters that fn uses collect their gradients here; those of the inputs travel on.
       if (again.requiresGrad) backward(again, gy);

@@ -1,11 +1,13 @@
 // Clipping of gradients by the norm of them all (torch.nn.utils.clip_grad_norm_).
 //   square:      partial[i] = sum of squares of the i-th block of 1024 numbers of g, added up over tensors by `offset`
-//   clip_factor: norm[0] = sqrt(sum of partial), norm[1] = min(1, max_norm / (norm + 1e-6))
+//   clip_factor: norm[0] = sqrt(sum of partial) / scale, norm[1] = min(1, max_norm / (norm[0] + 1e-6)) / scale, of gradients that are `scale`
+//                times too large
 //   scale:       g_out = g_out * clip[1]
 struct Params {
   n: u32,
   offset: u32,
   max_norm: f32,
+  scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -45,9 +47,9 @@ fn clip_factor() {
   for (; k < params.n; k++) {
     sums.x += partial[k];
   }
-  let total = sqrt((sums.x + sums.y) + (sums.z + sums.w));
+  let total = sqrt((sums.x + sums.y) + (sums.z + sums.w)) / params.scale;
   norm[0] = total;
-  norm[1] = min(1.0, params.max_norm / (total + 1e-6));
+  norm[1] = min(1.0, params.max_norm / (total + 1e-6)) / params.scale;
 }
 
 @compute @workgroup_size(64)

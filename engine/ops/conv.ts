@@ -1,4 +1,5 @@
 /** Convolution and its transpose, which is the same three products in other roles; see correlate.ts. */
+import { rounding, widened } from "../autocast.ts";
 import { checkFloats, checkOptions } from "../check.ts";
 import { sameShape, show } from "../shape.ts";
 import { record } from "../tape.ts";
@@ -81,17 +82,22 @@ export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): 
     dilation,
     start: [top, left],
   };
+  const low = rounding();
+  const [X, W] = [low(x), low(weight)];
   return finished(
     "conv2d",
     { x, weight, bias },
     [batch, out, ...s.output],
     options,
-    (finish) => correlate(x, weight, s, finish),
-    (g) => [
-      x.requiresGrad ? spread(g, weight, s) : null,
-      weight.requiresGrad ? weigh(x, g, weight, s) : null,
-      bias?.requiresGrad ? sum(g, [0, 2, 3]) : null,
-    ],
+    (finish) => widened([X], (full) => correlate(full!, W, s, finish)),
+    (g) => {
+      const G = low(g);
+      return [
+        x.requiresGrad ? widened([G], (gy) => spread(gy!, W, s)) : null,
+        weight.requiresGrad ? widened([X, G], (full, gy) => weigh(full!, gy!, W, s)) : null,
+        bias?.requiresGrad ? sum(g, [0, 2, 3]) : null,
+      ];
+    },
   );
 }
 
@@ -134,9 +140,15 @@ export function convTranspose2d(x: Tensor, weight: Tensor, options: ConvTranspos
     dilation: [1, 1],
     start: padding,
   };
-  return record("convTranspose2d", bias ? [x, weight, bias] : [x, weight], spread(x, weight, s, bias), (gy) => [
-    x.requiresGrad ? correlate(gy, weight, s) : null,
-    weight.requiresGrad ? weigh(gy, x, weight, s) : null,
-    bias?.requiresGrad ? sum(gy, [0, 2, 3]) : null,
-  ]);
+  const low = rounding();
+  const [X, W] = [low(x), low(weight)];
+  const y = widened([X], (full) => spread(full!, W, s, bias));
+  return record("convTranspose2d", bias ? [x, weight, bias] : [x, weight], y, (gy) => {
+    const G = low(gy);
+    return [
+      x.requiresGrad ? widened([G], (full) => correlate(full!, W, s)) : null,
+      weight.requiresGrad ? widened([G, X], (g, full) => weigh(g!, full!, W, s)) : null,
+      bias?.requiresGrad ? sum(gy, [0, 2, 3]) : null,
+    ];
+  });
 }

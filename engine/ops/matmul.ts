@@ -1,4 +1,5 @@
 /** Matrix products: batched, broadcasting over batches, with an optional bias. Operands may be f16: they are read as stored and summed in f32. */
+import { rounding } from "../autocast.ts";
 import { checkFloats, checkNoMore, checkOptions } from "../check.ts";
 import { type Finish, finishing } from "../epilogue.ts";
 import { linearGroups, run } from "../kernel.ts";
@@ -263,31 +264,22 @@ export function matmul(a: Tensor, b: Tensor, ...more: never[]): Tensor {
     shared || sameShape(own, batchShape)
       ? x
       : expandTo(alias(widen(x), [...own, ...tail]), [...batchShape, ...tail], 1);
-  const A = spread(a, aBatch, [m, k]);
-  const B = spread(b, bBatch, [k, n]);
+  const low = rounding();
+  const A = low(spread(a, aBatch, [m, k]));
+  const B = low(spread(b, bBatch, [k, n]));
   const y = gemm({ x: A, flipped: false }, { x: B, flipped: false }, batch, rows, k, n);
-  return record("matmul", [a, b], alias(y, shape), (gy) => [
-    a.requiresGrad
-      ? alias(
-          sumTo(
-            alias(gemm({ x: gy, flipped: false }, { x: B, flipped: true }, batch, rows, n, k), [...batchShape, m, k]),
-            aShape,
-          ),
-          a.shape,
-        )
-      : null,
-    b.requiresGrad
-      ? shared
-        ? alias(gemm({ x: A, flipped: true }, { x: gy, flipped: false }, 1, k, rows, n), b.shape)
-        : alias(
-            sumTo(
-              alias(gemm({ x: A, flipped: true }, { x: gy, flipped: false }, batch, k, m, n), [...batchShape, k, n]),
-              bShape,
-            ),
-            b.shape,
-          )
-      : null,
-  ]);
+  return record("matmul", [a, b], alias(y, shape), (gy) => {
+    const G = { x: low(gy), flipped: false };
+    const ofA = (): Tensor => alias(gemm(G, { x: B, flipped: true }, batch, rows, n, k), [...batchShape, m, k]);
+    const ofB = (): Tensor =>
+      shared
+        ? gemm({ x: A, flipped: true }, G, 1, k, rows, n)
+        : sumTo(alias(gemm({ x: A, flipped: true }, G, batch, k, m, n), [...batchShape, k, n]), bShape);
+    return [
+      a.requiresGrad ? alias(sumTo(ofA(), aShape), a.shape) : null,
+      b.requiresGrad ? alias(ofB(), b.shape) : null,
+    ];
+  });
 }
 
 /**
@@ -312,20 +304,25 @@ export function linear(
     );
   const shape = [...x.shape.slice(0, -1), out];
   const rows = sizeOf(x.shape.slice(0, -1));
+  const low = rounding();
+  const [X, W] = [low(x), low(weight)];
   return finished(
     "linear",
     { x, weight, bias },
     shape,
     options,
-    (finish) => alias(gemm({ x, flipped: false }, { x: weight, flipped: true }, 1, rows, width, out, finish), shape),
-    (gy) => [
-      x.requiresGrad
-        ? alias(gemm({ x: gy, flipped: false }, { x: weight, flipped: false }, 1, rows, out, width), x.shape)
-        : null,
-      weight.requiresGrad
-        ? alias(gemm({ x: gy, flipped: true }, { x, flipped: false }, 1, out, rows, width), weight.shape)
-        : null,
-      bias?.requiresGrad ? sumTo(alias(gy, [rows, out]), [out]) : null,
-    ],
+    (finish) => alias(gemm({ x: X, flipped: false }, { x: W, flipped: true }, 1, rows, width, out, finish), shape),
+    (gy) => {
+      const G = low(gy);
+      return [
+        x.requiresGrad
+          ? alias(gemm({ x: G, flipped: false }, { x: W, flipped: false }, 1, rows, out, width), x.shape)
+          : null,
+        weight.requiresGrad
+          ? alias(gemm({ x: G, flipped: true }, { x: X, flipped: false }, 1, out, rows, width), weight.shape)
+          : null,
+        bias?.requiresGrad ? sumTo(alias(gy, [rows, out]), [out]) : null,
+      ];
+    },
   );
 }

@@ -1,0 +1,50 @@
+/**
+ * Mixed precision. Within `autocast` products round what they multiply to f16, in the backward pass too, and sum in f32: half the memory for
+ * what they keep, half the traffic, and matrix units where the adapter has them. All else, parameters included, stays f32.
+ */
+import { narrow, widen } from "./ops/strided.ts";
+import { scope } from "./scope.ts";
+import { empty, type Tensor } from "./tensor.ts";
+
+let casting = false;
+
+export const isAutocasting = (): boolean => casting;
+
+/**
+ * torch.autocast for half precision: while `fn` runs, F.matmul, F.linear, F.conv2d and F.convTranspose2d multiply in f16. Their results and
+ * gradients are f32. Gradients below 6e-8 vanish in f16: see optim.GradScaler. Works for async functions too, which must not interleave.
+ */
+export function autocast<T>(fn: () => T, options: { enabled?: boolean } = {}): T {
+  const before = casting;
+  casting = options.enabled ?? true;
+  let later = false;
+  try {
+    const result = fn();
+    if (result instanceof Promise) {
+      later = true;
+      return result.finally(() => {
+        casting = before;
+      }) as T;
+    }
+    return result;
+  } finally {
+    if (!later) casting = before;
+  }
+}
+
+/** What an operation does to its operands, now and in its gradient: rounds them to f16 within `autocast`. */
+export function rounding(): (x: Tensor) => Tensor {
+  return casting ? rounded : (x) => x;
+}
+
+function rounded(x: Tensor): Tensor {
+  if (x.dtype !== "f32") return x;
+  const y = empty(x.device, x.shape, "f16");
+  if (x.size > 0) narrow(x, y);
+  return y;
+}
+
+/** For kernels that read f32 alone: `work` on x in f32, of which nothing stays behind. */
+export function widened(tensors: readonly Tensor[], work: (...full: Tensor[]) => Tensor): Tensor {
+  return tensors.every((x) => x.dtype !== "f16") ? work(...tensors) : scope(() => work(...tensors.map(widen)));
+}
