@@ -33,6 +33,7 @@ export async function wishStep(gpu: Device): Promise<() => Promise<unknown>> {
     config,
     model,
     optimizer: new optim.AdamW(groups),
+    scaler: undefined,
     rates: groups.map((group) => group.lr),
     teacher,
     items: [],

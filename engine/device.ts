@@ -4,6 +4,7 @@
  */
 import { checkNumbers, checkOptions, describe as inWords } from "./check.ts";
 import { log } from "./debug.ts";
+import { dryGpu } from "./dry.ts";
 import { type Bound, linearGroups, run } from "./kernel.ts";
 import { MATRIX_FEATURE, type MatrixUnits, matrixUnits } from "./matrices.ts";
 import { measurePeaks } from "./peaks.ts";
@@ -50,7 +51,7 @@ export class Device extends Queue {
   /** Pipelines and bind groups, kept by kernel.ts. */
   readonly cache = { pipelines: new Map<string, unknown>(), bindGroups: new Map<string, GPUBindGroup>() };
   /** Operations ask for it at every call, and the adapter's own answer comes from native code. */
-  readonly #kind: ReturnType<typeof kindOf>;
+  #kind: ReturnType<typeof kindOf>;
   #ending: Promise<void> | undefined;
   #trace: Trace | undefined;
   #peaks: Peaks | undefined;
@@ -58,14 +59,14 @@ export class Device extends Queue {
   #found: Tensor | undefined;
   readonly #names: string[] = [];
 
-  private constructor(name: string, adapter: GPUAdapter, gpu: GPUDevice) {
+  private constructor(name: string, info: GPUAdapterInfo, gpu: GPUDevice) {
     super(gpu);
     this.name = name;
-    this.info = adapter.info;
-    this.#kind = kindOf(adapter.info, gpu);
-    this.tuner = new Tuner(name, adapter.info);
+    this.info = info;
+    this.#kind = kindOf(info, gpu);
+    this.tuner = new Tuner(name, info);
     if (this.debug >= 1)
-      log(`adapter: ${name} (${adapter.info.vendor} ${adapter.info.architecture}), subgroups of ${this.subgroupSize}`);
+      log(`adapter: ${name} (${info.vendor} ${info.architecture}), subgroups of ${this.subgroupSize}`);
   }
 
   /** Opens an adapter with all the features and limits that it offers. Rejects where there is none. */
@@ -89,11 +90,24 @@ export class Device extends Queue {
       limits[key] = adapter.limits[key];
     const device = await adapter.requestDevice({ requiredFeatures: features, requiredLimits: limits });
     alive.push(gpu, adapter, device);
-    const opened = new Device(name, adapter, device);
+    const opened = new Device(name, adapter.info, device);
     opened.matrices = await matrixUnits(adapter.info, device, opened.subgroupSize);
     await opened.tuner.load();
     opened.#trace = await startProfiling(opened);
     return opened;
+  }
+
+  /**
+   * A device like this one that computes nothing: kernels are not run, what is read back is zero, and initial values are not drawn. For
+   * asking how much memory work would take, by the same code that will do it.
+   */
+  dry(): Device {
+    const device = new Device(`${this.name} (dry)`, this.info, dryGpu(this.gpu));
+    device.#kind = this.#kind;
+    device.matrices = this.matrices;
+    device.random = new NoRandom(0);
+    device.debug = 0;
+    return device;
   }
 
   /** What the adapter can do at most; measured when it is first asked for, by timestamps. */
@@ -239,6 +253,17 @@ export class Device extends Queue {
       this.closed = true;
       this.gpu.destroy();
     }
+  }
+}
+
+/** Initial values that nobody will see. */
+class NoRandom extends Random {
+  override normal(): number {
+    return 0;
+  }
+
+  override uniform(): number {
+    return 0;
   }
 }
 

@@ -20,9 +20,9 @@ export interface Storage {
   freed: number;
 }
 
-/** Waiting buffers may take this many times what tensors owned at most, or of this many bytes where that is less. */
-const MOST_FREE = 1.5;
-const LEAST_KEPT = 32 * 2 ** 20;
+/** Buffers, waiting ones included, may take this many times what tensors owned at most; and so many bytes may wait in any case. */
+const MOST_HELD = 1.5;
+const LEAST_KEPT = 48 * 2 ** 20;
 
 /** Rounds a size up to its class: multiples of 256 bytes, then eighths of a power of two, so that at most 1/8 is wasted. */
 export function sizeClass(bytes: number): number {
@@ -135,7 +135,7 @@ export class Pool {
    * step leave buffers of every size behind. No command that is not submitted may use a waiting buffer.
    */
   relieve(): void {
-    const limit = MOST_FREE * Math.max(this.#mostLive, LEAST_KEPT);
+    const limit = Math.max(MOST_HELD * this.#mostLive - this.liveBytes, LEAST_KEPT);
     if (this.freeBytes <= limit) return;
     const waiting = [...this.#free.values()].flat().sort((a, b) => a.freed - b.freed);
     for (const storage of waiting) {

@@ -34,7 +34,7 @@ export abstract class Queue {
   /** Where `Device.record` is at work. */
   recorder: Recorder | undefined;
   /** DEBUG, see debug.ts. */
-  readonly debug = debugLevel();
+  debug = debugLevel();
   protected failure: Error | undefined;
   #isLost = false;
   /** The batches that a refused command may have taken with it: what they wrote is not to be read. */

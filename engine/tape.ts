@@ -76,7 +76,7 @@ export function detach(x: Tensor): Tensor {
  * used up: a second call needs a second forward pass, and throws without it.
  */
 export function backward(loss: Tensor, gy?: Tensor): void {
-  checkTensors("backward", gy === undefined ? { loss } : { loss, gy });
+  checkTensors("backward", gy === undefined ? { loss } : { loss, gy }, ["loss"]);
   if (!loss.requiresGrad) throw new Error("backward: the loss does not depend on any tensor that requires a gradient");
   if (!gy && loss.size !== 1)
     throw new Error(`backward: a loss of shape ${show(loss.shape)} is not one number; pass its gradient`);
@@ -170,7 +170,7 @@ function walk(loss: Tensor, first: Tensor): void {
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   if (typeof fn !== "function") throw new Error(`checkpoint: the function comes first; got ${describe(fn)}`);
-  checkTensors("checkpoint", Object.fromEntries(inputs.map((x, i) => [`input ${i}`, x])));
+  checkTensors("checkpoint", Object.fromEntries(inputs.map((x, i) => [`input ${i}`, x])), true);
   const device = inputs[0]?.device;
   const enabled = isAutocasting();
   let state: RandomState | undefined;

@@ -3,6 +3,7 @@
  * Parameter names are those of the reference checkpoints.
  */
 export { Backbone, type FeatureName, type Features, type OutputStride, type PixelOptions } from "./backbone.ts";
+export { type BlockMemory, keepingBlocks } from "./blocks.ts";
 export {
   type BackboneConfig,
   type PromptMode,

@@ -9,6 +9,7 @@ import {
   type OutputStride,
   strideOrDilate,
 } from "./backbone.ts";
+import { block, unblocked } from "./blocks.ts";
 import { type Norm, normed, normGroups } from "./layers.ts";
 
 /**
@@ -84,14 +85,14 @@ export class MobileNetV2 extends Backbone {
 
   features(x: Tensor): Features {
     const found: Partial<Features> = {};
-    let [h, shortcut] = [x, x];
-    for (const { layer, relu6, opens, adds, feature } of this.#steps) {
-      if (opens) shortcut = h;
-      h = (layer.conv ?? layer.dwconv)!.forward(h, {
-        activation: relu6 ? "relu6" : undefined,
-        residual: adds ? shortcut : undefined,
-      });
-      if (feature) found[feature] = h;
+    let h = x;
+    let first = 0;
+    for (const [i, { feature }] of this.#steps.entries()) {
+      if (!feature) continue;
+      const stage = this.#steps.slice(first, i + 1);
+      h = block((input) => run(stage, input), h);
+      found[feature] = unblocked(h);
+      first = i + 1;
     }
     return found as Features;
   }
@@ -102,6 +103,18 @@ export class MobileNetV2 extends Backbone {
     Object.assign(this, { [key]: layer });
     this.#steps.push({ layer, relu6, opens, adds, feature });
   }
+}
+
+function run(steps: readonly Step[], x: Tensor): Tensor {
+  let [h, shortcut] = [x, x];
+  for (const { layer, relu6, opens, adds } of steps) {
+    if (opens) shortcut = h;
+    h = (layer.conv ?? layer.dwconv)!.forward(h, {
+      activation: relu6 ? "relu6" : undefined,
+      residual: adds ? shortcut : undefined,
+    });
+  }
+  return h;
 }
 
 /** Convolution with TensorFlow's SAME padding: the output has ceil(size / stride) pixels, an odd rest is padded at the bottom and right. */

@@ -9,6 +9,7 @@ import {
   type OutputStride,
   strideOrDilate,
 } from "./backbone.ts";
+import { block, unblocked } from "./blocks.ts";
 import { ConvNorm, FrozenBatchNorm2d, type Norm, normGroups } from "./layers.ts";
 
 /** frozenBN for pre-trained weights (the reference), groupNorm for training from scratch with few images a step. */
@@ -107,7 +108,8 @@ export class ResNet extends Backbone {
 
   features(x: Tensor): Features {
     const stem = this.stem.conv1.forward(x, { activation: "relu" }); // (B, C, H / 2, W / 2)
-    const pass = (blocks: Block[], h: Tensor): Tensor => blocks.reduce((y, block) => block.forward(y), h);
+    const pass = (blocks: Block[], h: Tensor): Tensor =>
+      unblocked(blocks.reduce((y, each) => block((input) => each.forward(input), y), h));
     const res2 = pass(this.res2, this.#pool ? F.maxPool2d(stem, 3, { stride: 2, padding: 1 }) : stem);
     const res3 = pass(this.res3, res2);
     const res4 = pass(this.res4, res3);

@@ -62,6 +62,19 @@ export const configSchema = z.strictObject({
   steps: option(whole.default(368750), "reference", "optimizer steps"),
   batch: option(whole.default(16), "paper", "images of a forward pass"),
   accumulate: option(whole.default(1), "ours", "forward passes whose gradients one step averages"),
+  precision: option(
+    z.enum(["f32", "mixed"]).default("f32"),
+    "ours",
+    "mixed: products in f16, summed in f32, with a scaled loss (the reference trains so); weights stay f32",
+  ),
+  memory: section({
+    checkpoint: option(
+      z.boolean().default(false),
+      "ours",
+      "keep only what goes into the network's blocks and compute them again in the backward pass: half the memory or less",
+    ),
+    activations: option(z.enum(["f32", "f16"]).default("f32"), "ours", "memory.checkpoint: how that is stored"),
+  }),
   data: section({
     images: option(z.string().default(""), "ours", "folder of the training images"),
     labels: option(

@@ -37,7 +37,7 @@ export function labelled(
 
 interface Context {
   config: Config;
-  teacher: Teacher;
+  teacher: Pick<Teacher, "promptPoints">;
   items: readonly Item[];
 }
 

@@ -1,6 +1,6 @@
 /** One optimizer step: forward, pseudo points for images with tags, matching, losses, backward, update. */
-import { backward, type Device, F, optim, Random, scope, type Tensor } from "../engine/index.ts";
-import type { Wish } from "../model/index.ts";
+import { autocast, backward, type Device, F, optim, Random, scope, type Tensor } from "../engine/index.ts";
+import { keepingBlocks, type Wish } from "../model/index.ts";
 import { camLoss, selfLoss } from "./cam.ts";
 import type { Config } from "./config.ts";
 import { segmentationLosses } from "./criterion.ts";
@@ -21,10 +21,12 @@ export interface Trainer {
   config: Config;
   model: Wish;
   optimizer: optim.AdamW;
+  /** Of mixed precision. */
+  scaler: optim.GradScaler | undefined;
   /** Each group's rate before the schedule. */
   rates: readonly number[];
   /** Undefined when training from masks. */
-  teacher: Teacher | undefined;
+  teacher: Pick<Teacher, "promptEncoder" | "promptPoints"> | undefined;
   items: readonly Item[];
   /** SAM's masks of each item's labels. */
   proxies: readonly (readonly SamProxy[] | undefined)[];
@@ -44,7 +46,7 @@ export async function trainStep(
   batches: readonly (readonly Sample[])[],
   step: number,
 ): Promise<StepReport> {
-  const { config, model, optimizer } = trainer;
+  const { config, model, optimizer, scaler } = trainer;
   const factor = rateFactor(config.optim, step, config.steps);
   for (const [i, group] of optimizer.groups.entries()) group.lr = trainer.rates[i]! * factor;
   const lr = config.optim.lr * factor;
@@ -59,7 +61,8 @@ export async function trainStep(
       for (const [name, count] of Object.entries(counts)) report[name] = (report[name] ?? 0) + count;
       if (terms.size === 0) continue;
       const weighted = [...terms.values()].map((term) => F.div(term, batches.length));
-      backward(weighted.reduce((a, b) => F.add(a, b)));
+      const loss = weighted.reduce((a, b) => F.add(a, b));
+      backward(scaler ? scaler.scale(loss) : loss);
       names.push(...terms.keys());
       values.push(...weighted);
     }
@@ -67,24 +70,35 @@ export async function trainStep(
 
     // The limit is given by clipping itself; without one the norm is still worth knowing.
     const limit = config.optim.clip > 0 ? config.optim.clip : 1e30;
-    const norm = optim.clipGradNorm(model.parameters(), limit);
+    const norm = optim.clipGradNorm(model.parameters(), limit, { scale: scaler?.factor ?? 1 });
     const host = (await F.cat([...values.map((x) => F.reshape(x, [1])), norm], 0).toArray()) as Float32Array;
     const sums: StepReport = {};
     for (const [i, name] of names.entries()) sums[name] = (sums[name] ?? 0) + host[i]!;
-    for (const [name, value] of Object.entries(sums))
-      if (!Number.isFinite(value)) throw new NotFinite(`the loss term "${name}" is ${value} at step ${step}`);
     const gradient = host.at(-1)!;
-    if (!Number.isFinite(gradient))
-      throw new NotFinite(`the gradient's norm is ${gradient} at step ${step} while every loss term is finite`);
+    const problem = notFinite(sums, gradient, step);
+    // In mixed precision numbers may be too large for f16: a smaller scale helps, until that cannot be the reason any more.
+    if (problem !== undefined && !(scaler && scaler.factor >= 1)) throw new NotFinite(problem);
+    const loss = Object.values(sums).reduce((a, b) => a + b, 0);
+    const told = { loss, ...sums, gradient };
+    if (scaler) {
+      report.scale = scaler.factor;
+      if (!scaler.update(problem === undefined)) return { ...finite(told), lr, skipped: 1, ...report };
+    }
     optimizer.step();
-    return {
-      loss: Object.values(sums).reduce((a, b) => a + b, 0),
-      ...sums,
-      gradient,
-      lr,
-      ...report,
-    };
+    return { ...told, lr, ...report };
   });
+}
+
+/** What keeps a step from being taken. */
+function notFinite(terms: StepReport, gradient: number, step: number): string | undefined {
+  for (const [name, value] of Object.entries(terms))
+    if (!Number.isFinite(value)) return `the loss term "${name}" is ${value} at step ${step}`;
+  if (Number.isFinite(gradient)) return undefined;
+  return `the gradient's norm is ${gradient} at step ${step} while every loss term is finite`;
+}
+
+function finite(terms: StepReport): StepReport {
+  return Object.fromEntries(Object.entries(terms).filter(([, value]) => Number.isFinite(value)));
 }
 
 interface Terms {
@@ -111,12 +125,12 @@ export async function lossTerms(
   };
 
   if (config.mode === "wish" && trainer.hasTags && step < config.cam.warmup) {
-    const { cam, inputSize } = model.forwardCam(images, { sizes });
+    const { cam, inputSize } = forward(config, () => model.forwardCam(images, { sizes }));
     add("cam", camLoss(gpu, cam, samples, inputSize), weights.cam);
     return { terms, counts: { objects: 0 } };
   }
 
-  const output = model.forward(images, { sizes });
+  const output = forward(config, () => model.forward(images, { sizes }));
   const stride = config.data.maskStride;
   const maskSize = [first.width / stride, first.height / stride] as const;
   let targets: ImageTargets[] = samples.map((sample) =>
@@ -142,6 +156,11 @@ export async function lossTerms(
     add("self", selfLoss(gpu, output.cam, stack, uploaded, pairs.at(-1)!, output.inputSize, config.cam), weights.self);
   }
   return { terms, counts: { objects: uploaded.total } };
+}
+
+/** A forward pass in the precision, and with the memory, that the configuration asks for. */
+function forward<T>({ precision, memory }: Config, pass: () => T): T {
+  return autocast(() => keepingBlocks(memory, pass), { enabled: precision === "mixed" });
 }
 
 /** HWC bytes -> (B, 3, H, W), 0..255. */

@@ -22,6 +22,7 @@ import { writeWhole } from "./files.ts";
 import { checkModel, checkResumed, checkValidation, readData, type TrainData } from "./inputs.ts";
 import { Diary, Means } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
+import { MemoryWatch } from "./plan.ts";
 import { makeProxies, type SamProxy } from "./proxies.ts";
 import { writeReport } from "./report.ts";
 import { type StepReport, type Trainer, trainStep } from "./step.ts";
@@ -69,6 +70,8 @@ interface SavedState {
   loader: LoaderState;
   /** What steps reported since the last line of metrics.jsonl. */
   means: Means["state"];
+  /** Of mixed precision. */
+  scaler?: optim.ScalerState;
 }
 
 /** Trains a configuration to its end, an interruption, or until `enough`. The model has been evaluated where the config names data for it. */
@@ -97,6 +100,7 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
   if (previous) {
     previous.restore(gpu, { model, optimizer });
     loader.restore(saved!.loader);
+    if (saved!.scaler) trainer.scaler?.restore(saved!.scaler);
     display.log(`${run}: going on at step ${step} of ${config.steps}`);
   } else for (const note of notes) display.log(note);
   await writeWhole(join(run, "config.yaml"), configText(config));
@@ -112,7 +116,7 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
   let evaluation: Evaluation | undefined;
   let evaluatedAt = -1;
   const evaluate = async (): Promise<void> => {
-    const found = await assess(trainer, data, step, diary, display, signal);
+    const found = await assess(trainer, data, step, { diary, display, memory, ...(signal ? { signal } : {}) });
     if (!found) {
       interrupted = true;
       return;
@@ -127,18 +131,21 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
     data.validation !== undefined && step > 0 && (step % config.val.every === 0 || step === config.steps);
   let savedAt = previous ? step : -1;
   const save = async (): Promise<void> => {
-    const state: SavedState = { step, loader: loader.state, means: means.state };
+    const scaled = trainer.scaler && { scaler: trainer.scaler.state };
+    const state: SavedState = { step, loader: loader.state, means: means.state, ...scaled };
     const savable = { model, optimizer, state: { ...state, sizes, categories: data.categories, kinds }, config };
     await keepingGood(run, () => saveCheckpoint(run, step, savable, { keep: config.log.keep }));
     savedAt = step;
   };
 
+  const memory = new MemoryWatch(gpu, (line) => display.log(line));
   const perStep = config.batch * config.accumulate;
   // Steps and their seconds since the last line: evaluations and checkpoints are no part of the speed.
   let pace = { steps: 0, seconds: 0 };
   let lr = 0;
   const writeLine = (): void => {
-    const { liveBytes, liveBuffers, highWaterBytes } = gpu.memory;
+    const { liveBytes, liveBuffers } = gpu.memory;
+    const highWaterBytes = memory.mostBytes;
     const imagesPerSecond = (pace.steps * perStep) / pace.seconds;
     diary.step({ step, ...means.values, lr, imagesPerSecond, liveBytes, liveBuffers, highWaterBytes });
     pace = { steps: 0, seconds: 0 };
@@ -157,7 +164,10 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
     const began = performance.now();
     const batches: Sample[][] = [];
     for (let i = 0; i < config.accumulate; i++) batches.push(await loader.next());
-    const report = await keepingGood(run, () => trainStep(trainer, batches, step));
+    const whole = !trainer.hasTags || step >= config.cam.warmup;
+    const report = await memory.around(trainer, batches, whole, () =>
+      keepingGood(run, () => trainStep(trainer, batches, step)),
+    );
     step++;
     lr = report.lr!;
     means.add(report);
@@ -180,7 +190,7 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
   if (!interrupted && data.validation && evaluatedAt !== step) await evaluate();
   loader.close();
   await writeReport(run, { config, categories: data.categories, evaluation });
-  const { highWaterBytes } = gpu.memory;
+  const highWaterBytes = memory.mostBytes;
   return { model, categories: data.categories, step, interrupted, evaluation, highWaterBytes };
 }
 
@@ -225,6 +235,7 @@ async function prepare(
     config,
     model,
     optimizer,
+    scaler: config.precision === "mixed" ? new optim.GradScaler() : undefined,
     rates: groups.map((group) => group.lr),
     teacher,
     items: data.items,
@@ -292,9 +303,7 @@ async function assess(
   { gpu, config, model }: Trainer,
   data: TrainData,
   step: number,
-  diary: Diary,
-  display: Display,
-  signal?: AbortSignal,
+  { diary, display, memory, signal }: { diary: Diary; display: Display; memory: MemoryWatch; signal?: AbortSignal },
 ): Promise<Evaluation | undefined> {
   const bar = display.progress(config.val.limit || data.validation!.images.length, "img");
   const evaluation = await evaluateModel(gpu, model, data.categories, data.validation!, config.val.images, {
@@ -305,7 +314,7 @@ async function assess(
   });
   bar.end();
   if (!evaluation.complete) return undefined;
-  diary.evaluation(step, evaluation.metrics, gpu.memory.highWaterBytes);
+  diary.evaluation(step, evaluation.metrics, memory.mostBytes);
   const { AP, AP50, AP75 } = evaluation.metrics;
   display.log(`step ${step}: AP ${AP.toFixed(3)}, AP50 ${AP50.toFixed(3)}, AP75 ${AP75.toFixed(3)}`);
   await writeReport(config.run, { config, categories: data.categories, evaluation });

@@ -5,7 +5,7 @@
 import type { Device } from "../device.ts";
 import { type Finish, finishing } from "../epilogue.ts";
 import { type Lanes, linearGroups, run } from "../kernel.ts";
-import { keep } from "../scope.ts";
+import { keep, scope } from "../scope.ts";
 import type { Shape } from "../shape.ts";
 import { empty, fill, type Tensor } from "../tensor.ts";
 import { KERNELS, lanesFor, panelWidth, splitOf, TILED, type Variant, variantsFor } from "./conv-variants.ts";
@@ -273,7 +273,7 @@ function trial(product: Product, weight: Tensor, { bias }: Finish, y: Tensor): (
   };
 }
 
-/** Multiplies windows of the frame with the weights into the pixels `grid` of y. */
+/** Multiplies windows of the frame with the weights into the pixels `grid` of y. What it packs is freed by the caller's scope. */
 function multiply(product: Product, weight: Tensor, finish: Finish, y: Tensor): void {
   const { s, taps, grid, read } = product;
   const { device } = y;
@@ -298,8 +298,10 @@ export function correlate(x: Tensor, weight: Tensor, s: ConvSizes, finish: Finis
   }
   const taps = allTaps(s);
   const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
-  const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
-  multiply({ s, taps, frame, grid, read: s.stride, out: s.output, transposed: false }, weight, finish, y);
+  scope(() => {
+    const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
+    multiply({ s, taps, frame, grid, read: s.stride, out: s.output, transposed: false }, weight, finish, y);
+  });
   return y;
 }
 
@@ -322,9 +324,11 @@ export function spread(gy: Tensor, weight: Tensor, s: ConvSizes, bias?: Tensor):
         grid: { size, offset: [py, px], step: s.stride },
       });
     }
-  const frame = frameOf(gy, s.output, windows, [1, 1]);
-  for (const { taps, grid } of windows)
-    multiply({ s, taps, frame, grid, read: [1, 1], out: s.input, transposed: true }, weight, { bias }, gx);
+  scope(() => {
+    const frame = frameOf(gy, s.output, windows, [1, 1]);
+    for (const { taps, grid } of windows)
+      multiply({ s, taps, frame, grid, read: [1, 1], out: s.input, transposed: true }, weight, { bias }, gx);
+  });
   return gx;
 }
 

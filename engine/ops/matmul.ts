@@ -4,6 +4,7 @@ import { checkFloats, checkNoMore, checkOptions } from "../check.ts";
 import { type Finish, finishing } from "../epilogue.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { matrixConsts } from "../matrices.ts";
+import { scope } from "../scope.ts";
 import { broadcastShapes, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
@@ -179,7 +180,12 @@ function dispatch(variant: Variant, product: Product, { parts, piece }: Cut): Te
   return y;
 }
 
+/** The product, and nothing else that it took. */
 function multiply(variant: Variant, product: Product): Tensor {
+  return scope(() => summed(variant, product));
+}
+
+function summed(variant: Variant, product: Product): Tensor {
   const { batch, m, n, finish } = product;
   const { bias, rest, activation } = finish;
   const cut = cutOf(product);

@@ -1,6 +1,7 @@
 // Mask2Former's transformer decoder (modeling/transformer_decoder/mask2former_transformer_decoder.py): N queries, each attending only
 // where the mask predicted so far says yes, one level a layer, coarse to fine and round again. Post-norm, no dropout.
 import { type Device, F, nn, noGrad, scope, type Tensor } from "../../engine/index.ts";
+import { recomputed } from "../blocks.ts";
 import type { PromptPlace } from "../config.ts";
 import { constant, flattenGrid, MLP, MultiheadAttention, sinePositions } from "../layers.ts";
 import type { PixelFeatures } from "./pixel-decoder.ts";
@@ -97,9 +98,11 @@ export class MaskedTransformerDecoder extends nn.Module {
     for (const [i, ffn] of this.transformer_ffn_layers.entries()) {
       const { key, value, features } = sources[i % sources.length]!;
       const mask = attentionMask({ ...predictions.at(-1)!, maskFeatures: features });
-      queries = this.transformer_cross_attention_layers[i]!.forward(queries, queryPositions, key, value, mask);
-      queries = this.transformer_self_attention_layers[i]!.forward(queries, queryPositions);
-      queries = ffn.forward(queries);
+      const layer = (x: Tensor, positions: Tensor, k: Tensor, v: Tensor, where: Tensor): Tensor => {
+        const seen = this.transformer_cross_attention_layers[i]!.forward(x, positions, k, v, where);
+        return ffn.forward(this.transformer_self_attention_layers[i]!.forward(seen, positions));
+      };
+      queries = recomputed(layer, queries, queryPositions, key, value, mask);
       predictions.push(this.#predict(queries, maskFeatures));
     }
     return predictions;

@@ -2,6 +2,7 @@
 // pyramid down to stride 4. Levels run from coarse to fine: level 0 is res5.
 import { type Device, F, nn, type Tensor } from "../../engine/index.ts";
 import type { FeatureName, Features } from "../backbone.ts";
+import { block, unblocked } from "../blocks.ts";
 import { ConvNorm, constant, flattenGrid, sinePositions, unflattenGrid, xavierByFanIn_ } from "../layers.ts";
 import { MSDeformAttn } from "./deformable.ts";
 
@@ -105,7 +106,9 @@ export class MSDeformAttnPixelDecoder extends nn.Module {
       gridCentres(shapes),
     );
     let x = source;
-    for (const layer of this.transformer.encoder.layers) x = layer.forward(x, positions, references, shapes);
+    for (const layer of this.transformer.encoder.layers)
+      x = block((input, at) => layer.forward(input, at, references, shapes), x, positions);
+    x = unblocked(x);
     let start = 0;
     return shapes.map(([h, w]) => {
       const level = F.slice(x, 1, start, start + h * w);

@@ -1,0 +1,114 @@
+// Mixed precision and the memory plan of whole runs.
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { optim } from "../../index.ts";
+import { Loader, weakItems } from "../../train/data/loader.ts";
+import { runsOfMask } from "../../train/data/mask.ts";
+import { readWeak } from "../../train/data/weak.ts";
+import { NotFinite } from "../../train/finite.ts";
+import { type LoggedStep, readDiary } from "../../train/metrics.ts";
+import { modelConfig, newModel } from "../../train/models.ts";
+import { type Trainer, trainStep } from "../../train/step.ts";
+import { openTeacher, train } from "../../train/train.ts";
+import { config, folder, gpu, labels, removeFolder, scenes, silent } from "./tiny-run.ts";
+
+const test = suite("precision and memory");
+const plain = ["val.annotations=", "cam.warmup=0", "sam.cache="];
+
+const losses = (run: string): number[] => readDiary(join(folder, run)).map((entry) => (entry as LoggedStep).loss!);
+
+test("mixed precision follows f32, and goes on bit for bit, the scale included", async () => {
+  await train(gpu, config("full", plain), { display: silent });
+  await train(gpu, config("mixed", ["precision=mixed", ...plain]), { display: silent });
+  const [want, got] = [losses("full"), losses("mixed")];
+  assert.is(got.length, 4);
+  assert.ok(Math.abs(got[0]! / want[0]! - 1) < 0.01 && got[0] !== want[0], `${got[0]}, in f32 ${want[0]}`);
+  assert.ok(got.every(Number.isFinite));
+  const settings = ["precision=mixed", "log.checkpoint=1", ...plain];
+  await train(gpu, config("pieces", settings), { display: silent, enough: (step) => step === 2 });
+  await train(gpu, config("pieces", settings), { display: silent, resume: true });
+  assert.equal(losses("pieces"), got);
+  const scales = readDiary(join(folder, "mixed")).map((entry) => (entry as LoggedStep).scale!);
+  assert.is(scales[0], 65536);
+});
+
+async function trainer(scaler: optim.GradScaler): Promise<[Trainer, Loader]> {
+  const settled = config("step", ["precision=mixed", "cam.feature=none", ...plain]);
+  const weak = readWeak(labels);
+  const items = weakItems(weak, scenes.imagesDir).filter((item) => item.kind === "boxes");
+  const teacher = await openTeacher(gpu, settled, items);
+  const { model } = await newModel(gpu, settled, modelConfig(settled, weak.categories.length, teacher.promptDim));
+  model.train();
+  const mask = [1, 2, 3].map(() => runsOfMask(new Uint8Array(64 * 64).fill(1), 64, 64));
+  const proxies = items.map((item) => item.classes.map(() => ({ candidates: mask, iou: [1, 1, 1] })));
+  const { data, batch, seed } = settled;
+  const loader = new Loader({
+    ...{ items, batch, seed, augment: { ...data }, maskStride: data.maskStride },
+    proxies: (_, index) => proxies[index] as never,
+  });
+  const optimizer = new optim.AdamW([{ params: model.parameters(), lr: 1e-3 }]);
+  const made = {
+    gpu,
+    config: settled,
+    model,
+    optimizer,
+    scaler,
+    rates: [1e-3],
+    teacher,
+    items,
+    proxies: [],
+    hasTags: false,
+  };
+  return [made, loader];
+}
+
+test("a step whose gradients f16 cannot hold is left out and the scale falls; where that does not help, it is an error", async () => {
+  const [made, loader] = await trainer(new optim.GradScaler({ initScale: 2 ** 126 }));
+  const batches = [await loader.next()];
+  const weights = async (): Promise<number[]> => [...(await made.model.parameters()[0]!.toArray())];
+  const before = await weights();
+  const report = await trainStep(made, batches, 0);
+  assert.equal([report.skipped, report.scale], [1, 2 ** 126]);
+  assert.ok(report.loss! > 0 && report.gradient === undefined, "the loss itself is finite");
+  assert.is(made.scaler!.factor, 2 ** 125);
+  assert.equal(await weights(), before);
+  assert.is(made.optimizer.steps, 0);
+  made.scaler!.restore({ scale: 1024, good: 0 });
+  const next = await trainStep(made, batches, 1);
+  assert.ok(Number.isFinite(next.loss) && next.skipped === undefined);
+  assert.not.equal(await weights(), before);
+  made.scaler!.restore({ scale: 0.5, good: 0 });
+  gpu.upload(made.model.parameters()[0]!, new Float32Array(made.model.parameters()[0]!.size).fill(Number.NaN));
+  let error: unknown;
+  await trainStep(made, batches, 2).catch((e: unknown) => {
+    error = e;
+  });
+  assert.instance(error, NotFinite);
+});
+
+for (const settings of [
+  [],
+  ["memory.checkpoint=true", "memory.activations=f16", "precision=mixed"],
+  ["mode=supervised"],
+])
+  test(`the memory plan is what the first step takes: ${settings.join(" ") || "defaults"}`, async () => {
+    const said: string[] = [];
+    const all = [...plain, ...settings, "steps=1"];
+    if (settings.includes("mode=supervised")) all.push(`data.labels=${scenes.annotations}`, "prompt.mode=none");
+    await train(gpu, config(`plan-${settings.length}${settings[0]?.length}`, all), {
+      display: { ...silent, log: (line) => said.push(line) },
+    });
+    const plan = said.find((line) => line.startsWith("memory plan"));
+    assert.match(
+      plan ?? "",
+      /a step owns [\d.]+ MiB of the GPU at most: [\d.]+ MiB weights, .* gradients, .* moments, .* activations/,
+    );
+    const found = said.map((line) => line.match(/owned ([\d.]+) MiB at most, of ([\d.]+) MiB planned/)).find(Boolean);
+    assert.ok(found, said.join("\n"));
+    const [measured, planned] = [Number(found[1]), Number(found[2])];
+    assert.ok(Math.abs(planned / measured - 1) < 0.1, `${planned} MiB planned, ${measured} measured`);
+  });
+
+test.after(removeFolder);
+test.run();
