@@ -183,6 +183,23 @@ export const commands: readonly Command[] = [
     load: () => import("./predict.ts"),
   },
   {
+    name: "study",
+    summary: "train and compare kinds of labels, mixtures at equal budget, and what WISH is made of",
+    args: [["<config>", "YAML file"], overrides],
+    options: [
+      { flags: "--out <dir>", help: "folder of the runs, study.md, study.json and report.html", required: true },
+      { flags: "--seeds <n>", help: "repetitions of each training, for mean and spread", parse: count, default: 1 },
+      { flags: "--resume", help: "go on with an interrupted study; what is done stays" },
+    ],
+    notes:
+      "The file holds `train:` with settings of `wgpu-wish train`, `annotations:` (the masks that weak labels are derived from), and, where wanted, `budget:`, `point:` and `arms:` (a list of names).",
+    examples: [
+      "wgpu-wish study configs/scenes-study.yaml --out runs/study --seeds 3",
+      'wgpu-wish study configs/scenes-study.yaml "arms=[tags, boxes]" train.steps=200 --out runs/quick',
+    ],
+    load: () => import("./study.ts"),
+  },
+  {
     name: "gradcheck",
     summary: "check every differentiable function and its gradient against a float64 reference",
     args: [["[op...]", "functions to check (default: all)"]],

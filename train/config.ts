@@ -185,6 +185,11 @@ export const configSchema = z.strictObject({
     ),
   }),
   proxy: section({
+    source: option(
+      z.enum(["sam", "box"]).default("sam"),
+      "paper",
+      "what stands in for the masks: SAM's answers, or, for labels that are boxes, the filled box (for comparisons)",
+    ),
     soft: option(z.boolean().default(false), "ours", "use SAM's probabilities instead of its binary masks"),
     clipToBox: option(z.boolean().default(true), "ours", "cut a box's masks at the box"),
   }),
@@ -193,6 +198,17 @@ export const configSchema = z.strictObject({
     prompt: weight(5, "ours", "weight of the prompt loss"),
     bce: weight(5, "reference", "weight of the mask's cross entropy"),
     dice: weight(5, "reference", "weight of the mask's dice"),
+    projection: weight(
+      0,
+      "ours",
+      "weight of BoxInst's projection term, for proxy.source=box with loss.bce=0 and loss.dice=0",
+    ),
+    pairwise: weight(0, "ours", "weight of BoxInst's term on neighbours of like colour"),
+    pairwiseWarmup: option(
+      z.number().int().min(0).default(10000),
+      "reference",
+      "steps over which the pairwise term comes in (BoxInst's)",
+    ),
     cam: weight(1, "paper", "weight of L_cam"),
     self: weight(1, "paper", "weight of L_self"),
     noObject: weight(0.1, "reference", 'weight of the class "no object"'),

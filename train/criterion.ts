@@ -3,6 +3,7 @@
  * supervised decoder layers. Masks are compared at points, most of them where the prediction is least sure (Kirillov et al., PointRend).
  */
 import { type Device, F, noGrad, type Random, scope, type Tensor } from "../engine/index.ts";
+import { type BoxLosses, boxLosses, colourPairs } from "./boxinst.ts";
 import { type LatentOptions, type LatentTargets, matched, predictedSide } from "./latents.ts";
 import { type LayerStack, masksOfRows, type Pair } from "./matching.ts";
 import { indexTensor, randomPoints, type TargetTensors } from "./targets.ts";
@@ -37,15 +38,7 @@ export function segmentationLosses(
   const out: SegmentationLosses = {};
   if (targets.images.some((image) => image.supervised))
     out.class = classLoss(gpu, stack, targets, pairs, options.noObject);
-  const matchedPairs = pairs
-    .flatMap((layer, l) =>
-      layer.map((pair) => ({
-        ...pair,
-        row: l * stack.queries + pair.query,
-        object: targets.offsets[pair.image]! + pair.target,
-      })),
-    )
-    .sort((a, b) => a.image - b.image);
+  const matchedPairs = matchedRows(stack, targets, pairs);
   if (matchedPairs.length === 0) return out;
 
   const objects = Math.max(1, targets.total); // num_masks
@@ -83,6 +76,47 @@ interface Matched extends Pair {
   row: number;
   /** Row of the targets. */
   object: number;
+}
+
+/** The matched pairs of all layers, in the order of their images. */
+function matchedRows(stack: LayerStack, targets: TargetTensors, pairs: readonly (readonly Pair[])[]): Matched[] {
+  return pairs
+    .flatMap((layer, l) =>
+      layer.map((pair) => ({
+        ...pair,
+        row: l * stack.queries + pair.query,
+        object: targets.offsets[pair.image]! + pair.target,
+      })),
+    )
+    .sort((a, b) => a.image - b.image);
+}
+
+/**
+ * BoxInst's two terms in the place of the masks', where the targets' masks are filled boxes: summed over the layers, the projections over
+ * the matched pairs as well. Undefined where nothing is matched.
+ */
+export function boxSupervision(
+  gpu: Device,
+  stack: LayerStack,
+  targets: TargetTensors,
+  pairs: readonly (readonly Pair[])[],
+  images: Parameters<typeof colourPairs>[1],
+): BoxLosses | undefined {
+  const matched = matchedRows(stack, targets, pairs);
+  if (matched.length === 0) return undefined;
+  const [, , h, w] = stack.maskFeatures.shape as [number, number, number, number];
+  const [boxes, alike] = noGrad(() => {
+    const chosen = matched.map((pair) => pair.object * targets.candidates + pair.candidate);
+    const filled = F.indexSelect(targets.masks!, 0, indexTensor(gpu, chosen));
+    const small = F.interpolate(filled, { size: [h, w], mode: "bilinear", alignCorners: false });
+    const imageOf = matched.map(({ image }) => image);
+    return [
+      F.cast(F.ge(small, 0.5), "f32"),
+      F.indexSelect(colourPairs(gpu, images, [h, w]), 0, indexTensor(gpu, imageOf)),
+    ];
+  }) as [Tensor, Tensor];
+  const { projection, pairwise } = boxLosses(masksOfRows(gpu, stack, matched), boxes, alike);
+  return { projection: F.div(projection, Math.max(1, targets.total)), pairwise: F.mul(pairwise, stack.layers) };
 }
 
 /** Numbers of the masks that are worked on at once: 64 MiB, half of what every adapter can bind. */

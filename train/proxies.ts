@@ -12,6 +12,7 @@ import { join } from "node:path";
 import { decodeImage, type Image } from "./data/image.ts";
 import { checkSize, type Item } from "./data/loader.ts";
 import { encodeMask, maskOfRuns, type Rle, type Runs, runsOfMask, runsOfRle } from "./data/mask.ts";
+import { BadInput } from "./errors.ts";
 import { readNamed, writeWhole } from "./files.ts";
 import { hashOf, type Prompted, type Teacher } from "./teacher.ts";
 
@@ -94,6 +95,22 @@ export async function makeProxies(
     keep(group, stored);
   }
   return out;
+}
+
+/** In SAM's place: the boxes themselves, filled. Undefined for an item without labels; throws BadInput for labels that are no boxes. */
+export function filledBoxes(item: Item): SamProxy[] | undefined {
+  if (item.kind !== "boxes")
+    throw new BadInput(
+      `proxy.source=box: every image must be labelled with boxes; image ${item.imageId} has ${item.kind}; weaken with --boxes 1`,
+    );
+  const { width, height } = item;
+  return item.boxes.map(([x, y, w, h]) => {
+    const filled = new Uint8Array(width * height);
+    for (let row = Math.max(0, Math.round(y)); row < Math.min(height, Math.round(y + h)); row++)
+      filled.fill(1, row * width + Math.max(0, Math.round(x)), row * width + Math.min(width, Math.round(x + w)));
+    const runs = runsOfMask(filled, width, height);
+    return { candidates: [runs, runs, runs], iou: [1, 1, 1] };
+  });
 }
 
 async function computed(teacher: Teacher, items: readonly Item[], soft: boolean): Promise<StoredImage[]> {

@@ -8,7 +8,7 @@ import { writeWhole } from "./files.ts";
 import { type Entry, isEvaluation, type LoggedEvaluation, type LoggedStep, readDiary } from "./metrics.ts";
 import { barChart, escapeHtml, type Line, lineChart } from "./plot.ts";
 
-const TERMS = ["class", "prompt", "bce", "dice", "cam", "self"];
+const TERMS = ["class", "prompt", "bce", "dice", "projection", "pairwise", "cam", "self"];
 /** A page of 30 MB helps nobody. */
 const MOST_PICTURES = 12;
 

@@ -3,7 +3,7 @@ import { autocast, backward, type Device, F, optim, Random, scope, type Tensor }
 import { keepingBlocks, type Wish } from "../model/index.ts";
 import { camLoss, selfLoss } from "./cam.ts";
 import type { Config } from "./config.ts";
-import { segmentationLosses } from "./criterion.ts";
+import { boxSupervision, segmentationLosses } from "./criterion.ts";
 import type { Item, Sample } from "./data/loader.ts";
 import { NotFinite } from "./finite.ts";
 import { latentTargets } from "./latents.ts";
@@ -151,6 +151,11 @@ export async function lossTerms(
   add("prompt", losses.prompt, weights.prompt);
   add("bce", losses.bce, weights.bce);
   add("dice", losses.dice, weights.dice);
+  if (weights.projection + weights.pairwise > 0) {
+    const found = boxSupervision(gpu, stack, uploaded, pairs, samples);
+    add("projection", found?.projection, weights.projection);
+    add("pairwise", found?.pairwise, weights.pairwise * Math.min(1, (step + 1) / (weights.pairwiseWarmup + 1)));
+  }
   if (output.cam) {
     add("cam", camLoss(gpu, output.cam, samples, output.inputSize), weights.cam);
     add("self", selfLoss(gpu, output.cam, stack, uploaded, pairs.at(-1)!, output.inputSize, config.cam), weights.self);

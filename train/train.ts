@@ -23,7 +23,7 @@ import { checkModel, checkResumed, checkValidation, readData, type TrainData } f
 import { Diary, Means } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
 import { MemoryWatch } from "./plan.ts";
-import { makeProxies, type SamProxy } from "./proxies.ts";
+import { filledBoxes, makeProxies, type SamProxy } from "./proxies.ts";
 import { writeReport } from "./report.ts";
 import { type StepReport, type Trainer, trainStep } from "./step.ts";
 import { loadTeacher, type Teacher } from "./teacher.ts";
@@ -272,6 +272,7 @@ export async function proxiesOf(
   display: Display,
   signal?: AbortSignal,
 ): Promise<(SamProxy[] | undefined)[]> {
+  if (config.proxy.source === "box") return data.items.map(filledBoxes);
   let bar: ReturnType<Display["progress"]> | undefined;
   const proxies = await makeProxies(
     teacher,
@@ -321,8 +322,9 @@ async function assess(
   return evaluation;
 }
 
+/** For the progress bar: the loss and its terms, in this order. */
+const TERMS = ["loss", "class", "prompt", "bce", "dice", "projection", "pairwise", "cam", "self"];
+
 function shownTerms(means: StepReport): Record<string, number> {
-  const { loss, class: classes, prompt, bce, dice, cam, self } = means as Record<string, number | undefined>;
-  const all = { loss, class: classes, prompt, bce, dice, cam, self };
-  return Object.fromEntries(Object.entries(all).filter((entry): entry is [string, number] => entry[1] !== undefined));
+  return Object.fromEntries(TERMS.flatMap((name) => (means[name] === undefined ? [] : [[name, means[name]]])));
 }

@@ -1,0 +1,208 @@
+/**
+ * The paper's experiments as one: every arm of study-arms.ts trained with every seed, evaluated and put in a table. Each run has a folder of
+ * its own, <out>/<arm>/seed-<n>, that `train` writes and goes on with; its figures stand in <out>/<arm>/seed-<n>.json once it is done,
+ * so that an interrupted study goes on where it was.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { z } from "zod";
+import type { Device } from "../engine/index.ts";
+import { claimRun } from "./claim.ts";
+import { type Config, configSchema, resolveConfig } from "./config.ts";
+import { readInstances } from "./data/coco.ts";
+import { COSTS, weaken, writeWeak } from "./data/weak.ts";
+import { BadInput } from "./errors.ts";
+import type { Figure, Metrics } from "./eval/coco-ap.ts";
+import { evaluateModel } from "./evaluate.ts";
+import { writeWhole } from "./files.ts";
+import { loadRun } from "./models.ts";
+import { readSettings, refuseChanges, resolveSettings } from "./settings.ts";
+import { type Arm, studyArms } from "./study-arms.ts";
+import { type Row, studyMarkdown, studyPage } from "./study-table.ts";
+import { loadTeacher } from "./teacher.ts";
+import { type Display, train } from "./train.ts";
+
+export const studySchema = z.strictObject({
+  /** Of `train`, with data.images and val.*; labels, run and seed are the study's. */
+  train: configSchema,
+  /** Instances JSON with the masks that weak labels are derived from, and that the arm "masks" learns. */
+  annotations: z.string().min(1),
+  /** What the labels of an equal-budget arm cost; default: as many tags as there are images. */
+  budget: z.number().int().min(1).optional(),
+  point: z.enum(["center", "uniform"]).default("center"),
+  /** Arms by name; default: all. */
+  arms: z.array(z.string()).optional(),
+});
+
+export type StudyConfig = z.infer<typeof studySchema>;
+
+export interface StudyOptions {
+  out: string;
+  display: Display;
+  seeds: number;
+  resume: boolean;
+  signal?: AbortSignal;
+  file?: string;
+}
+
+export interface Study {
+  rows: Row[];
+  interrupted: boolean;
+}
+
+/** What one run came to. */
+type Figures = Record<Figure, number>;
+
+export function readStudy(path: string, settings: readonly string[] = []): StudyConfig {
+  return readSettings(studySchema, path, settings);
+}
+
+/** Runs what is not done yet. Writes <out>/study.md, study.json and report.html after each run. */
+export async function runStudy(gpu: Device, config: StudyConfig, options: StudyOptions): Promise<Study> {
+  const { out, display, seeds, signal } = options;
+  const claim = claimRun(out, "--out");
+  try {
+    await checkOut(config, options);
+    const truth = readInstances(config.annotations, { supercategories: config.train.data.supercategories });
+    const budget = config.budget ?? truth.images.length * COSTS.tag;
+    const arms = chosenArms(config, studyArms(budget, truth.images.length));
+    const results = new Map<string, Figures[]>();
+    const note = async (name: string, figures: Figures): Promise<void> => {
+      results.set(name, [...(results.get(name) ?? []), figures]);
+      await writeTables(out, config, arms, results, { budget, images: truth.images.length });
+    };
+    const trained = arms.filter((arm) => !arm.sameAs);
+    let done = 0;
+    for (let seed = 0; seed < seeds; seed++)
+      for (const arm of trained) {
+        display.log(`${arm.name}, seed ${seed} (${++done} of ${seeds * trained.length})`);
+        const found = await runOnce(gpu, config, arm, seed, budget, options);
+        if (!found) return { rows: rowsOf(arms, results), interrupted: true };
+        await note(arm.name, found.figures);
+        if (arm.variantB && found.variantB) await note(arm.variantB, found.variantB);
+        if (signal?.aborted) return { rows: rowsOf(arms, results), interrupted: true };
+      }
+    return { rows: rowsOf(arms, results), interrupted: false };
+  } finally {
+    claim.release();
+  }
+}
+
+/** The study's settings stay what they were; a folder with results is gone on with only where that is asked for. */
+async function checkOut(config: StudyConfig, { out, resume, file = "config" }: StudyOptions): Promise<void> {
+  const path = join(out, "config.json");
+  if (existsSync(path)) {
+    if (!resume) throw new BadInput(`${out}: already holds a study; give --resume to go on, or another --out`);
+    const before = resolveSettings(studySchema, JSON.parse(readFileSync(path, "utf8")), [], path);
+    refuseChanges(before, config, ["train", "annotations", "budget", "point"], file);
+  }
+  await writeWhole(path, JSON.stringify(config, undefined, 1));
+}
+
+function chosenArms({ arms }: StudyConfig, all: readonly Arm[]): readonly Arm[] {
+  if (!arms) return all;
+  for (const name of arms)
+    if (!all.some((arm) => arm.name === name))
+      throw new BadInput(`arms: there is no "${name}"; there are ${all.map((arm) => arm.name).join(", ")}`);
+  return all.filter(({ name, sameAs }) => arms.includes(name) || (sameAs && arms.includes(sameAs)));
+}
+
+/** One arm with one seed, trained to its end; undefined where it was interrupted. */
+async function runOnce(
+  gpu: Device,
+  config: StudyConfig,
+  arm: Arm,
+  seed: number,
+  budget: number,
+  { out, display, signal }: StudyOptions,
+): Promise<{ figures: Figures; variantB?: Figures } | undefined> {
+  const folder = join(out, arm.name);
+  const doneFile = join(folder, `seed-${seed}.json`);
+  if (existsSync(doneFile))
+    return JSON.parse(readFileSync(doneFile, "utf8")) as { figures: Figures; variantB?: Figures };
+  const settled = await armConfig(config, arm, seed, out);
+  const options = { display, resume: existsSync(join(settled.run, "last")), ...(signal ? { signal } : {}) };
+  const result = await train(gpu, settled, options);
+  if (result.interrupted || !result.evaluation) {
+    if (!result.interrupted) throw new BadInput("train.val.annotations: a study needs images to evaluate on");
+    return undefined;
+  }
+  const done = {
+    figures: figuresOf(result.evaluation.metrics),
+    ...(arm.variantB ? { variantB: await throughSam(gpu, settled, display) } : {}),
+    budget,
+  };
+  await writeWhole(doneFile, JSON.stringify(done));
+  return done;
+}
+
+/** The training run of an arm. Its labels are written beside it. */
+async function armConfig(config: StudyConfig, arm: Arm, seed: number, out: string): Promise<Config> {
+  const { train: base, annotations, point } = config;
+  const run = join(out, arm.name, `seed-${seed}`);
+  let labels = annotations;
+  if (arm.labels !== "masks") {
+    labels = join(out, arm.name, `labels-${seed}.json`);
+    const truth = readInstances(annotations, { supercategories: base.data.supercategories });
+    await writeWeak(labels, weaken(truth, arm.labels, { seed, point }));
+  }
+  const input = structuredClone(base) as Record<string, unknown>;
+  const changes = Object.entries(arm.changes).map(([key, value]) => `${key}=${value}`);
+  return resolveConfig(
+    input,
+    [
+      ...changes,
+      `run=${JSON.stringify(run)}`,
+      `seed=${seed}`,
+      `mode=${arm.labels === "masks" ? "supervised" : "wish"}`,
+      `data.labels=${JSON.stringify(labels)}`,
+      `sam.cache=${JSON.stringify(base.sam.cache || join(out, "cache"))}`,
+    ],
+    arm.name,
+  );
+}
+
+/** Variant b: the run's model with SAM's decoder drawing the masks. */
+async function throughSam(gpu: Device, config: Config, display: Display): Promise<Figures> {
+  const { model, categories } = await loadRun(gpu, config.run, "last");
+  const truth = readInstances(config.val.annotations, { supercategories: config.data.supercategories });
+  const bar = display.progress(config.val.limit || truth.images.length, "img");
+  const teacher = await loadTeacher(gpu, config.sam.checkpoint, { cache: config.sam.cache, memory: 0 });
+  const { short, long, topk, limit } = config.val;
+  const { metrics } = await evaluateModel(gpu, model, categories, truth, config.val.images, {
+    ...{ short, long, topk, limit },
+    onImage: (done) => bar.update(done, { evaluated: "variant b" }),
+    sam: { teacher, kind: "box", recentre: config.prompt.distance !== "l2" },
+  });
+  bar.end();
+  return figuresOf(metrics);
+}
+
+function figuresOf({ perClass: _, ...figures }: Metrics): Figures {
+  return figures;
+}
+
+function rowsOf(arms: readonly Arm[], results: ReadonlyMap<string, readonly Figures[]>): Row[] {
+  return arms.flatMap((arm): Row[] => {
+    const { name, title, group, sameAs, variantB } = arm;
+    const row: Row = { name, title, group, runs: [...(results.get(sameAs ?? name) ?? [])] };
+    if (!variantB) return [row];
+    const b = { name: variantB, title: `${title}, masks by SAM's decoder (variant b)`, group: "ablations" as const };
+    return [row, { ...b, runs: [...(results.get(variantB) ?? [])] }];
+  });
+}
+
+async function writeTables(
+  out: string,
+  config: StudyConfig,
+  arms: readonly Arm[],
+  results: ReadonlyMap<string, readonly Figures[]>,
+  facts: { budget: number; images: number },
+): Promise<void> {
+  const rows = rowsOf(arms, results);
+  const { steps, batch } = config.train;
+  const about = `${facts.images} training images, ${steps} steps of ${batch} images; equal-budget rows: labels that cost ${facts.budget}`;
+  await writeWhole(join(out, "study.json"), JSON.stringify({ ...facts, steps, batch, rows }, undefined, 1));
+  await writeWhole(join(out, "study.md"), studyMarkdown(rows, about));
+  await writeWhole(join(out, "report.html"), studyPage(rows, about));
+}
