@@ -63,7 +63,7 @@ fn scale2(x: vec4f, k: vec4i) -> vec4f {
   return x * bitcast<vec4f>((half + 127) << vec4u(23u)) * bitcast<vec4f>((k - half + 127) << vec4u(23u));
 }
 
-// (2^k, its exponential's remainder): exp(x) = scale * (1 + remainder), for x from -87 to 89.
+// (2^k, its exponential's remainder): exp(x) = scale * (1 + remainder), for x from -87 to 88, where 2^k is still a number.
 struct Split {
   scale: vec4f,
   remainder: vec4f,
@@ -152,8 +152,9 @@ fn tanh_(x: vec4f) -> vec4f {
 }
 
 fn sigmoid_(x: vec4f) -> vec4f {
-  let e = split_exp(clamp(-x, vec4f(-87.0), vec4f(89.0)));
-  return select(1.0 / (1.0 + (e.scale * e.remainder + e.scale)), x, is_nan(x));
+  let e = split_exp(clamp(-x, vec4f(-87.0), vec4f(88.0)));
+  let y = select(1.0 / (1.0 + (e.scale * e.remainder + e.scale)), vec4f(0.0), x < vec4f(-88.0));
+  return select(y, x, is_nan(x));
 }
 
 // 1 - erfc(|x|) with a Chebyshev fit of relative error 1.2e-7 (Press et al., Numerical Recipes, 6.2).

@@ -1,7 +1,7 @@
 /** NaN and infinities: they come out where PyTorch lets them come out, and are never swallowed. */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { F, type Tensor } from "../../index.ts";
+import { backward, F, type Tensor } from "../../index.ts";
 import { testDevice } from "../device.ts";
 
 const gpu = await testDevice();
@@ -52,6 +52,35 @@ const unary: Record<string, [(x: Tensor) => Tensor, number[]]> = {
   "-2 to x": [(v) => F.pow(-2, v), [N, I, 0, -0.5, 1, -2]],
 };
 for (const [name, [op, want]] of Object.entries(unary)) test(name, () => gives(op(x), want));
+
+// Where exponentials leave f32 there is an edge somewhere: every number near it, forward and gradient.
+const sweep = Float32Array.from({ length: 20001 }, (_, i) => (i - 10000) / 100);
+const swept: Record<string, [op: (x: Tensor) => Tensor, twin: (v: number) => number, slope: (v: number) => number]> = {
+  sigmoid: [
+    F.sigmoid,
+    (v) => 1 / (1 + Math.exp(-v)),
+    (v) => Math.exp(-Math.abs(v)) / (1 + Math.exp(-Math.abs(v))) ** 2,
+  ],
+  silu: [F.silu, (v) => v / (1 + Math.exp(-v)), (v) => (1 + v / (1 + Math.exp(v))) / (1 + Math.exp(-v))],
+  tanh: [F.tanh, Math.tanh, (v) => 1 - Math.tanh(v) ** 2],
+  "exp of what is below 0": [
+    (v) => F.exp(F.minimum(v, 0)),
+    (v) => Math.exp(Math.min(v, 0)),
+    (v) => (v < 0 ? Math.exp(v) : v === 0 ? 0.5 : 0),
+  ],
+};
+for (const [name, [op, twin, slope]] of Object.entries(swept))
+  test(`${name} from -100 to 100`, async () => {
+    const v = gpu.tensor(sweep, undefined, { requiresGrad: true });
+    const y = op(v);
+    backward(y, gpu.ones(y.shape));
+    const [values, gradients] = [await y.toArray(), await v.grad!.toArray()];
+    for (const [i, at] of sweep.entries()) {
+      const off = Math.abs(values[i]! - twin(at)) / Math.max(1, Math.abs(twin(at)));
+      assert.ok(off < 1e-6, `${name}(${at}): ${values[i]}, want ${twin(at)}`);
+      assert.ok(Math.abs(gradients[i]! - slope(at)) < 2e-6, `its slope at ${at}: ${gradients[i]}, want ${slope(at)}`);
+    }
+  });
 
 test("NaN of either sign is one", async () => {
   await gives(F.relu(minusNaN), [N, 1, N]);
