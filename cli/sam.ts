@@ -2,15 +2,15 @@
 import { dirname, join } from "node:path";
 import { encodeSafetensors, type FileTensor, fileTensor } from "../engine/safetensors.ts";
 import { type ImagePrompts, loadSam, type PromptedMasks, SamPredictor } from "../model/sam/index.ts";
-import { CheckpointError } from "../model/weights/index.ts";
 import { type Image, readImage, writeMaskPng, writePng } from "../train/data/image.ts";
 import { makeFolder } from "../train/data/json.ts";
 import { encodeMask } from "../train/data/mask.ts";
 import { BadInput } from "../train/errors.ts";
-import { readNamed, writeWhole } from "../train/files.ts";
+import { writeWhole } from "../train/files.ts";
 import { keepApart } from "../train/folders.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
 import { findAsset } from "../train/teacher.ts";
+import { readSamFile } from "../train/weights.ts";
 import type { Call } from "./command.ts";
 import { table } from "./terminal.ts";
 import type { PointPrompt } from "./values.ts";
@@ -46,19 +46,12 @@ export async function run(call: Call<Options>): Promise<void> {
   const image = await readImage(options.image);
   const prompts = promptsOf(options, image);
   const checkpoint = findAsset(options.checkpoint);
-  const bytes = await readNamed(checkpoint, "weights of SAM or MobileSAM");
+  const weights = await readSamFile(checkpoint, "weights of SAM or MobileSAM");
   keepApart(options.out, [options.image]);
   await makeFolder(options.out);
   if (options.dump) await makeFolder(dirname(options.dump));
   const gpu = await call.open();
-  let sam: Awaited<ReturnType<typeof loadSam>>;
-  try {
-    sam = await loadSam(gpu, bytes, checkpoint);
-  } catch (error) {
-    if (error instanceof CheckpointError) throw new BadInput(error.message);
-    throw error;
-  }
-  const predictor = new SamPredictor(sam);
+  const predictor = new SamPredictor(await loadSam(gpu, weights, weights.file));
   const embedding = predictor.setImage(image);
   const results: PromptedMasks[] = [];
   for (const { given } of prompts) results.push(await predictor.predict(given, { multimask: !options.single }));

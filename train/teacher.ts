@@ -18,12 +18,12 @@ import {
   scope,
   type Tensor,
 } from "../engine/index.ts";
-import { loadSam, longestSide, prepareImage, type Sam } from "../model/sam/index.ts";
+import { longestSide, prepareImage, type Sam } from "../model/sam/index.ts";
 import { packageRoot } from "../platform/root.ts";
 import type { Image } from "./data/image.ts";
-import { BadInput } from "./errors.ts";
 import { readNamed, writeWhole } from "./files.ts";
 import type { EncodePrompts } from "./latents.ts";
+import { openSam } from "./weights.ts";
 
 /** SAM's answer to one point or box. */
 export interface Prompted {
@@ -278,14 +278,8 @@ function bilinear(x: Float32Array, stride: number, w: number, h: number, W: numb
 /** Loads the teacher that a configuration names; a path that is not there is looked up in the package (assets/). */
 export async function loadTeacher(gpu: Device, checkpoint: string, options: TeacherOptions): Promise<Teacher> {
   const path = findAsset(checkpoint);
-  const bytes = await readNamed(path, "a SAM or MobileSAM checkpoint (sam.checkpoint)");
-  try {
-    const sam = await loadSam(gpu, bytes, path);
-    return new Teacher(gpu, sam, hashOf(bytes), options);
-  } catch (cause) {
-    if ((cause as Error).name === "CheckpointError") throw new BadInput((cause as Error).message);
-    throw cause;
-  }
+  const { sam, bytes } = await openSam(gpu, path, "a SAM or MobileSAM checkpoint (sam.checkpoint)");
+  return new Teacher(gpu, sam, hashOf(...bytes), options);
 }
 
 /** The path itself where it exists, else the same path inside the package. */

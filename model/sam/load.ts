@@ -16,9 +16,12 @@ export interface SamCheckpoint {
   readonly tensors: Map<string, HostTensor>;
 }
 
+/** A file's bytes, or what was read of it, which may be several files. */
+export type SamSource = Uint8Array | Pick<Checkpoint, "tensors" | "metadata">;
+
 /** A frozen model in evaluation mode. Throws CheckpointError naming the file and what is missing, unexpected or misshaped. */
-export async function loadSam(gpu: Device, bytes: Uint8Array, file: string): Promise<Sam> {
-  const { config, tensors } = readSam(bytes, file);
+export async function loadSam(gpu: Device, source: SamSource, file: string): Promise<Sam> {
+  const { config, tensors } = readSam(source, file);
   const sam = new Sam(gpu, config);
   loadSamTensors(sam, tensors, file);
   await gpu.sync();
@@ -27,8 +30,9 @@ export async function loadSam(gpu: Device, bytes: Uint8Array, file: string): Pro
   return sam;
 }
 
-export function readSam(bytes: Uint8Array, file: string): SamCheckpoint {
-  const { tensors: found, metadata } = ofTraining(readCheckpoint(bytes, file), file);
+export function readSam(source: SamSource, file: string): SamCheckpoint {
+  const read = source instanceof Uint8Array ? readCheckpoint(source, file) : source;
+  const { tensors: found, metadata } = ofTraining(read, file);
   const { tensors } = nameTensors(found, file);
   const config = samConfigOf(tensors, file, metadata);
   try {
@@ -41,7 +45,10 @@ export function readSam(bytes: Uint8Array, file: string): SamCheckpoint {
 }
 
 /** A checkpoint of sam-train holds its model under `model.`, beside the optimizer, and the sizes in the run's configuration. */
-function ofTraining({ tensors, metadata }: Checkpoint, file: string): Pick<Checkpoint, "tensors" | "metadata"> {
+function ofTraining(
+  { tensors, metadata }: Pick<Checkpoint, "tensors" | "metadata">,
+  file: string,
+): Pick<Checkpoint, "tensors" | "metadata"> {
   if (!metadata.format?.startsWith("wgpu-wish checkpoint")) return { tensors, metadata };
   const model = [...tensors].flatMap(([key, x]) => (key.startsWith("model.") ? [[key.slice(6), x] as const] : []));
   if (!model.some(([key]) => key.startsWith("mask_decoder.")))

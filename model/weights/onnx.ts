@@ -1,30 +1,34 @@
 // The initialisers of an ONNX model: ModelProto.graph (7) holds GraphProto.initializer (5), TensorProtos with dims (1), data_type (2),
-// typed data (4, 5, 7, 10), name (8), raw_data (9) and external_data (13). The graph itself is not read. Protobuf's wire format only:
-// each field is a varint of number * 8 + wire type; types 0 varint, 1 eight bytes, 2 a length and bytes, 5 four bytes.
+// typed data (4, 5, 7, 10, 11), name (8), raw_data (9) and external_data (13) with data_location (14). The graph itself is not read.
+// Protobuf's wire format only: each field is a varint of number * 8 + wire type; types 0 varint, 1 eight bytes, 2 a length and bytes,
+// 5 four bytes.
 import type { FileType } from "../../engine/safetensors.ts";
-import { CheckpointError, type HostTensor, ITEM_BYTES } from "./tensors.ts";
+import { checkInside, type Parts } from "./parts.ts";
+import { Budget, CheckpointError, type HostTensor, ITEM_BYTES } from "./tensors.ts";
 
-/** TensorProto.DataType */
-const TYPES: Record<number, FileType> = {
-  1: "F32",
-  2: "U8",
-  3: "I8",
-  4: "U16",
-  5: "I16",
-  6: "I32",
-  7: "I64",
-  9: "BOOL",
-  10: "F16",
-  11: "F64",
-  12: "U32",
-  13: "U64",
-  16: "BF16",
+/** TensorProto.DataType: type, and the field of typed data that holds its numbers where they are not raw. */
+const TYPES: Record<number, readonly [FileType, number]> = {
+  1: ["F32", 4],
+  2: ["U8", 5],
+  3: ["I8", 5],
+  4: ["U16", 5],
+  5: ["I16", 5],
+  6: ["I32", 5],
+  7: ["I64", 7],
+  9: ["BOOL", 5],
+  10: ["F16", 5],
+  11: ["F64", 10],
+  12: ["U32", 11],
+  13: ["U64", 11],
+  16: ["BF16", 5],
 };
+const MOST_DIMS = 64;
 
 interface Field {
   readonly number: number;
+  readonly wire: number;
   /** Of wire type 0. */
-  readonly value: number;
+  readonly value: bigint;
   /** Of wire types 1, 2 and 5. */
   readonly bytes: Uint8Array;
 }
@@ -40,13 +44,13 @@ class Reader {
   }
 
   *fields(): Generator<Field> {
-    while (this.#at < this.#bytes.length) {
-      const tag = this.varint();
+    while (!this.done) {
+      const tag = Number(this.varint());
       const [number, wire] = [Math.floor(tag / 8), tag % 8];
-      if (wire === 0) yield { number, value: this.varint(), bytes: this.#take(0) };
-      else if (wire === 1) yield { number, value: 0, bytes: this.#take(8) };
-      else if (wire === 2) yield { number, value: 0, bytes: this.#take(this.varint()) };
-      else if (wire === 5) yield { number, value: 0, bytes: this.#take(4) };
+      if (wire === 0) yield { number, wire, value: this.varint(), bytes: this.#take(0) };
+      else if (wire === 1) yield { number, wire, value: 0n, bytes: this.#take(8) };
+      else if (wire === 2) yield { number, wire, value: 0n, bytes: this.#take(Number(this.varint())) };
+      else if (wire === 5) yield { number, wire, value: 0n, bytes: this.#take(4) };
       else throw new CheckpointError(`${this.#file}: no ONNX model: wire type ${wire} at byte ${this.#at}`);
     }
   }
@@ -55,100 +59,225 @@ class Reader {
     return this.#at >= this.#bytes.length;
   }
 
-  varint(): number {
-    let value = 0n;
-    for (let shift = 0n; shift < 70n; shift += 7n) {
-      const byte = this.#take(1)[0]!;
+  /** 64 bits, unsigned. */
+  varint(): bigint {
+    let low = 0;
+    // The usual case without BigInt: up to four bytes.
+    for (let i = 0; i < 4; i++) {
+      const byte = this.#byte();
+      low |= (byte & 127) << (7 * i);
+      if (byte < 128) return BigInt(low);
+    }
+    let value = BigInt(low);
+    for (let shift = 28n; shift < 70n; shift += 7n) {
+      const byte = this.#byte();
       value |= BigInt(byte & 127) << shift;
-      if (byte < 128) return Number(BigInt.asIntN(64, value));
+      if (byte < 128) return BigInt.asUintN(64, value);
     }
     throw new CheckpointError(`${this.#file}: no ONNX model: a number has no end`);
   }
 
+  #byte(): number {
+    const byte = this.#bytes[this.#at++];
+    return byte ?? this.#truncated();
+  }
+
   #take(n: number): Uint8Array {
-    if (n < 0 || this.#at + n > this.#bytes.length)
-      throw new CheckpointError(`${this.#file}: the ONNX model is truncated at byte ${this.#at}`);
+    if (this.#at + n > this.#bytes.length) this.#truncated();
     this.#at += n;
     return this.#bytes.subarray(this.#at - n, this.#at);
   }
+
+  #truncated(): never {
+    throw new CheckpointError(`${this.#file}: the ONNX model is truncated at byte ${this.#at}`);
+  }
 }
 
-export function readOnnx(bytes: Uint8Array, file: string): Map<string, HostTensor> {
-  const tensors = new Map<string, HostTensor>();
+/** A TensorProto. */
+interface Initialiser {
+  readonly name: string;
+  readonly type: number;
+  readonly shape: readonly number[];
+  readonly raw: Uint8Array | undefined;
+  /** Its bytes, for the typed data. */
+  readonly bytes: Uint8Array;
+  /** location, offset, length, checksum */
+  readonly external: ReadonlyMap<string, string> | undefined;
+}
+
+function* initialisers(bytes: Uint8Array, file: string): Generator<Initialiser> {
   for (const model of new Reader(bytes, file).fields()) {
     if (model.number !== 7) continue;
     for (const graph of new Reader(model.bytes, file).fields()) {
-      if (graph.number !== 5) continue;
-      const { name, tensor } = readTensor(graph.bytes, file);
-      if (tensors.has(name)) throw new CheckpointError(`${file}: two initialisers are named ${name}`);
-      tensors.set(name, tensor);
+      if (graph.number === 5) yield initialiser(graph.bytes, file);
+      if (graph.number === 15)
+        throw new CheckpointError(`${file}: the ONNX model holds sparse initialisers, which are not read here`);
     }
   }
+}
+
+const text = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
+
+function initialiser(bytes: Uint8Array, file: string): Initialiser {
+  const shape: number[] = [];
+  const external = new Map<string, string>();
+  let [name, type, outside] = ["", 0, false];
+  let raw: Uint8Array | undefined;
+  for (const field of new Reader(bytes, file).fields()) {
+    if (field.number === 1)
+      for (const d of wholeNumbers(field, file)) if (shape.push(Number(BigInt.asIntN(64, d))) > MOST_DIMS) break;
+    if (field.number === 2) type = Number(field.value);
+    if (field.number === 3)
+      throw new CheckpointError(`${file}: an initialiser lies in segments, which are not read here`);
+    if (field.number === 8) name = text(field.bytes);
+    if (field.number === 9) raw = field.bytes;
+    if (field.number === 13) {
+      const [key, value] = entryOf(field.bytes, file);
+      external.set(key, value);
+    }
+    if (field.number === 14) outside = field.value === 1n;
+  }
+  if (shape.length > MOST_DIMS || shape.some((d) => d < 0 || !Number.isSafeInteger(d)))
+    throw new CheckpointError(`${file}: initialiser ${name}: its dimensions are not those of a tensor`);
+  return { name, type, shape, raw, bytes, external: outside || external.size > 0 ? external : undefined };
+}
+
+/** StringStringEntryProto: key (1), value (2). */
+function entryOf(bytes: Uint8Array, file: string): [string, string] {
+  let [key, value] = ["", ""];
+  for (const field of new Reader(bytes, file).fields()) {
+    if (field.number === 1) key = text(field.bytes);
+    if (field.number === 2) value = text(field.bytes);
+  }
+  return [key, value];
+}
+
+/** Of a repeated field: packed, or one number. */
+function* wholeNumbers(field: Field, file: string): Generator<bigint> {
+  if (field.wire === 0) yield field.value;
+  else for (const packed = new Reader(field.bytes, file); !packed.done; ) yield packed.varint();
+}
+
+/** The other files that hold data of the model, by their paths in its folder. */
+export function onnxParts(bytes: Uint8Array, file: string): string[] {
+  const locations = new Set<string>();
+  for (const { name, external } of initialisers(bytes, file))
+    if (external) locations.add(locationOf(external, `${file}: initialiser ${name}`));
+  return [...locations];
+}
+
+function locationOf(external: ReadonlyMap<string, string>, where: string): string {
+  const location = external.get("location") ?? "";
+  checkInside(location, where);
+  return location;
+}
+
+/** @param parts the files that onnxParts names */
+export function readOnnx(bytes: Uint8Array, file: string, parts: Parts): Map<string, HostTensor> {
+  const tensors = new Map<string, HostTensor>();
+  const budget = new Budget(
+    [...parts.values()].reduce((sum, part) => sum + part.length, bytes.length),
+    file,
+  );
+  const ranges: Range[] = [];
+  for (const { name, type, shape, raw, bytes: proto, external } of initialisers(bytes, file)) {
+    const where = `${file}: initialiser ${name}`;
+    const fail = (what: string): never => {
+      throw new CheckpointError(`${where}: ${what}`);
+    };
+    if (tensors.has(name)) throw new CheckpointError(`${file}: two initialisers are named ${name}`);
+    const [dtype, typed] = TYPES[type] ?? fail(`is of ONNX type ${type}, which is not read here`);
+    const size = shape.reduce((product, d) => product * d, 1);
+    const expected = size * ITEM_BYTES[dtype];
+    let data = raw;
+    if (external) {
+      const range = rangeOf(external, expected, where, parts);
+      ranges.push({ ...range, name });
+      data = range.data;
+    } else if (!raw) {
+      // A number takes a byte at least, so that a shape cannot ask for memory that the file does not pay for.
+      if (size > proto.length)
+        fail(`of shape (${shape.join(", ")}) has fewer than ${size} numbers; the file is damaged`);
+      data = typedData(proto, typed, size, dtype, where);
+    }
+    if (data?.length !== expected)
+      return fail(`of shape (${shape.join(", ")}) has ${data?.length} bytes; ${expected} were expected`);
+    budget.take(expected, `initialiser ${name}`);
+    tensors.set(name, { dtype, shape, data });
+  }
   if (tensors.size === 0) throw new CheckpointError(`${file}: the ONNX model holds no initialisers`);
+  checkApart(ranges, file);
   return tensors;
 }
 
-function readTensor(bytes: Uint8Array, file: string): { name: string; tensor: HostTensor } {
-  const shape: number[] = [];
-  const whole: number[] = [];
-  let [name, type] = ["", 0];
-  let floats: Uint8Array[] = [];
-  let raw: Uint8Array | undefined;
-  let external = false;
-  const numbers = (field: Field, into: number[]) => {
-    if (field.bytes.length === 0) into.push(field.value);
-    else for (const packed = new Reader(field.bytes, file); !packed.done; ) into.push(packed.varint());
+interface Range {
+  readonly name: string;
+  readonly location: string;
+  readonly from: number;
+  readonly to: number;
+}
+
+function rangeOf(
+  external: ReadonlyMap<string, string>,
+  expected: number,
+  where: string,
+  parts: Parts,
+): Omit<Range, "name"> & { data: Uint8Array } {
+  const location = locationOf(external, where);
+  const part = parts.get(location);
+  if (!part) throw new CheckpointError(`${where}: lies in ${location}, which was not read`);
+  const number = (key: string, otherwise: number): number => {
+    const given = external.get(key);
+    if (given === undefined) return otherwise;
+    if (!/^\d{1,15}$/.test(given))
+      throw new CheckpointError(`${where}: its ${key} in ${location} is "${given}", no number`);
+    return Number(given);
   };
-  for (const field of new Reader(bytes, file).fields()) {
-    if (field.number === 1) numbers(field, shape);
-    else if (field.number === 2) type = field.value;
-    else if (field.number === 4 || field.number === 10) floats.push(field.bytes);
-    else if (field.number === 5 || field.number === 7 || field.number === 11) numbers(field, whole);
-    else if (field.number === 8) name = new TextDecoder().decode(field.bytes);
-    else if (field.number === 9) raw = field.bytes;
-    else if (field.number === 13) external = true;
-  }
-  const dtype = TYPES[type];
-  if (external)
-    throw new CheckpointError(`${file}: initialiser ${name} lies in another file; save the model as one file`);
-  if (!dtype)
+  const from = number("offset", 0);
+  const to = from + number("length", Math.max(0, expected));
+  if (to > part.length)
     throw new CheckpointError(
-      `${file}: initialiser ${name} is of ONNX type ${type}, which is no number that is read here`,
+      `${where}: lies at ${from}..${to} of ${location}, beyond its end at ${part.length}; the file is truncated or damaged`,
     );
-  if (!raw && whole.length > 0) {
-    floats = [];
-    raw = packWhole(whole, dtype);
-  }
-  const data = raw ? raw.slice() : joined(floats);
-  const expected = shape.reduce((product, d) => product * d, 1) * ITEM_BYTES[dtype];
-  if (data.length !== expected) {
-    throw new CheckpointError(
-      `${file}: initialiser ${name} of shape (${shape.join(", ")}) has ${data.length} bytes; ${expected} were expected`,
-    );
-  }
-  return { name, tensor: { dtype, shape, data } };
+  return { location, from, to, data: part.subarray(from, to) };
 }
 
-/** int32_data also carries the narrower types, among them the bits of halves. */
-function packWhole(values: readonly number[], dtype: FileType): Uint8Array {
+/** Two names may share their numbers, but no two tensors overlap in part. */
+function checkApart(ranges: readonly Range[], file: string): void {
+  const sorted = ranges
+    .filter(({ from, to }) => to > from)
+    .sort((a, b) => a.location.localeCompare(b.location) || a.from - b.from || a.to - b.to);
+  for (const [i, b] of sorted.entries()) {
+    const a = sorted[i - 1];
+    if (!a || a.location !== b.location || b.from >= a.to || (a.from === b.from && a.to === b.to)) continue;
+    throw new CheckpointError(
+      `${file}: initialisers ${a.name} and ${b.name} overlap at byte ${b.from} of ${b.location}`,
+    );
+  }
+}
+
+/** Numbers of a typed field, packed into their type; int32_data also carries the narrower types, among them the bits of halves. */
+function typedData(proto: Uint8Array, typed: number, size: number, dtype: FileType, where: string): Uint8Array {
   const width = ITEM_BYTES[dtype];
-  const out = new Uint8Array(values.length * width);
+  const out = new Uint8Array(size * width);
   const view = new DataView(out.buffer);
-  values.forEach((value, i) => {
-    if (width === 8) view.setBigInt64(i * 8, BigInt(value), true);
-    else if (width === 4) view.setInt32(i * 4, value, true);
-    else if (width === 2) view.setUint16(i * 2, value & 0xffff, true);
-    else view.setUint8(i, value & 0xff);
-  });
-  return out;
+  let at = 0;
+  const room = (bytes: number) => {
+    if (at + bytes > out.length) throw new CheckpointError(`${where}: has more than ${size} numbers`);
+    at += bytes;
+    return at - bytes;
+  };
+  for (const field of new Reader(proto, where).fields()) {
+    if (field.number !== typed) continue;
+    if (typed === 4 || typed === 10) out.set(field.bytes, room(field.bytes.length));
+    else for (const value of wholeNumbers(field, where)) put(view, room(width), width, value);
+  }
+  return at === out.length ? out : out.subarray(0, at);
 }
 
-function joined(parts: readonly Uint8Array[]): Uint8Array {
-  const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  return out;
+function put(view: DataView, at: number, width: number, value: bigint): void {
+  if (width === 8) view.setBigUint64(at, value, true);
+  else if (width === 4) view.setUint32(at, Number(BigInt.asUintN(32, value)), true);
+  else if (width === 2) view.setUint16(at, Number(BigInt.asUintN(16, value)), true);
+  else view.setUint8(at, Number(BigInt.asUintN(8, value)));
 }

@@ -19,11 +19,37 @@ export interface PickleOptions {
 }
 
 const MARK = Symbol("mark");
-/** Deeper than any checkpoint, and far less than would exhaust the memo. */
+/** Objects, marks and memo entries: more than any checkpoint has, and far less than would exhaust a Map. */
 const MAX_OBJECTS = 5_000_000;
+/** Bytes of a whole number; torch writes 10. */
+const MAX_LONG = 1024;
 
 const utf8 = new TextDecoder("utf-8", { fatal: true });
-const latin1 = new TextDecoder("latin1");
+
+/** A character a byte. TextDecoder's "latin1" is Windows-1252, which has other characters at 0x80 to 0x9f. */
+function latin1(bytes: Uint8Array): string {
+  let text = "";
+  for (let i = 0; i < bytes.length; i += 8192) text += String.fromCharCode(...bytes.subarray(i, i + 8192));
+  return text;
+}
+
+const ESCAPES: Record<string, string> = { n: "\n", r: "\r", t: "\t", a: "\x07", b: "\b", f: "\f", v: "\v" };
+
+/** Python's repr of a string of bytes, as protocol 0 writes it. */
+function unquoted(text: string): string {
+  const inner = /^(['"])(.*)\1$/.exec(text)?.[2] ?? text;
+  return inner.replace(/\\(?:x([0-9a-fA-F]{2})|(.))/g, (_, hex, c) =>
+    hex ? String.fromCharCode(Number.parseInt(hex, 16)) : (ESCAPES[c] ?? c),
+  );
+}
+
+/** Python's raw-unicode-escape. */
+function unescaped(text: string): string {
+  return text.replace(/\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})/g, (whole, short, long) => {
+    const code = Number.parseInt(short ?? long, 16);
+    return code <= 0x10ffff ? String.fromCodePoint(code) : whole;
+  });
+}
 
 /** Reads one pickle that starts at `start`; `end` is where the next byte stands. */
 export function readPickle(bytes: Uint8Array, start: number, options: PickleOptions): { value: unknown; end: number } {
@@ -34,6 +60,7 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
   };
   let at = start;
   let objects = 0;
+  let characters = 0;
   const stack: unknown[] = [];
   const memo = new Map<number, unknown>();
 
@@ -62,19 +89,28 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
   const line = () => {
     const end = bytes.indexOf(10, at);
     if (end < 0) fail(`the pickle is truncated at byte ${at}: a line has no end`);
-    const result = latin1.decode(bytes.subarray(at, end));
+    const result = latin1(bytes.subarray(at, end));
     at = end + 1;
     return result;
   };
+  const number = (digits = line()) => {
+    const value = digits.trim() === "" ? Number.NaN : Number(digits.replace(/L$/, ""));
+    return Number.isNaN(value) && digits !== "nan" ? fail(`the pickle is corrupt before byte ${at}: no number`) : value;
+  };
   const long = (n: number) => {
+    if (n > MAX_LONG) fail(`the pickle holds a whole number of ${n} bytes at byte ${at}, which weights do not`);
     const digits = blob(n);
     let value = 0n;
     for (let i = n - 1; i >= 0; i--) value = (value << 8n) | BigInt(digits[i]!);
     if (n > 0 && digits[n - 1]! & 0x80) value -= 1n << BigInt(8 * n);
     return value >= BigInt(Number.MIN_SAFE_INTEGER) && value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value;
   };
+  const count = (n = 1) => {
+    objects += n;
+    if (objects > MAX_OBJECTS) fail(`the pickle holds more than ${MAX_OBJECTS} objects`);
+  };
   const push = (value: unknown) => {
-    if (++objects > MAX_OBJECTS) fail(`the pickle holds more than ${MAX_OBJECTS} objects`);
+    count();
     stack.push(value);
   };
   const pop = (): unknown => {
@@ -94,26 +130,41 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
     const value = stack.at(-1);
     return is(value) ? value : fail(`the pickle is corrupt at byte ${at}: expected a ${kind}`);
   };
-  const lookUp = (module: string, name: string): Known => {
-    const meaning = known.get(`${module} ${name}`);
+  const lookUp = (module: unknown, name: unknown): Known => {
+    if (typeof module !== "string" || typeof name !== "string")
+      return fail(`the pickle is corrupt at byte ${at}: a callable's name is no text`);
     return (
-      meaning ?? fail(`the file wants to call ${module}.${name}, which weights do not need; nothing of it was executed`)
+      known.get(`${module} ${name}`) ??
+      fail(
+        `the file wants to call ${module}.${name}, which weights do not need; nothing of it was executed: save the model's state_dict alone`,
+      )
     );
   };
   const call = (callable: unknown, args: unknown) => {
     if (typeof callable !== "function" || !Array.isArray(args))
       return fail(`the pickle is corrupt at byte ${at}: it calls what is no callable`);
+    // What a callable reads is paid for at each call: a memoised list or text could be handed over a million times.
+    for (const arg of args) {
+      if (Array.isArray(arg)) count(arg.length);
+      else if (arg instanceof Map) count(arg.size);
+      else if (typeof arg === "string" || arg instanceof Uint8Array) characters += arg.length;
+    }
+    if (characters > 3 * bytes.length) fail(`the pickle is corrupt at byte ${at}: it hands the same text over again`);
     return (callable as Callable)(args);
   };
   const setItems = (items: unknown[]) => {
     const dict = top("dict", (value) => value instanceof Map);
-    for (let i = 0; i + 1 < items.length; i += 2) dict.set(items[i], items[i + 1]);
+    if (items.length % 2 !== 0) fail(`the pickle is corrupt at byte ${at}: a key has no value`);
+    for (let i = 0; i < items.length; i += 2) dict.set(items[i], items[i + 1]);
   };
   const fromMemo = (index: number) => {
     if (!memo.has(index)) fail(`the pickle is corrupt at byte ${at}: memo ${index} is empty`);
     push(memo.get(index));
   };
-  const toMemo = (index: number) => memo.set(index, stack.at(-1));
+  const toMemo = (index: number) => {
+    count();
+    memo.set(index, stack.at(-1));
+  };
 
   for (;;) {
     const opcode = u8();
@@ -127,10 +178,10 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
       case 0x2e: // STOP
         return { value: pop(), end: at };
       case 0x28: // MARK
-        stack.push(MARK);
+        push(MARK);
         break;
       case 0x30: // POP
-        if (stack.pop() === undefined && stack.length === 0) break;
+        stack.pop();
         break;
       case 0x31: // POP_MARK
         popMark();
@@ -159,11 +210,11 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
       case 0x49: {
         // INT: 00 and 01 are booleans
         const digits = line();
-        push(digits === "00" ? false : digits === "01" ? true : Number(digits));
+        push(digits === "00" ? false : digits === "01" ? true : number(digits));
         break;
       }
       case 0x4c: // LONG
-        push(Number(line().replace(/L$/, "")));
+        push(number());
         break;
       case 0x8a: // LONG1
         push(long(u8()));
@@ -172,22 +223,22 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
         push(long(i32()));
         break;
       case 0x46: // FLOAT
-        push(Number(line()));
+        push(number());
         break;
       case 0x47: // BINFLOAT
         push(view.getFloat64(need(8), false));
         break;
       case 0x53: // STRING
-        push(line().replace(/^(['"])(.*)\1$/, "$2"));
+        push(unquoted(line()));
         break;
       case 0x56: // UNICODE
-        push(line());
+        push(unescaped(line()));
         break;
       case 0x54: // BINSTRING
-        push(latin1.decode(blob(i32())));
+        push(latin1(blob(i32())));
         break;
       case 0x55: // SHORT_BINSTRING
-        push(latin1.decode(blob(u8())));
+        push(latin1(blob(u8())));
         break;
       case 0x58: // BINUNICODE
         push(text(u32()));
@@ -277,7 +328,7 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
       case 0x93: {
         // STACK_GLOBAL
         const name = pop();
-        push(lookUp(String(pop()), String(name)));
+        push(lookUp(pop(), name));
         break;
       }
       case 0x52: // REDUCE
@@ -307,7 +358,7 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
         push(persist(pop()));
         break;
       case 0x70: // PUT
-        toMemo(Number(line()));
+        toMemo(number());
         break;
       case 0x71: // BINPUT
         toMemo(u8());
@@ -319,7 +370,7 @@ export function readPickle(bytes: Uint8Array, start: number, options: PickleOpti
         toMemo(memo.size);
         break;
       case 0x67: // GET
-        fromMemo(Number(line()));
+        fromMemo(number());
         break;
       case 0x68: // BINGET
         fromMemo(u8());

@@ -1,6 +1,6 @@
 // The zip archives that torch.save writes: a directory at the end, entries stored (or deflated, by other tools).
 import { inflateSync } from "fflate";
-import { CheckpointError } from "./tensors.ts";
+import { Budget, CheckpointError } from "./tensors.ts";
 
 interface Entry {
   readonly method: number;
@@ -19,12 +19,15 @@ export class ZipArchive {
   readonly #view: DataView;
   readonly #file: string;
   readonly #entries = new Map<string, Entry>();
+  readonly #budget: Budget;
 
   constructor(bytes: Uint8Array, file: string) {
     this.#bytes = bytes;
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     this.#file = file;
+    this.#budget = new Budget(bytes.length, file);
     this.#readDirectory();
+    this.#checkApart();
   }
 
   get names(): string[] {
@@ -59,6 +62,7 @@ export class ZipArchive {
 
   /** Into a buffer of the declared size, so that a lying entry cannot take more. */
   #inflate(name: string, data: Uint8Array, size: number): Uint8Array {
+    this.#budget.take(size, `entry ${name}`);
     let out: Uint8Array;
     try {
       out = inflateSync(data, { out: new Uint8Array(size) });
@@ -94,8 +98,19 @@ export class ZipArchive {
         this.#fail(`the archive's directory is truncated at entry ${i}`);
       const name = new TextDecoder().decode(bytes.subarray(at + 46, at + 46 + nameLength));
       if (view.getUint16(at + 8, true) & 1) this.#fail(`entry ${name} is encrypted`);
+      if (this.#entries.has(name)) this.#fail(`the archive has two entries ${name}`);
       this.#entries.set(name, this.#entryAt(at, nameLength, extraLength));
       at += 46 + nameLength + extraLength + view.getUint16(at + 32, true);
+    }
+  }
+
+  /** One that lies inside another would be read twice. */
+  #checkApart(): void {
+    const sorted = [...this.#entries].sort(([, a], [, b]) => a.header - b.header);
+    for (const [i, [name, { header, packed }]] of sorted.entries()) {
+      const next = sorted[i + 1];
+      if (next && header + 30 + packed > next[1].header)
+        this.#fail(`entries ${name} and ${next[0]} overlap at byte ${next[1].header}`);
     }
   }
 

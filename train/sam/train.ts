@@ -2,7 +2,7 @@
 import { appendFile } from "node:fs/promises";
 import { join } from "node:path";
 import { backward, type Device, detach, F, optim, scope, type Tensor } from "../../engine/index.ts";
-import { gridSize, loadSam, Sam, type SamConfig } from "../../model/sam/index.ts";
+import { gridSize, Sam, type SamConfig } from "../../model/sam/index.ts";
 import {
   keepingGood,
   latestCheckpoint,
@@ -13,10 +13,11 @@ import {
 } from "../checkpoint.ts";
 import { claimRun } from "../claim.ts";
 import { BadInput } from "../errors.ts";
-import { readNamed, writeWhole } from "../files.ts";
+import { writeWhole } from "../files.ts";
 import { NotFinite } from "../finite.ts";
 import { forgetAfter } from "../metrics.ts";
 import { configText, refuseChanges } from "../settings.ts";
+import { openSam } from "../weights.ts";
 import { modelOf, type SamTrainConfig } from "./config.ts";
 import { drawBatch, Photographs, type SamBatch, type SamDataOptions, scene } from "./data.ts";
 import { evaluateSam, type SamScores } from "./evaluate.ts";
@@ -203,7 +204,7 @@ export async function evaluateOn(sam: Sam, config: SamTrainConfig, scenes: numbe
 
 /** Weights to evaluate or ship: a file, or the last checkpoint of the run. */
 export async function trainedSam(gpu: Device, config: SamTrainConfig): Promise<Sam> {
-  if (config.weights) return loadSam(gpu, await readNamed(config.weights, "weights of a SAM model"), config.weights);
+  if (config.weights) return (await openSam(gpu, config.weights, "weights of a SAM model")).sam;
   const last = latestCheckpoint(config.run);
   if (!last) throw new BadInput(`${config.run}: holds no checkpoint; train first or name weights=FILE`);
   const sam = new Sam(gpu, modelOf(config));
@@ -213,7 +214,7 @@ export async function trainedSam(gpu: Device, config: SamTrainConfig): Promise<S
 
 async function startingModel(gpu: Device, config: SamTrainConfig): Promise<Sam> {
   if (config.weights) {
-    const sam = await loadSam(gpu, await readNamed(config.weights, "weights of a SAM model"), config.weights);
+    const { sam } = await openSam(gpu, config.weights, "weights of a SAM model");
     sam.freeze(false);
     return sam;
   }

@@ -1,0 +1,87 @@
+/** Files of weights that the user names: one file of any format, shards with their index, an ONNX model with its data, or a folder of these. */
+import { existsSync, readdirSync, statSync } from "node:fs";
+import { realpath } from "node:fs/promises";
+import { dirname, join, relative } from "node:path";
+import type { Device } from "../engine/index.ts";
+import { loadSam, readSam, type Sam } from "../model/sam/index.ts";
+import { type Checkpoint, CheckpointError, checkpointParts, readCheckpoint } from "../model/weights/index.ts";
+import { BadInput } from "./errors.ts";
+import { readNamed } from "./files.ts";
+
+/** What save_pretrained writes, the usual one first. */
+const IN_FOLDER = [
+  "model.safetensors.index.json",
+  "model.safetensors",
+  "pytorch_model.bin.index.json",
+  "pytorch_model.bin",
+];
+const ENDING = /\.(safetensors|pt|pth|ckpt|bin|pkl|onnx)$/i;
+
+export interface WeightFile extends Checkpoint {
+  /** The file that was read: of a folder the one in it. */
+  readonly file: string;
+  /** All that was read, in order. */
+  readonly bytes: readonly Uint8Array[];
+}
+
+/** Reads weights from a file or folder with all that belongs to it. Throws BadInput in one line; `what` says what was expected there. */
+export async function readWeightFile(path: string, what: string): Promise<WeightFile> {
+  const file = fileOf(path, what);
+  const bytes = await readNamed(file, what);
+  return refusing(async () => {
+    const parts = new Map<string, Uint8Array>();
+    for (const name of checkpointParts(bytes, file)) parts.set(name, await readPart(file, name));
+    return { ...readCheckpoint(bytes, file, parts), file, bytes: [bytes, ...parts.values()] };
+  });
+}
+
+/** The same for a SAM model: throws BadInput, too, where the weights are no SAM's. */
+export async function readSamFile(path: string, what: string): Promise<WeightFile> {
+  const weights = await readWeightFile(path, what);
+  await refusing(() => readSam(weights, weights.file));
+  return weights;
+}
+
+/** A frozen SAM and the bytes that it came from. */
+export async function openSam(
+  gpu: Device,
+  path: string,
+  what: string,
+): Promise<{ sam: Sam; bytes: readonly Uint8Array[] }> {
+  const weights = await readSamFile(path, what);
+  return { sam: await loadSam(gpu, weights, weights.file), bytes: weights.bytes };
+}
+
+/** What a file of weights gets wrong is for the user to mend. */
+export async function refusing<T>(work: () => T | Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if (error instanceof CheckpointError) throw new BadInput(error.message);
+    throw error;
+  }
+}
+
+/** The path itself, or of a folder its file of weights. */
+function fileOf(path: string, what: string): string {
+  if (!existsSync(path) || !statSync(path).isDirectory()) return path;
+  const usual = IN_FOLDER.find((name) => existsSync(join(path, name)));
+  if (usual) return join(path, usual);
+  const files = readdirSync(path).filter((name) => ENDING.test(name));
+  if (files.length === 1) return join(path, files[0]!);
+  const there = files.length === 0 ? "no file of weights" : `${files.length} files of weights`;
+  throw new BadInput(`${path}: is a folder with ${there}; expected ${what}: name the file, or the index of its shards`);
+}
+
+/** Data of an ONNX model lies in its folder, links followed; shards may be links, as in Hugging Face's cache. */
+async function readPart(file: string, name: string): Promise<Uint8Array> {
+  const path = join(dirname(file), name);
+  if (/\.onnx$/i.test(file) && existsSync(path)) {
+    const place = relative(await realpath(dirname(file)), await realpath(path));
+    if (place.startsWith("..") || join(place) !== join(name))
+      throw new CheckpointError(
+        `${file}: its data file ${name} is a link; refused, for it may lie outside of the folder`,
+      );
+  }
+  return readNamed(path, `a part of ${file}`);
+}
