@@ -1,52 +1,119 @@
 /** `convert`: any file of weights to safetensors under the original repository's names. */
+import { existsSync, realpathSync } from "node:fs";
 import { resolve } from "node:path";
 import type { Device, Tensor } from "../engine/index.ts";
 import { encodeSafetensors, fileNumbers, fileTensor } from "../engine/safetensors.ts";
 import { loadMask2Former, mask2FormerNames } from "../model/index.ts";
 import { readSam } from "../model/sam/index.ts";
-import { CheckpointError, type HostTensor, nameTensors, readCheckpoint } from "../model/weights/index.ts";
+import { checkTensors, type HostTensor, nameTensors } from "../model/weights/index.ts";
 import { BadInput } from "../train/errors.ts";
-import { readNamed, writeWhole } from "../train/files.ts";
+import { writeWhole } from "../train/files.ts";
+import { loadTrained, weightsMetadata } from "../train/models.ts";
+import { readWeightFile, refusing, type WeightFile } from "../train/weights.ts";
 import type { Call } from "./command.ts";
-import { bytes as size } from "./terminal.ts";
+import { bytes as size, table } from "./terminal.ts";
+
+const MOST_ROWS = 24;
+
+type Tensors = Map<string, HostTensor>;
+
+/** What is written, and what was found out about it. */
+interface Converted {
+  readonly kind: string;
+  readonly tensors: Tensors;
+  readonly metadata: Record<string, string>;
+  /** The model's sizes, where they are known. */
+  readonly config?: object;
+  /** Keys that inference does not use. */
+  readonly unused: readonly string[];
+}
 
 export async function run(call: Call): Promise<void> {
   const { args, terminal } = call;
   const [from, to] = args as [string, string];
   if (!to.endsWith(".safetensors")) throw new BadInput(`${to}: the output is a safetensors file; give it that ending`);
-  if (resolve(from) === resolve(to)) throw new BadInput(`${to}: is the file to convert; name another output`);
-  const bytes = await readNamed(from, "a file of weights");
-  try {
-    const { tensors: found, metadata, format } = readCheckpoint(bytes, from);
-    const named = nameTensors(found, from);
-    const { kind, unused } = named;
-    const tensors =
-      kind === "Mask2Former" ? await mask2FormerTensors(await call.open(), named.tensors, from) : named.tensors;
-    // A SAM model's sizes are known from its shapes: what does not fit is said here, not when it is used.
-    const config = kind.startsWith("SAM") || kind === "MobileSAM" ? readSam(bytes, from).config : undefined;
-    const out = encodeSafetensors(tensors, {
-      ...metadata,
-      model: kind,
-      ...(config ? { config: JSON.stringify(config) } : {}),
-    });
-    await writeWhole(to, out);
-    const document = {
-      from,
-      to,
-      format,
-      model: kind,
-      tensors: tensors.size,
-      unused,
-      bytes: out.length,
-      ...(config ? { config } : {}),
-    };
-    const rest = unused.length > 0 ? `, ${unused.length} that inference does not use left out` : "";
-    const note = kind === "unknown" ? "; the model is not one this program knows, so its names are as they were" : "";
-    terminal.result(document, `${to}: ${kind}, ${tensors.size} tensors, ${size(out.length)}${rest}${note}`);
-  } catch (error) {
-    if (error instanceof CheckpointError) throw new BadInput(error.message);
-    throw error;
+  const weights = await readWeightFile(from, "a file of weights");
+  if (weights.files.some((file) => place(file) === place(to)))
+    throw new BadInput(`${to}: is the file to convert; name another output`);
+  const { kind, tensors, metadata, config, unused } = await converted(call, weights);
+  const out = encodeSafetensors(tensors, metadata);
+  await writeWhole(to, out);
+  const modules = summary(tensors);
+  const document = {
+    from,
+    to,
+    format: weights.format,
+    model: kind,
+    tensors: tensors.size,
+    modules,
+    missing: [],
+    unexpected: [],
+    misshaped: [],
+    unused,
+    bytes: out.length,
+    ...(config ? { config } : {}),
+  };
+  const rows = modules
+    .slice(0, MOST_ROWS)
+    .map((row) => [row.module, row.tensors, row.parameters, row.types.join(", ")]);
+  if (modules.length > MOST_ROWS) rows.push([`${modules.length - MOST_ROWS} more`, "", "", ""]);
+  // Batch norm's counters last: there are dozens.
+  const counters = unused.filter((key) => key.endsWith(".num_batches_tracked"));
+  const names = [...unused.filter((key) => !counters.includes(key)), ...counters];
+  const rest = names.length > 0 ? `; inference does not use ${listed(names)}` : "";
+  const note = kind === "unknown" ? "; the model is not one this program knows, so its names are as they were" : "";
+  const head = `${to}: ${kind}, ${tensors.size} tensors, ${size(out.length)}${note}${rest}`;
+  terminal.result(document, `${head}\n${table(["module", "tensors", "parameters", "type"], rows)}`);
+}
+
+function listed(keys: readonly string[]): string {
+  return keys.length > 4 ? `${keys.slice(0, 4).join(", ")} and ${keys.length - 4} more` : keys.join(", ");
+}
+
+function place(path: string): string {
+  return existsSync(path) ? realpathSync(path) : resolve(path);
+}
+
+/** Throws where the tensors are not all of a model's, before anything is written. */
+async function converted(call: Call, weights: WeightFile): Promise<Converted> {
+  const { file, metadata } = weights;
+  const isTraining = metadata.format?.startsWith("wgpu-wish checkpoint") === true;
+  const hasSam = [...weights.tensors.keys()].some((key) => key.startsWith("model.mask_decoder."));
+  if (metadata.format?.startsWith("wgpu-wish model") || (isTraining && !hasSam))
+    return wishTensors(await call.open(), weights, isTraining);
+  const named = nameTensors(weights.tensors, file);
+  if (named.family === "sam" || isTraining) {
+    const { config, tensors, spare, kind, unused } = await refusing(() => readSam(weights, file));
+    const text = { ...(isTraining ? {} : metadata), model: kind, config: JSON.stringify(config) };
+    return { kind, tensors: merged(tensors, spare), metadata: text, config, unused };
   }
+  const { kind, spare, unused, expected } = named;
+  if (expected) await refusing(() => checkTensors(expected, named.tensors, file));
+  const text = { ...metadata, model: kind };
+  if (named.family !== "mask2former") return { kind, tensors: merged(named.tensors, spare), metadata: text, unused };
+  // Batch norm's counters are left out: detectron2's frozen norms have none.
+  const { tensors, config } = await mask2FormerTensors(await call.open(), named.tensors, file);
+  return { kind, tensors, metadata: text, config, unused };
+}
+
+const merged = (a: Tensors, b: Tensors): Tensors => new Map([...a, ...b]);
+
+/** A model of `train`, from its weights alone or from a checkpoint, without what only training needs. */
+async function wishTensors(
+  gpu: Device,
+  { file, tensors, metadata }: WeightFile,
+  isTraining: boolean,
+): Promise<Converted> {
+  const trained = await loadTrained(gpu, file);
+  const own = trained.model.stateDict();
+  const kept = [...own.keys()].map((key) => [key, tensors.get(isTraining ? `model.${key}` : key)!] as const);
+  return {
+    kind: "WISH",
+    tensors: new Map(kept),
+    metadata: isTraining ? weightsMetadata(trained) : metadata,
+    config: trained.model.config,
+    unused: [...tensors.keys()].filter((key) => !own.has(isTraining ? key.replace(/^model\./, "") : key)),
+  };
 }
 
 /** Under detectron2's names, checked against a model of the sizes that the tensors tell. */
@@ -54,18 +121,41 @@ async function mask2FormerTensors(
   gpu: Device,
   found: ReadonlyMap<string, HostTensor>,
   from: string,
-): Promise<Map<string, HostTensor>> {
+): Promise<{ tensors: Tensors; config: object }> {
   const state = new Map(
     [...found].map(([key, tensor]) => [key, gpu.tensor(fileNumbers(tensor, `${from}: ${key}`), tensor.shape)]),
   );
   let names: Map<string, Tensor>;
+  let config: object;
   try {
     names = mask2FormerNames(state);
-    loadMask2Former(gpu, names);
+    config = loadMask2Former(gpu, names).config;
   } catch (error) {
     throw new BadInput(`${from}: ${error instanceof Error ? error.message : error}`);
   }
-  const out = new Map<string, HostTensor>();
-  for (const [key, x] of names) out.set(key, fileTensor(await x.toArray(), x.shape, x.dtype === "i32" ? "I32" : "F32"));
-  return out;
+  const host = [...names].map(
+    async ([key, x]) => [key, fileTensor(await x.toArray(), x.shape, x.dtype === "i32" ? "I32" : "F32")] as const,
+  );
+  return { tensors: new Map(await Promise.all(host)), config };
+}
+
+interface ModuleRow {
+  readonly module: string;
+  readonly tensors: number;
+  readonly parameters: number;
+  readonly types: string[];
+}
+
+/** How many tensors and numbers the parts of a model have; parts are the names up to their first dot, of Mask2Former's head to the second. */
+function summary(tensors: ReadonlyMap<string, HostTensor>): ModuleRow[] {
+  const modules = new Map<string, { tensors: number; parameters: number; types: Set<string> }>();
+  for (const [key, { dtype, shape }] of tensors) {
+    const module = /^(sem_seg_head\.[^.]+|[^.]+)/.exec(key)?.[0] ?? key;
+    const row = modules.get(module) ?? { tensors: 0, parameters: 0, types: new Set<string>() };
+    modules.set(module, row);
+    row.tensors++;
+    row.parameters += shape.reduce((product, d) => product * d, 1);
+    row.types.add(dtype);
+  }
+  return [...modules].map(([module, { types, ...counts }]) => ({ module, ...counts, types: [...types] }));
 }

@@ -25,9 +25,12 @@ import {
   scope,
   type Tensor,
 } from "../engine/index.ts";
+import { mask2FormerNames } from "../model/index.ts";
+import { nameTensors } from "../model/weights/index.ts";
 import { BadInput } from "./errors.ts";
 import { readNamed, writeWhole } from "./files.ts";
 import { checkFinite, NotFinite } from "./finite.ts";
+import { readWeightFile, refusing } from "./weights.ts";
 
 const FORMAT = "wgpu-wish checkpoint 1";
 const MODEL = "model.";
@@ -210,12 +213,17 @@ export interface Weights {
   metadata: Record<string, string>;
 }
 
-/** Weights from a file of weights alone, or the model's part of a checkpoint. */
+/** Weights from a file of weights alone, in any format and from elsewhere, or the model's part of a checkpoint. */
 export async function readWeights(gpu: Device, path: string): Promise<Weights> {
-  const file = await parse(path);
-  checkWhole(path, file);
-  const prefix = file.metadata.format === FORMAT ? MODEL : "";
-  return { weights: tensorsUnder(gpu, path, file, prefix), metadata: file.metadata };
+  const { tensors, metadata, file } = await readWeightFile(path, "a file of weights");
+  checkWhole(file, { tensors, metadata });
+  const { format = "" } = metadata;
+  if (format === FORMAT) return { weights: tensorsUnder(gpu, file, { tensors }, MODEL), metadata };
+  if (format.startsWith("wgpu-wish ")) return { weights: tensorsUnder(gpu, file, { tensors }, ""), metadata };
+  const named = await refusing(() => nameTensors(tensors, file));
+  const weights = tensorsUnder(gpu, file, named, "");
+  if (named.family !== "mask2former") return { weights, metadata };
+  return { weights: fitted(file, () => mask2FormerNames(weights)), metadata };
 }
 
 async function hostTensors(tensors: ReadonlyMap<string, Tensor>, half = false): Promise<Map<string, FileTensor>> {
@@ -250,7 +258,12 @@ function checksum(tensors: ReadonlyMap<string, FileTensor>, metadata: Record<str
   return hash.digest("hex");
 }
 
-function tensorsUnder(gpu: Device, path: string, file: SafetensorsFile, prefix: string): Map<string, Tensor> {
+function tensorsUnder(
+  gpu: Device,
+  path: string,
+  file: Pick<SafetensorsFile, "tensors">,
+  prefix: string,
+): Map<string, Tensor> {
   const out = new Map<string, Tensor>();
   for (const [name, t] of file.tensors) {
     if (!name.startsWith(prefix)) continue;
@@ -260,9 +273,9 @@ function tensorsUnder(gpu: Device, path: string, file: SafetensorsFile, prefix: 
   return out;
 }
 
-function fitted(path: string, load: () => void): void {
+function fitted<T>(path: string, load: () => T): T {
   try {
-    load();
+    return load();
   } catch (cause) {
     throw new BadInput(`${path}: does not fit this configuration: ${(cause as Error).message}`);
   }

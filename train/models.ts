@@ -160,14 +160,26 @@ export async function exportWeights(
   kinds: readonly string[],
   options: { half?: boolean; inference?: Inference } = {},
 ): Promise<void> {
-  const metadata = {
+  const metadata = weightsMetadata({ model, categories, kinds, inference: options.inference });
+  await saveWeights(path, model, metadata, options);
+}
+
+/** What stands in a file of weights beside them. */
+export function weightsMetadata(
+  trained: Pick<Trained, "inference"> & {
+    model: Pick<Wish, "config">;
+    categories: readonly Category[];
+    kinds: readonly string[];
+  },
+): Record<string, string> {
+  const { model, categories, kinds, inference } = trained;
+  return {
     format: WEIGHTS_FORMAT,
     model: JSON.stringify(model.config),
     categories: JSON.stringify(categories),
     kinds: JSON.stringify(kinds),
-    ...(options.inference ? { inference: JSON.stringify(options.inference) } : {}),
+    ...(inference ? { inference: JSON.stringify(inference) } : {}),
   };
-  await saveWeights(path, model, metadata, options);
 }
 
 function parsed<T>(file: string, text: string | undefined): T {

@@ -18,9 +18,10 @@ const IN_FOLDER = [
 const ENDING = /\.(safetensors|pt|pth|ckpt|bin|pkl|onnx)$/i;
 
 export interface WeightFile extends Checkpoint {
-  /** The file that was read: of a folder the one in it. */
+  /** The file that was read first: of a folder the one in it. */
   readonly file: string;
-  /** All that was read, in order. */
+  /** All that were read, and their bytes. */
+  readonly files: readonly string[];
   readonly bytes: readonly Uint8Array[];
 }
 
@@ -31,7 +32,8 @@ export async function readWeightFile(path: string, what: string): Promise<Weight
   return refusing(async () => {
     const parts = new Map<string, Uint8Array>();
     for (const name of checkpointParts(bytes, file)) parts.set(name, await readPart(file, name));
-    return { ...readCheckpoint(bytes, file, parts), file, bytes: [bytes, ...parts.values()] };
+    const files = [file, ...[...parts.keys()].map((name) => join(dirname(file), name))];
+    return { ...readCheckpoint(bytes, file, parts), file, files, bytes: [bytes, ...parts.values()] };
   });
 }
 

@@ -1,7 +1,7 @@
 // A SAM model from a file of weights: original SAM and MobileSAM, transformers' SamModel, sam-mini and anything of that architecture.
 import { type Device, scope } from "../../engine/index.ts";
 import { fileNumbers } from "../../engine/safetensors.ts";
-import { compareTensors, describe, nameTensors } from "../weights/names.ts";
+import { checkTensors, type NamedTensors, nameTensors } from "../weights/names.ts";
 import { type Checkpoint, readCheckpoint } from "../weights/read.ts";
 import { CheckpointError, type HostTensor } from "../weights/tensors.ts";
 import { checkConfig, type SamConfig } from "./config.ts";
@@ -10,10 +10,8 @@ import { samShapes } from "./shapes.ts";
 import { samConfigOf } from "./sizes.ts";
 
 /** Sizes and tensors of a SAM checkpoint, compared with each other before any memory of the GPU is taken. */
-export interface SamCheckpoint {
+export interface SamCheckpoint extends NamedTensors {
   readonly config: SamConfig;
-  /** Under the original names. */
-  readonly tensors: Map<string, HostTensor>;
 }
 
 /** A file's bytes, or what was read of it, which may be several files. */
@@ -33,15 +31,25 @@ export async function loadSam(gpu: Device, source: SamSource, file: string): Pro
 export function readSam(source: SamSource, file: string): SamCheckpoint {
   const read = source instanceof Uint8Array ? readCheckpoint(source, file) : source;
   const { tensors: found, metadata } = ofTraining(read, file);
-  const { tensors } = nameTensors(found, file);
+  const named = nameTensors(found, file);
+  const { tensors, family, kind } = named;
+  if (family !== "sam")
+    throw new CheckpointError(
+      `${file}: no SAM checkpoint: its keys are those of ${family === "unknown" ? "a model that is not known here" : kind}`,
+    );
+  if (![...tensors.keys()].some((key) => key.startsWith("image_encoder.")))
+    throw new CheckpointError(
+      `${file}: a SAM without image encoder, as its export to ONNX is; take the original checkpoint`,
+    );
   const config = samConfigOf(tensors, file, metadata);
   try {
     checkConfig(config);
+    checkBlocks(config, tensors.size);
   } catch (error) {
     throw new CheckpointError(`${file}: ${error instanceof Error ? error.message : error}`);
   }
-  compare(samShapes(config), tensors, file);
-  return { config, tensors };
+  checkTensors(samShapes(config), tensors, file);
+  return { ...named, config };
 }
 
 /** A checkpoint of sam-train holds its model under `model.`, beside the optimizer, and the sizes in the run's configuration. */
@@ -57,17 +65,17 @@ function ofTraining(
   return { tensors: new Map(model), metadata: { config: JSON.stringify(sizes) } };
 }
 
-function compare(expected: Shapes, tensors: Shapes, file: string): void {
-  const difference = describe(compareTensors(expected, tensors));
-  if (difference) throw new CheckpointError(`${file}: the weights do not fit the model: ${difference}`);
+/** Sizes may come from the file's metadata: whatever they are, the list of shapes stays as long as the file deserves. */
+function checkBlocks({ encoder, decoder }: SamConfig, tensors: number): void {
+  const depth = encoder.kind === "vit" ? encoder.depth : encoder.depths.reduce((sum, n) => sum + n, 0);
+  const blocks = depth + decoder.depth + decoder.iouDepth + decoder.candidates;
+  if (!(blocks <= tensors)) throw new Error(`${blocks} blocks do not fit ${tensors} tensors`);
 }
-
-type Shapes = ReadonlyMap<string, { readonly shape: readonly number[] }>;
 
 /** Copies a checkpoint's tensors into a model of the same sizes, one at a time, so that memory holds the model once. */
 export function loadSamTensors(sam: Sam, tensors: ReadonlyMap<string, HostTensor>, file: string): void {
   const own = sam.stateDict();
-  compare(own, tensors, file);
+  checkTensors(own, tensors, file);
   for (const [key, tensor] of tensors) {
     scope(() => {
       const { device } = own.get(key)!;

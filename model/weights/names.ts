@@ -1,4 +1,6 @@
 // Whose checkpoint is it, and what are its tensors called here? Names here are the original repositories'; the tables turn others into them.
+import type { Shapes } from "./backbones.ts";
+import { type Family, kindOf } from "./kinds.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
 
 /** Exact rules: the whole key must match, and each key may match one rule at most. */
@@ -57,35 +59,21 @@ const HF_SAM: readonly Rule[] = [
   ],
 ];
 
-/** Keys that mean nothing for inference; transformers stores the shared embedding twice, MobileSAM keeps its classifier. */
-const UNUSED: readonly RegExp[] = [
-  /^prompt_encoder\.shared_embedding\.positional_embedding$/,
-  /^image_encoder\.(norm_head|head)\.(weight|bias)$/,
-  /\.num_batches_tracked$/,
-  /\.attention_bias_idxs$/,
-  /^pixel_(mean|std)$/,
-];
-
-/** A key that only transformers' Mask2Former has; model/mask2former/names.ts turns its names into detectron2's. */
-const HF_MASK2FORMER = /(^|\.)transformer_module\.queries_features\.weight$/;
-
-export type ModelKind =
-  | "SAM ViT-B"
-  | "SAM ViT-L"
-  | "SAM ViT-H"
-  | "SAM (ViT)"
-  | "MobileSAM"
-  | "SAM (TinyViT)"
-  | "Mask2Former"
-  | "backbone"
-  | "unknown";
+/** Stored twice by transformers: the original has it once. */
+const TWICE = /^prompt_encoder\.shared_embedding\.positional_embedding$/;
 
 export interface NamedTensors {
   /** Original names; keys that inference does not use are left out. */
   readonly tensors: Map<string, HostTensor>;
-  readonly kind: ModelKind;
+  readonly family: Family;
+  /** SAM ViT-B, MobileSAM, Mask2Former, ResNet-50, … or unknown. */
+  readonly kind: string;
   /** What was left out. */
   readonly unused: string[];
+  /** Of this what the original has, too, under its names. */
+  readonly spare: Map<string, HostTensor>;
+  /** What such a model has, where that is known here: for `checkTensors`. */
+  readonly expected: Shapes | undefined;
 }
 
 /** Detects the model, renames its tensors to the original repository's keys and drops what is known to be unused. */
@@ -93,19 +81,27 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
   const keys = [...found.keys()];
   const prefix = commonPrefix(keys);
   const fromHub = keys.some((key) => key.startsWith(`${prefix}vision_encoder.`));
-  const tensors = new Map<string, HostTensor>();
+  const all = new Map<string, HostTensor>();
+  const before = new Map<string, string>();
   const unused: string[] = [];
   for (const [key, tensor] of found) {
     const bare = key.slice(prefix.length);
-    if (UNUSED.some((pattern) => pattern.test(bare))) {
+    if (TWICE.test(bare)) {
       unused.push(key);
       continue;
     }
     const name = fromHub ? rename(bare, HF_SAM) : bare;
-    if (tensors.has(name)) throw new CheckpointError(`${file}: ${key} and another key both mean ${name}`);
-    tensors.set(name, tensor);
+    if (all.has(name)) throw new CheckpointError(`${file}: ${key} and another key both mean ${name}`);
+    all.set(name, tensor);
+    before.set(name, key);
   }
-  return { tensors, kind: kindOf(tensors), unused };
+  const { family, name: kind, unused: pattern, expected } = kindOf(all);
+  const [tensors, spare] = [new Map<string, HostTensor>(), new Map<string, HostTensor>()];
+  for (const [name, tensor] of all) {
+    if (pattern.test(name)) unused.push(before.get(name)!);
+    (pattern.test(name) ? spare : tensors).set(name, tensor);
+  }
+  return { tensors, family, kind, unused, spare, expected };
 }
 
 /** A key without a rule stays: the comparison with the model then lists it as unexpected. */
@@ -114,31 +110,20 @@ function rename(key: string, rules: readonly Rule[]): string {
   return key;
 }
 
-/** What wrappers (DataParallel, Lightning, transformers' heads) put in front of every key. */
-function commonPrefix(keys: readonly string[]): string {
-  return (
-    ["module.", "model.", "sam."].find((prefix) => keys.length > 0 && keys.every((key) => key.startsWith(prefix))) ?? ""
+const WRAPPERS = ["module.", "_orig_mod.", "model.", "sam."];
+
+/** What wrappers (DataParallel, torch.compile, Lightning, transformers' heads) put in front of every key, one inside the other. */
+function commonPrefix(keys: readonly string[], before = ""): string {
+  const next = WRAPPERS.map((wrapper) => before + wrapper).find((prefix) =>
+    keys.every((key) => key.startsWith(prefix)),
   );
+  return keys.length === 0 || next === undefined ? before : commonPrefix(keys, next);
 }
 
-function kindOf(tensors: ReadonlyMap<string, HostTensor>): ModelKind {
-  const has = (key: string) => tensors.has(key);
-  if (has("mask_decoder.iou_token.weight")) {
-    const width = tensors.get("image_encoder.pos_embed")?.shape[3];
-    if (width !== undefined) {
-      const named: Record<number, ModelKind> = { 768: "SAM ViT-B", 1024: "SAM ViT-L", 1280: "SAM ViT-H" };
-      return named[width] ?? "SAM (ViT)";
-    }
-    if (has("image_encoder.patch_embed.seq.0.c.weight")) {
-      return tensors.get("image_encoder.layers.3.blocks.0.attn.qkv.weight")?.shape[1] === 320
-        ? "MobileSAM"
-        : "SAM (TinyViT)";
-    }
-  }
-  if (has("sem_seg_head.predictor.query_feat.weight") || [...tensors.keys()].some((key) => HF_MASK2FORMER.test(key)))
-    return "Mask2Former";
-  if (has("stem.conv1.weight") || has("conv1.weight") || has("features.0.0.weight")) return "backbone";
-  return "unknown";
+/** Throws where tensors are missing, unexpected or of another shape. */
+export function checkTensors(expected: Shapes, tensors: Shapes, file: string): void {
+  const difference = describe(compareTensors(expected, tensors));
+  if (difference) throw new CheckpointError(`${file}: the weights do not fit the model: ${difference}`);
 }
 
 export interface Comparison {
@@ -148,10 +133,7 @@ export interface Comparison {
 }
 
 /** What a checkpoint lacks of a model, has beyond it, and has in another shape. */
-export function compareTensors(
-  expected: ReadonlyMap<string, { readonly shape: readonly number[] }>,
-  got: ReadonlyMap<string, { readonly shape: readonly number[] }>,
-): Comparison {
+export function compareTensors(expected: Shapes, got: Shapes): Comparison {
   const missing = [...expected.keys()].filter((key) => !got.has(key));
   const unexpected = [...got.keys()].filter((key) => !expected.has(key));
   const misshaped = [...expected].flatMap(([key, { shape }]) => {

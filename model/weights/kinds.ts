@@ -1,0 +1,125 @@
+// Which model a checkpoint holds, told by its keys. To add one: a row in MODELS.
+import {
+  DETECTRON_RESNET,
+  type MobileNetNaming,
+  mobileNetShapes,
+  type ResNetNaming,
+  resNetBlocks,
+  resNetShapes,
+  type Shapes,
+  TIMM_MOBILENET,
+  TORCHVISION_MOBILENET,
+  TORCHVISION_RESNET,
+} from "./backbones.ts";
+import type { HostTensor } from "./tensors.ts";
+
+type Tensors = ReadonlyMap<string, HostTensor>;
+
+/** What is done with it: SAM is loaded by model/sam, Mask2Former by model/mask2former, backbones by model/parameters.ts. */
+export type Family = "sam" | "mask2former" | "backbone" | "unknown";
+
+export interface ModelKind {
+  readonly family: Family;
+  /** SAM ViT-B, MobileSAM, Mask2Former, ResNet-50, … */
+  readonly name: string;
+  /** Keys that inference does not use, and that may be absent. */
+  readonly unused: RegExp;
+  /** The tensors that such a model has; undefined where those who load it compare. */
+  readonly expected: Shapes | undefined;
+}
+
+interface Model {
+  readonly family: Family;
+  readonly keys: RegExp;
+  /** Most of the keys must be such; otherwise one is enough, so that a checkpoint that lacks some is still known, and refused as such. */
+  readonly most?: boolean;
+  readonly name: (tensors: Tensors) => string;
+  readonly unused: RegExp;
+  readonly expected?: (tensors: Tensors) => Shapes;
+}
+
+const NOTHING = /(?!)/;
+
+function resNet(keys: RegExp, naming: ResNetNaming): Model {
+  return {
+    family: "backbone",
+    keys,
+    most: true,
+    name: (tensors) => resNetName(tensors, naming),
+    unused: /\.num_batches_tracked$|^(backbone\.)?(fc|stem\.fc|linear)\.(weight|bias)$/,
+    expected: (tensors) => resNetShapes(tensors, naming),
+  };
+}
+
+function mobileNet(keys: RegExp, naming?: MobileNetNaming): Model {
+  return {
+    family: "backbone",
+    keys,
+    most: true,
+    name: () => "MobileNetV2",
+    unused: /\.num_batches_tracked$|^classifier\.(1\.)?(weight|bias)$/,
+    ...(naming ? { expected: (tensors: Tensors) => mobileNetShapes(tensors, naming) } : {}),
+  };
+}
+
+/** The first that fits. Keys are the original repositories', of Mask2Former also transformers'. */
+const MODELS: readonly Model[] = [
+  {
+    family: "sam",
+    keys: /^(image_encoder|prompt_encoder|mask_decoder)\./,
+    name: samName,
+    // The classifier and the buffers are MobileSAM's.
+    unused:
+      /^image_encoder\.(norm_head|head)\.(weight|bias)$|\.(num_batches_tracked|attention_bias_idxs)$|^pixel_(mean|std)$/,
+  },
+  {
+    family: "mask2former",
+    keys: /^sem_seg_head\.|^(model\.)?(pixel_level_module|transformer_module)\./,
+    name: () => "Mask2Former",
+    unused: /\.num_batches_tracked$|^pixel_(mean|std)$/,
+  },
+  resNet(
+    /^(backbone\.)?(conv1|bn1|fc|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+$/,
+    TORCHVISION_RESNET,
+  ),
+  resNet(/^(backbone\.)?(stem\.conv1|res[2-5]\.\d+\.(conv[123]|shortcut))\./, DETECTRON_RESNET),
+  mobileNet(/^features\.((0|18)\.[01]|\d+\.conv\.\d(\.\d)?)\.\w+$/, TORCHVISION_MOBILENET),
+  mobileNet(/^(conv_stem|conv_head|blocks\.\d\.\d\.(conv_(dw|pw|pwl)|bn[123]))\.\w+$/, TIMM_MOBILENET),
+  // Numbered layers in TensorFlow's order, as the engine's own has.
+  mobileNet(/^\d\d\.(dw)?conv\.\w+$/),
+];
+
+export function kindOf(tensors: Tensors): ModelKind {
+  const keys = [...tensors.keys()];
+  const model = MODELS.find(({ keys: pattern, most }) => {
+    const fitting = keys.filter((key) => pattern.test(key)).length;
+    return fitting > (most ? keys.length / 2 : 0);
+  });
+  if (!model) return { family: "unknown", name: "unknown", unused: NOTHING, expected: undefined };
+  const { family, name, unused, expected } = model;
+  return { family, name: name(tensors), unused, expected: expected?.(tensors) };
+}
+
+/** [width, blocks] of the encoder */
+const VITS: readonly (readonly [number, number, string])[] = [
+  [768, 12, "SAM ViT-B"],
+  [1024, 24, "SAM ViT-L"],
+  [1280, 32, "SAM ViT-H"],
+];
+
+function samName(tensors: Tensors): string {
+  if (tensors.has("image_encoder.patch_embed.seq.0.c.weight"))
+    return tensors.get("image_encoder.layers.3.blocks.0.attn.qkv.weight")?.shape[1] === 320
+      ? "MobileSAM"
+      : "SAM (TinyViT)";
+  const width = tensors.get("image_encoder.pos_embed")?.shape[3];
+  const has = (block: number) => tensors.has(`image_encoder.blocks.${block}.attn.qkv.weight`);
+  const named = VITS.find(([dim, depth]) => dim === width && has(depth - 1) && !has(depth));
+  return named ? named[2] : "SAM (ViT)";
+}
+
+/** A ResNet is called after its layers with weights: the first, those of the blocks, the classifier. */
+function resNetName(tensors: Tensors, naming: ResNetNaming): string {
+  const { blocks, bottleneck } = resNetBlocks(tensors, naming);
+  return `ResNet-${2 + (bottleneck ? 3 : 2) * blocks.reduce((sum, n) => sum + n, 0)}`;
+}
