@@ -232,6 +232,26 @@ test("a detectron2 pickle gives its NumPy arrays", () => {
   assert.equal([...fileNumbers(tensors.get("w")!)], [0.5, 4]);
 });
 
+test("the strings of Python 2's pickles are bytes, every one of them", () => {
+  const every = Uint8Array.from({ length: 256 }, (_, i) => i);
+  const pickle = Buffer.concat([
+    Buffer.from([0x80, 2, 0x7d, 0x55, 1]),
+    ascii("w"),
+    ascii("cnumpy.core.multiarray\n_reconstruct\n"),
+    ascii("cnumpy\nndarray\n"),
+    Buffer.from([0x4b, 0, 0x85, 0x55, 1, 0x62, 0x87, 0x52]),
+    Buffer.from([0x28, 0x4b, 1, 0x4d, 0, 1, 0x85]),
+    ascii("cnumpy\ndtype\n"),
+    Buffer.from([0x55, 2]),
+    ascii("u1"),
+    Buffer.from([0x4b, 0, 0x4b, 1, 0x87, 0x52, 0x89, 0x54, 0, 1, 0, 0]),
+    every,
+    Buffer.from([0x74, 0x62, 0x73, 0x2e]),
+  ]);
+  const { tensors } = readCheckpoint(new Uint8Array(pickle), "old.pkl");
+  assert.equal([...tensors.get("w")!.data], [...every]);
+});
+
 test("sizes of SAM are recovered from shapes, transformers' names become the original's", () => {
   const vit = nameTensors(readCheckpoint(read("sam-vit.pt"), "v").tensors, "v");
   assert.is(vit.kind, "SAM (ViT)");
