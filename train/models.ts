@@ -142,8 +142,9 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
     config = resolveConfig(saved, [], file);
     inference = inferenceOf(config);
   }
-  const model = new Wish(gpu, sizes);
+  let model: Wish;
   try {
+    model = new Wish(gpu, sizes);
     model.loadStateDict(weights);
   } catch (cause) {
     throw new BadInput(`${file}: ${(cause as Error).message}`);

@@ -61,8 +61,12 @@ function ofTraining(
   const model = [...tensors].flatMap(([key, x]) => (key.startsWith("model.") ? [[key.slice(6), x] as const] : []));
   if (!model.some(([key]) => key.startsWith("mask_decoder.")))
     throw new CheckpointError(`${file}: is a checkpoint of another model's training; expected one of sam-train`);
-  const { model: sizes } = JSON.parse(metadata.config ?? "{}") as { model?: SamConfig };
-  return { tensors: new Map(model), metadata: { config: JSON.stringify(sizes) } };
+  try {
+    const { model: sizes } = JSON.parse(metadata.config ?? "{}") as { model?: SamConfig };
+    return { tensors: new Map(model), metadata: sizes ? { config: JSON.stringify(sizes) } : {} };
+  } catch {
+    throw new CheckpointError(`${file}: the run's configuration in its metadata is damaged`);
+  }
 }
 
 /** Sizes may come from the file's metadata: whatever they are, the list of shapes stays as long as the file deserves. */

@@ -20,7 +20,7 @@ export interface PickleOptions {
 
 const MARK = Symbol("mark");
 /** Objects, marks and memo entries: more than any checkpoint has, and far less than would exhaust a Map. */
-const MAX_OBJECTS = 5_000_000;
+const MAX_OBJECTS = 2_000_000;
 /** Bytes of a whole number; torch writes 10. */
 const MAX_LONG = 1024;
 
