@@ -81,17 +81,27 @@ export const commands: readonly Command[] = [
     name: "convert",
     summary: "convert .pt, .pth, .pkl, .safetensors or .onnx weights to safetensors under their original names",
     args: [
-      ["<in>", "weights file; nothing in it is executed"],
+      ["<in>", "file of weights, index of its shards, or folder with one; nothing in it is executed"],
       ["<out>", "safetensors file to write"],
     ],
-    examples: ["wgpu-wish convert mobile_sam.pt mobile_sam.safetensors"],
+    notes:
+      "The model is told by its keys: SAM, MobileSAM, Mask2Former, ResNet, MobileNetV2, and what train and sam-train write; of a checkpoint of " +
+      "theirs the model is kept. Where tensors are missing, left over or of another shape, nothing is written. Other models keep their names.",
+    examples: [
+      "wgpu-wish convert mobile_sam.pt mobile_sam.safetensors",
+      "wgpu-wish convert facebook/sam-vit-base/model.safetensors sam.safetensors",
+    ],
     load: () => import("./convert.ts"),
   },
   {
     name: "sam",
     summary: "segment one image from points and boxes with SAM or MobileSAM",
     options: [
-      { flags: "--checkpoint <file>", help: "original or converted SAM or MobileSAM weights", required: true },
+      {
+        flags: "--checkpoint <file>",
+        help: "original or converted SAM or MobileSAM weights, in any format that convert reads",
+        required: true,
+      },
       { flags: "--image <file>", help: "image to segment", required: true },
       {
         flags: "--point <x,y[,0|1]>",
