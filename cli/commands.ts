@@ -175,7 +175,7 @@ export const commands: readonly Command[] = [
     args: [["<image...>", "images"]],
     options: [
       { flags: "--run <dir>", help: "a run's folder" },
-      { flags: "--checkpoint <file>", help: "a checkpoint, instead of --run" },
+      { flags: "--checkpoint <file>", help: "a checkpoint or weights of a Mask2Former, instead of --run" },
       { flags: "--out <dir>", help: "folder for overlays, masks and results.json", required: true },
       { flags: "--score <f>", help: "leave out instances below this score", parse: share },
       {

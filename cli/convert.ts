@@ -32,9 +32,12 @@ export async function run(call: Call): Promise<void> {
   const { args, terminal } = call;
   const [from, to] = args as [string, string];
   if (!to.endsWith(".safetensors")) throw new BadInput(`${to}: the output is a safetensors file; give it that ending`);
+  const refuse = (file: string) => {
+    if (place(file) === place(to)) throw new BadInput(`${to}: is the file to convert; name another output`);
+  };
+  refuse(from);
   const weights = await readWeightFile(from, "a file of weights");
-  if (weights.files.some((file) => place(file) === place(to)))
-    throw new BadInput(`${to}: is the file to convert; name another output`);
+  weights.files.forEach(refuse);
   const { kind, tensors, metadata, config, unused } = await converted(call, weights);
   const out = encodeSafetensors(tensors, metadata);
   await writeWhole(to, out);

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import type { Device, Tensor } from "../engine/index.ts";
 import {
   loadBackbone,
+  loadMask2Former,
   Wish,
   type WishConfig,
   type WishOverrides,
@@ -111,9 +112,10 @@ function inferenceOf({ val: { short, long, topk } }: Config): Inference {
   return { short, long, topk };
 }
 
-/** A model from a checkpoint, or from weights written by `exportWeights`. */
-export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
-  const { weights, metadata } = await readWeights(gpu, file);
+/** A model from a checkpoint, from weights written by `exportWeights`, or a Mask2Former of detectron2 or transformers. */
+export async function loadTrained(gpu: Device, path: string): Promise<Trained> {
+  const { weights, metadata, file, family } = await readWeights(gpu, path);
+  if (family === "mask2former") return foreign(gpu, weights, file);
   let sizes: WishConfig;
   let categories: Category[];
   let step: number | undefined;
@@ -151,6 +153,18 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
   }
   model.eval();
   return { model, categories, config, inference, file, step, kinds };
+}
+
+/** A Mask2Former that others have trained; what its classes are called its weights do not tell. */
+function foreign(gpu: Device, weights: ReadonlyMap<string, Tensor>, file: string): Trained {
+  let model: Wish;
+  try {
+    model = loadMask2Former(gpu, weights);
+  } catch (cause) {
+    throw new BadInput(`${file}: ${(cause as Error).message}`);
+  }
+  const categories = Array.from({ length: model.config.classes }, (_, i) => ({ id: i + 1, name: `class ${i + 1}` }));
+  return { model, categories, config: undefined, inference: undefined, file, step: undefined, kinds: [] };
 }
 
 /** Writes a model's weights alone with all that is needed to use them. */

@@ -174,6 +174,9 @@ test("a Mask2Former of transformers' or detectron2's names is checked against a 
   assert.is(report.model, "Mask2Former");
   assert.equal(report.config, loadMask2Former(gpu, model.stateDict()).config);
   assert.equal(contents(parseSafetensors(bytesOf(at("m2f-out.safetensors"))).tensors), contents(state));
+  // predict takes it, too, whatever its classes are called.
+  const trained = await loadTrained(gpu, at("m2f-out.safetensors"));
+  assert.equal([trained.model.config.classes, trained.categories.length], [4, 4]);
   const broken = new Map(state);
   broken.delete("sem_seg_head.predictor.decoder_norm.bias");
   writeFileSync(at("broken.safetensors"), encodeSafetensors(broken));
