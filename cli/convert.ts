@@ -5,7 +5,7 @@ import type { Device, Tensor } from "../engine/index.ts";
 import { encodeSafetensors, fileNumbers, fileTensor } from "../engine/safetensors.ts";
 import { loadMask2Former, mask2FormerNames } from "../model/index.ts";
 import { readSam } from "../model/sam/index.ts";
-import { checkTensors, type HostTensor, nameTensors } from "../model/weights/index.ts";
+import { CheckpointError, checkTensors, type HostTensor, nameTensors } from "../model/weights/index.ts";
 import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
 import { loadTrained, weightsMetadata } from "../train/models.ts";
@@ -134,7 +134,7 @@ async function mask2FormerTensors(
     names = mask2FormerNames(state);
     config = loadMask2Former(gpu, names).config;
   } catch (error) {
-    throw new BadInput(`${from}: ${error instanceof Error ? error.message : error}`);
+    throw new BadInput(new CheckpointError(`${from}: ${error instanceof Error ? error.message : error}`).message);
   }
   const host = [...names].map(
     async ([key, x]) => [key, fileTensor(await x.toArray(), x.shape, x.dtype === "i32" ? "I32" : "F32")] as const,
@@ -153,7 +153,7 @@ interface ModuleRow {
 function summary(tensors: ReadonlyMap<string, HostTensor>): ModuleRow[] {
   const modules = new Map<string, { tensors: number; parameters: number; types: Set<string> }>();
   for (const [key, { dtype, shape }] of tensors) {
-    const module = /^(sem_seg_head\.[^.]+|[^.]+)/.exec(key)?.[0] ?? key;
+    const module = (/^(sem_seg_head\.[^.]+|[^.]+)/.exec(key)?.[0] ?? key).replace(/\p{Cc}/gu, "?");
     const row = modules.get(module) ?? { tensors: 0, parameters: 0, types: new Set<string>() };
     modules.set(module, row);
     row.tensors++;

@@ -120,7 +120,8 @@ export function encodeSafetensors(
   tensors: ReadonlyMap<string, FileTensor>,
   metadata: Record<string, string> = {},
 ): Uint8Array {
-  const header: Record<string, unknown> = {};
+  if (tensors.has("__metadata__")) throw new Error('safetensors: no tensor can be named "__metadata__"');
+  const header: Record<string, unknown> = Object.create(null); // a tensor may be named __proto__
   if (Object.keys(metadata).length > 0) header.__metadata__ = metadata;
   let at = 0;
   for (const [key, t] of tensors) {

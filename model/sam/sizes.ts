@@ -29,8 +29,10 @@ export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Re
     return value;
   };
   const count = (prefix: string) => {
+    const keys = [...tensors.keys()].filter((key) => key.startsWith(prefix));
+    const numbers = new Set(keys.map((key) => key.slice(prefix.length).split(".", 1)[0]));
     let n = 0;
-    while ([...tensors.keys()].some((key) => key.startsWith(`${prefix}${n}.`))) n++;
+    while (numbers.has(String(n))) n++;
     return n;
   };
   const isVit = tensors.has("image_encoder.pos_embed");

@@ -16,7 +16,7 @@ export interface ResNetNaming {
 export const TORCHVISION_RESNET: ResNetNaming = {
   stem: "conv1",
   stemNorm: "bn1",
-  block: (stage, block) => `layer${stage + 1}.${block}.`,
+  block: (stage, block) => `layer${stage + 1}.${block}`,
   norm: (conv) => `bn${conv}`,
   shortcut: "downsample.0",
   shortcutNorm: "downsample.1",
@@ -25,7 +25,7 @@ export const TORCHVISION_RESNET: ResNetNaming = {
 export const DETECTRON_RESNET: ResNetNaming = {
   stem: "stem.conv1",
   stemNorm: "stem.conv1.norm",
-  block: (stage, block) => `res${stage + 2}.${block}.`,
+  block: (stage, block) => `res${stage + 2}.${block}`,
   norm: (conv) => `conv${conv}.norm`,
   shortcut: "shortcut",
   shortcutNorm: "shortcut.norm",
@@ -57,13 +57,16 @@ const prefixOf = (tensors: Shapes): string =>
 /** Blocks of each of the four stages, and whether they are bottlenecks. */
 export function resNetBlocks(tensors: Shapes, naming: ResNetNaming): { blocks: number[]; bottleneck: boolean } {
   const prefix = prefixOf(tensors);
-  const starts = [...tensors.keys()].filter((key) => key.startsWith(prefix)).map((key) => key.slice(prefix.length));
+  const starts = new Set<string>();
+  for (const key of tensors.keys())
+    if (key.startsWith(prefix)) starts.add(key.slice(prefix.length).split(".", 2).join("."));
   const blocks = [0, 1, 2, 3].map((stage) => {
     let n = 0;
-    while (starts.some((key) => key.startsWith(naming.block(stage, n)))) n++;
+    while (starts.has(naming.block(stage, n))) n++;
     return n;
   });
-  return { blocks, bottleneck: starts.some((key) => key.startsWith(`${naming.block(0, 0)}conv3`)) };
+  const bottleneck = [0, 1, 2, 3].some((stage) => tensors.has(`${prefix}${naming.block(stage, 0)}.conv3.weight`));
+  return { blocks, bottleneck };
 }
 
 export function resNetShapes(tensors: Shapes, naming: ResNetNaming): Shapes {
@@ -78,7 +81,7 @@ export function resNetShapes(tensors: Shapes, naming: ResNetNaming): Shapes {
     const mid = width * 2 ** stage;
     const out = bottleneck ? 4 * mid : mid;
     for (let b = 0; b < count; b++) {
-      const at = naming.block(stage, b);
+      const at = `${naming.block(stage, b)}.`;
       const kernels = bottleneck ? [1, 3, 1] : [3, 3];
       kernels.forEach((kernel, i) => {
         const to = bottleneck && i === 2 ? out : mid;

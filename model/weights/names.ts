@@ -111,17 +111,26 @@ function rename(key: string, rules: readonly Rule[]): string {
 }
 
 const WRAPPERS = ["module.", "_orig_mod.", "model.", "sam."];
+const MOST_WRAPPED = 8;
 
 /** What wrappers (DataParallel, torch.compile, Lightning, transformers' heads) put in front of every key, one inside the other. */
-function commonPrefix(keys: readonly string[], before = ""): string {
-  const next = WRAPPERS.map((wrapper) => before + wrapper).find((prefix) =>
-    keys.every((key) => key.startsWith(prefix)),
-  );
-  return keys.length === 0 || next === undefined ? before : commonPrefix(keys, next);
+function commonPrefix(keys: readonly string[]): string {
+  let prefix = "";
+  for (let wrapped = 0; wrapped < MOST_WRAPPED && keys.length > 0; wrapped++) {
+    const inner = WRAPPERS.find((wrapper) => keys.every((key) => key.startsWith(wrapper, prefix.length)));
+    if (inner === undefined) break;
+    prefix += inner;
+  }
+  return prefix;
 }
 
-/** Throws where tensors are missing, unexpected or of another shape. */
-export function checkTensors(expected: Shapes, tensors: Shapes, file: string): void {
+const FLOATS: ReadonlySet<string> = new Set(["F64", "F32", "F16", "BF16"]);
+
+/** Throws where tensors are missing, unexpected, of another shape, or of whole numbers. */
+export function checkTensors(expected: Shapes, tensors: ReadonlyMap<string, HostTensor>, file: string): void {
+  const whole = [...tensors].find(([, { dtype }]) => !FLOATS.has(dtype));
+  if (whole)
+    throw new CheckpointError(`${file}: tensor ${whole[0]} is of type ${whole[1].dtype}, which no weights are`);
   const difference = describe(compareTensors(expected, tensors));
   if (difference) throw new CheckpointError(`${file}: the weights do not fit the model: ${difference}`);
 }

@@ -23,6 +23,13 @@ const isIndex = (file: string): boolean => /\.json$/i.test(file);
  */
 export function readCheckpoint(bytes: Uint8Array, file: string, parts: Parts = new Map()): Checkpoint {
   if (bytes.length === 0) throw new CheckpointError(`${file}: the file is empty`);
+  const checkpoint = readAny(bytes, file, parts);
+  if (checkpoint.tensors.has("__metadata__"))
+    throw new CheckpointError(`${file}: a tensor is named __metadata__, which safetensors keeps for itself`);
+  return checkpoint;
+}
+
+function readAny(bytes: Uint8Array, file: string, parts: Parts): Checkpoint {
   if (isOnnx(file)) return { tensors: readOnnx(bytes, file, parts), metadata: {}, format: "onnx" };
   if (isIndex(file)) return readShards(bytes, file, parts);
   return readOne(bytes, file);

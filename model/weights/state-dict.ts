@@ -60,7 +60,7 @@ export class TensorRef {
 export type StorageBytes = (storage: StorageRef, tensor: string) => Uint8Array;
 
 /** Where training scripts put the weights, in the order of preference. */
-const WRAPPERS = ["state_dict", "model_state_dict", "model", "module", "net", "params"];
+const WRAPPERS = ["state_dict", "model_state_dict", "model", "module", "net", "params", "weights", "model_ema"];
 const MOST_WRAPPED = 4;
 
 /** Every tensor under its key; the state dict may stand at the root or under `state_dict`, `model` and the like. */

@@ -151,6 +151,14 @@ files("64-bit numbers and bfloat16 are narrowed, or refused where they do not fi
   );
 });
 
+files("any name but the format's own can be a tensor's", () => {
+  const names = ["__proto__", "constructor", "1", "", "a\nb"];
+  const file = encodeSafetensors(new Map(names.map((name, i) => [name, fileTensor([i], [1])])));
+  const { tensors } = parseSafetensors(file);
+  for (const [i, name] of names.entries()) assert.equal([...fileNumbers(tensors.get(name)!)], [i]);
+  assert.throws(() => encodeSafetensors(new Map([["__metadata__", fileTensor([0], [1])]])), /no tensor can be named/);
+});
+
 files.run();
 
 const modules = suite("modules");

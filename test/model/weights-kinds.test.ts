@@ -113,6 +113,38 @@ test("whatever key is missing, left over or of another shape, the model is still
   }
 });
 
+test("whole numbers are no weights, whatever their shape", () => {
+  const tensors = stateOf("SAM ViT-B");
+  const { shape, data } = tensors.get("image_encoder.neck.0.weight")!;
+  tensors.set("image_encoder.neck.0.weight", { dtype: "I64", shape, data });
+  assert.match(
+    message(() => readSam({ tensors, metadata: {} }, "x.pt")),
+    /^x\.pt: tensor image_encoder\.neck\.0\.weight is of type I64, which no weights are$/,
+  );
+});
+
+test("names without end take no time and no stack", () => {
+  const one = { dtype: "F32", shape: [1], data: new Uint8Array(4) } as const;
+  const began = process.cpuUsage();
+  const long = new Map([["module.".repeat(1e5), one]]);
+  assert.is(nameTensors(long, "x").kind, "unknown");
+  for (const block of ["image_encoder.blocks.", "layer1.", "mask_decoder.transformer.layers."]) {
+    const many = new Map(Array.from({ length: 2e4 }, (_, i) => [`${block}${i}.conv1.weight`, one]));
+    const { expected, tensors } = nameTensors(many, "x");
+    if (expected)
+      assert.match(
+        message(() => checkTensors(expected, tensors, "x")),
+        /missing/,
+      );
+    else
+      assert.match(
+        message(() => readSam({ tensors: many, metadata: {} }, "x")),
+        /^x: /,
+      );
+  }
+  assert.ok(process.cpuUsage(began).user < 3e6);
+});
+
 test("weights of another model are no SAM's", () => {
   const sam = (model: string) => message(() => readSam({ tensors: stateOf(model), metadata: {} }, "x.pt"));
   assert.match(sam("ResNet-50 of torchvision"), /^x\.pt: no SAM checkpoint: its keys are those of ResNet-50$/);
