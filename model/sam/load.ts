@@ -46,7 +46,8 @@ export function readSam(source: SamSource, file: string): SamCheckpoint {
     checkConfig(config);
     checkBlocks(config, tensors.size);
   } catch (error) {
-    throw new CheckpointError(`${file}: ${error instanceof Error ? error.message : error}`);
+    const what = error instanceof TypeError ? 'metadata "config" lacks sizes of a SAM' : (error as Error).message;
+    throw new CheckpointError(`${file}: ${what}`);
   }
   checkTensors(samShapes(config), tensors, file);
   return { ...named, config };

@@ -14,11 +14,14 @@ const STRIDE_ONE_WIDTHS = new Set([320, 448, 576]);
 export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Record<string, string>> = {}): SamConfig {
   const written = metadata.config;
   if (written !== undefined) {
+    let config: unknown;
     try {
-      return JSON.parse(written) as SamConfig;
+      config = JSON.parse(written);
     } catch {
       throw new CheckpointError(`${file}: metadata "config" is no JSON`);
     }
+    if (!areSizes(config)) throw new CheckpointError(`${file}: metadata "config" does not hold the sizes of a SAM`);
+    return config as SamConfig;
   }
   const shape = (key: string, dim: number): number => {
     const value = tensors.get(key)?.shape[dim];
@@ -53,6 +56,12 @@ export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Re
       candidates: shape("mask_decoder.mask_tokens.weight", 0) - 1,
     },
   };
+}
+
+/** Whole numbers, and the encoder's kind. */
+function areSizes(value: unknown): boolean {
+  if (typeof value === "object" && value !== null) return Object.values(value).every(areSizes);
+  return value === "vit" || value === "tiny-vit" || (Number.isSafeInteger(value) && (value as number) >= 0);
 }
 
 type ShapeOf = (key: string, dim: number) => number;

@@ -113,6 +113,24 @@ test("whatever key is missing, left over or of another shape, the model is still
   }
 });
 
+test("sizes in the metadata are checked before they are believed", () => {
+  const sizes = (config: unknown) =>
+    message(() => readSam({ tensors: stateOf("SAM ViT-B"), metadata: { config: JSON.stringify(config) } }, "x"));
+  const vit = samVitB();
+  assert.is(sizes(vit), "nothing was thrown");
+  for (const [wrong, reason] of [
+    [[], /lacks sizes/],
+    [7, /lacks sizes/],
+    [{ ...vit, decoder: { ...vit.decoder, heads: -1 } }, /does not hold the sizes/],
+    [{ ...vit, decoder: undefined }, /lacks sizes/],
+    [{ ...vit, encoder: { ...vit.encoder, depth: "1e9" } }, /does not hold the sizes/],
+    [{ ...vit, encoder: { ...vit.encoder, depth: 1e9 } }, /1000000008 blocks do not fit 314 tensors/],
+    [{ ...vit, encoder: { ...vit.encoder, dim: 770 } }, /heads 12 must divide encoder\.dim 770/],
+    [{ ...vit, promptDim: 128 }, /misshaped/],
+  ] as const)
+    assert.match(sizes(wrong), reason);
+});
+
 test("whole numbers are no weights, whatever their shape", () => {
   const tensors = stateOf("SAM ViT-B");
   const { shape, data } = tensors.get("image_encoder.neck.0.weight")!;
