@@ -3,6 +3,7 @@
 import type { FeatureName, OutputStride } from "./backbone.ts";
 import type { MobileNetNorm } from "./mobilenet.ts";
 import type { ResNetDepth, ResNetNorm } from "./resnet.ts";
+import type { SwinSizes } from "./swin.ts";
 
 export type BackboneConfig =
   | {
@@ -13,6 +14,17 @@ export type BackboneConfig =
       width: number;
     }
   | { kind: "mobilenetV2"; width: number; norm: MobileNetNorm; outputStride: OutputStride }
+  | {
+      kind: "swin";
+      /** Channels of res2; each stage doubles them. */
+      embedDim: number;
+      depths: readonly [number, number, number, number];
+      heads: readonly [number, number, number, number];
+      /** Side of a window in tokens. */
+      window: number;
+      /** Largest probability that an image skips a block's branch while training. */
+      dropPath: number;
+    }
   | {
       /** Basic residual blocks with GroupNorm, for small images and training from scratch. */
       kind: "mini";
@@ -71,10 +83,53 @@ export type WishOverrides = { [K in Exclude<keyof WishConfig, "backbone">]?: Par
 
 /** The paper's and Mask2Former's sizes: ResNet-50 with frozen BatchNorm, 256 wide, 100 queries. */
 export function wishResNet50(classes: number, overrides: WishOverrides = {}): WishConfig {
+  return paperSizes(classes, resNetConfig(50), overrides);
+}
+
+export function wishResNet18(classes: number, overrides: WishOverrides = {}): WishConfig {
+  return paperSizes(classes, resNetConfig(18), overrides);
+}
+
+export function wishResNet34(classes: number, overrides: WishOverrides = {}): WishConfig {
+  return paperSizes(classes, resNetConfig(34), overrides);
+}
+
+export function wishResNet101(classes: number, overrides: WishOverrides = {}): WishConfig {
+  return paperSizes(classes, resNetConfig(101), overrides);
+}
+
+export function wishSwinT(classes: number, overrides: WishOverrides = {}): WishConfig {
+  const backbone = swinConfig({ embedDim: 96, depths: [2, 2, 6, 2], heads: [3, 6, 12, 24], window: 7 });
+  return paperSizes(classes, backbone, overrides);
+}
+
+export function wishSwinS(classes: number, overrides: WishOverrides = {}): WishConfig {
+  const backbone = swinConfig({ embedDim: 96, depths: [2, 2, 18, 2], heads: [3, 6, 12, 24], window: 7 });
+  return paperSizes(classes, backbone, overrides);
+}
+
+export function wishSwinB(classes: number, overrides: WishOverrides = {}): WishConfig {
+  const backbone = swinConfig({ embedDim: 128, depths: [2, 2, 18, 2], heads: [4, 8, 16, 32], window: 12 });
+  return paperSizes(classes, backbone, overrides);
+}
+
+/** With 200 queries. */
+export function wishSwinL(classes: number, overrides: WishOverrides = {}): WishConfig {
+  const backbone = swinConfig({ embedDim: 192, depths: [2, 2, 18, 2], heads: [6, 12, 24, 48], window: 12 });
+  return paperSizes(classes, backbone, { queries: 200, ...overrides });
+}
+
+const resNetConfig = (depth: ResNetDepth): BackboneConfig => {
+  return { kind: "resnet", depth, norm: "frozenBN", outputStride: 32, width: 64 };
+};
+const swinConfig = (sizes: SwinSizes): BackboneConfig => ({ kind: "swin", dropPath: 0.3, ...sizes });
+
+/** Mask2Former's sizes beside the backbone. */
+function paperSizes(classes: number, backbone: BackboneConfig, overrides: WishOverrides): WishConfig {
   return merge(
     {
       classes,
-      backbone: { kind: "resnet", depth: 50, norm: "frozenBN", outputStride: 32, width: 64 },
+      backbone,
       hiddenDim: 256,
       levels: 3,
       groups: 32,

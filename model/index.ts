@@ -11,13 +11,21 @@ export {
   type WishOverrides,
   wishMini,
   wishMobileNetV2,
+  wishResNet18,
+  wishResNet34,
   wishResNet50,
+  wishResNet101,
+  wishSwinB,
+  wishSwinL,
+  wishSwinS,
+  wishSwinT,
 } from "./config.ts";
+export { loadBackbone } from "./load-backbone.ts";
 export { type Masks, maskLogits, type Prediction } from "./mask2former/decoder.ts";
 export { loadMask2Former, mask2FormerConfig } from "./mask2former/load.ts";
-export { mask2FormerNames, resNetNames } from "./mask2former/names.ts";
+export { mask2FormerNames } from "./mask2former/names.ts";
 export { MobileNetV2 } from "./mobilenet.ts";
-export { type GroupOptions, loadBackbone, type ParameterGroup, parameterGroups } from "./parameters.ts";
+export { type GroupOptions, type ParameterGroup, parameterGroups } from "./parameters.ts";
 export {
   type Instance,
   instancesOf,
@@ -29,4 +37,5 @@ export {
 } from "./predict.ts";
 export { miniNet, ResNet, resNet } from "./resnet.ts";
 export * from "./sam/index.ts";
+export { type SwinSizes, SwinTransformer } from "./swin.ts";
 export { type PromptKind, promptSlots, promptTarget, Wish, type WishOutput } from "./wish.ts";

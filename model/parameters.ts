@@ -1,8 +1,5 @@
-// Which parameters learn how fast (Mask2Former's train_net.py, build_optimizer), and weights of pre-trained backbones.
+// Which parameters learn how fast (Mask2Former's train_net.py, build_optimizer).
 import { nn, type Tensor } from "../engine/index.ts";
-import type { Backbone } from "./backbone.ts";
-import { resNetNames } from "./mask2former/names.ts";
-import { MobileNetV2 } from "./mobilenet.ts";
 
 /** What learns at a rate of its own. */
 export type ModelPart = "backbone" | "cam" | "decoders";
@@ -25,7 +22,7 @@ export interface GroupOptions {
   camMultiplier?: number;
   /** Weight decay of norm layers (0). */
   normWeightDecay?: number;
-  /** Weight decay of nn.Embedding: queries, their positions, the decoder's level embedding (0). */
+  /** Weight decay of nn.Embedding: queries, their positions, the decoder's level embedding; and of Swin's relative positions (0). */
   embeddingWeightDecay?: number;
 }
 
@@ -49,7 +46,7 @@ export function parameterGroups(model: nn.Module, options: GroupOptions): Parame
   for (const [name, parameter] of model.namedParameters()) {
     if (!parameter.requiresGrad) continue;
     const part = name.startsWith("backbone.") ? "backbone" : name.startsWith("cam_head.") ? "cam" : "decoders";
-    const kind = kinds.get(parameter) ?? "other";
+    const kind = kinds.get(parameter) ?? (name.endsWith(".relative_position_bias_table") ? "embedding" : "other");
     const key = `${part} ${kind}`;
     const group = groups.get(key) ?? { part, params: [], names: [], lr: rates[part], weightDecay: decays[kind] };
     groups.set(key, group);
@@ -66,19 +63,4 @@ function isNorm(module: nn.Module): boolean {
     module instanceof nn.GroupNorm ||
     module instanceof nn.BatchNorm2d
   );
-}
-
-/**
- * Loads pre-trained weights into a backbone: detectron2's or torchvision's (timm's) names for ResNet, numbered layers for MobileNetV2;
- * a prefix `backbone.` and classifiers are left out. Throws the list of what is missing, unexpected or misshaped.
- */
-export function loadBackbone(backbone: Backbone, state: ReadonlyMap<string, Tensor>): void {
-  const plain = new Map([...state].map(([key, tensor]) => [key.replace(/^backbone\./, ""), tensor]));
-  const renamed = backbone instanceof MobileNetV2 ? withoutClassifier(plain) : resNetNames(plain);
-  backbone.loadStateDict(renamed);
-}
-
-/** MobileNetV2's layers 51 (1,280 channels) and 52 (classes) serve the classifier alone. */
-function withoutClassifier(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
-  return new Map([...state].filter(([key]) => !/^5[12]\./.test(key)));
 }

@@ -8,6 +8,7 @@ import { MaskedTransformerDecoder, type Prediction } from "./mask2former/decoder
 import { MSDeformAttnPixelDecoder } from "./mask2former/pixel-decoder.ts";
 import { MobileNetV2 } from "./mobilenet.ts";
 import { miniNet, resNet } from "./resnet.ts";
+import { SwinTransformer } from "./swin.ts";
 
 export interface WishOutput {
   /** decoder.layers + 1 predictions: index 0 from the learnable queries, the last is the output, the others are for deep supervision. */
@@ -108,11 +109,13 @@ function makeBackbone(gpu: Device, config: BackboneConfig): Backbone {
       return resNet(gpu, config.depth, config);
     case "mobilenetV2":
       return new MobileNetV2(gpu, config);
+    case "swin":
+      return new SwinTransformer(gpu, config);
     case "mini":
       return miniNet(gpu, config);
     default:
       throw new Error(
-        `Wish: backbone.kind must be resnet, mobilenetV2 or mini; got ${(config as { kind: unknown }).kind}`,
+        `Wish: backbone.kind must be resnet, swin, mobilenetV2 or mini; got ${(config as { kind: unknown }).kind}`,
       );
   }
 }

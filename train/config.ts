@@ -45,6 +45,14 @@ const backbone = z.discriminatedUnion("kind", [
     outputStride: z.union([z.literal(32), z.literal(16), z.literal(8)]).default(32),
     width: whole.default(64),
   }),
+  z.strictObject({
+    kind: z.literal("swin"),
+    embedDim: whole,
+    depths: z.tuple([whole, whole, whole, whole]),
+    heads: z.tuple([whole, whole, whole, whole]),
+    window: whole,
+    dropPath: share.default(0.3),
+  }),
 ]);
 
 export const configSchema = z.strictObject({
@@ -111,7 +119,20 @@ export const configSchema = z.strictObject({
   }),
   model: section({
     preset: option(
-      z.enum(["mini", "mobilenetV2", "resnet50"]).default("resnet50"),
+      z
+        .enum([
+          "mini",
+          "mobilenetV2",
+          "resnet18",
+          "resnet34",
+          "resnet50",
+          "resnet101",
+          "swinT",
+          "swinS",
+          "swinB",
+          "swinL",
+        ])
+        .default("resnet50"),
       "paper",
       "sizes to start from; the settings below change single ones",
     ),

@@ -10,7 +10,14 @@ import {
   type WishOverrides,
   wishMini,
   wishMobileNetV2,
+  wishResNet18,
+  wishResNet34,
   wishResNet50,
+  wishResNet101,
+  wishSwinB,
+  wishSwinL,
+  wishSwinS,
+  wishSwinT,
 } from "../model/index.ts";
 import { bestCheckpoint, latestCheckpoint, readCheckpointHead, readWeights, saveWeights } from "./checkpoint.ts";
 import { type Config, readConfig, resolveConfig } from "./config.ts";
@@ -19,6 +26,19 @@ import { BadInput } from "./errors.ts";
 import { findAsset } from "./teacher.ts";
 
 const WEIGHTS_FORMAT = "wgpu-wish model 1";
+
+const PRESETS = {
+  mini: wishMini,
+  mobilenetV2: wishMobileNetV2,
+  resnet18: wishResNet18,
+  resnet34: wishResNet34,
+  resnet50: wishResNet50,
+  resnet101: wishResNet101,
+  swinT: wishSwinT,
+  swinS: wishSwinS,
+  swinB: wishSwinB,
+  swinL: wishSwinL,
+};
 
 /** The sizes of a run's model; promptDim is the width of the teacher's prompt embedding. */
 export function modelConfig(config: Config, classes: number, promptDim: number): WishConfig {
@@ -30,8 +50,7 @@ export function modelConfig(config: Config, classes: number, promptDim: number):
     prompt: wish ? { mode: config.prompt.mode, dim: promptDim, place: config.prompt.place } : { mode: "none" },
     ...(wish ? (feature ? { cam: { feature } } : {}) : { cam: { feature: "none" } }),
   } as WishOverrides;
-  const presets = { mini: wishMini, mobilenetV2: wishMobileNetV2, resnet50: wishResNet50 };
-  return presets[preset](classes, overrides);
+  return PRESETS[preset](classes, overrides);
 }
 
 /** A model as the configuration wants it at the start: drawn from the seed, then the weights it names. */

@@ -1,138 +1,109 @@
-// Names of parameters in other people's checkpoints -> detectron2's, which this model uses. Exact rules, no guessing by substrings;
-// a key that no rule knows stays as it is, so that loading reports it.
+// Names of parameters in other people's Mask2Former checkpoints -> detectron2's, which this model uses.
 import { F, type Tensor } from "../../engine/index.ts";
-
-type Rule = readonly [from: RegExp, to: string | ((...groups: string[]) => string)];
-
-/** torchvision and timm: conv1, bn1, layer1 … layer4, downsample.{0,1}. */
-const TORCHVISION: readonly Rule[] = [
-  [/^conv1\.weight$/, "stem.conv1.weight"],
-  [/^bn1\.(\w+)$/, "stem.conv1.norm.$1"],
-  [/^layer1\.(\d+)\.(.+)$/, "res2.$1.$2"],
-  [/^layer2\.(\d+)\.(.+)$/, "res3.$1.$2"],
-  [/^layer3\.(\d+)\.(.+)$/, "res4.$1.$2"],
-  [/^layer4\.(\d+)\.(.+)$/, "res5.$1.$2"],
-  [/^(res\d\.\d+)\.bn(\d)\.(\w+)$/, "$1.conv$2.norm.$3"],
-  [/^(res\d\.\d+)\.downsample\.0\.weight$/, "$1.shortcut.weight"],
-  [/^(res\d\.\d+)\.downsample\.1\.(\w+)$/, "$1.shortcut.norm.$2"],
-];
+import {
+  TORCHVISION_RESNET,
+  TRANSFORMERS_RESNET,
+  TRANSFORMERS_SWIN,
+  TRANSFORMERS_SWIN_IN_MEMORY,
+  TRANSFORMERS_SWIN_NORMS,
+} from "../weights/backbone-names.ts";
+import { below, type Named, nameKeys, type Rule } from "../weights/renaming.ts";
+import { CheckpointError } from "../weights/tensors.ts";
 
 const PIXEL = "sem_seg_head.pixel_decoder";
 const QUERY = "sem_seg_head.predictor";
 
 /** Checkpoints of Mask2Former's first weeks: no `pixel_decoder.` level, and another word for the queries. */
 const FIRST_VERSION: readonly Rule[] = [
-  [/^sem_seg_head\.(input_proj|transformer|adapter_\d|layer_\d|mask_features)\b/, `${PIXEL}.$1`],
-  [/^sem_seg_head\.predictor\.static_query\./, `${QUERY}.query_feat.`],
+  ...["input_proj.*", "transformer.*", "adapter_#.*", "layer_#.*", "mask_features.*"].map(
+    (name): Rule => [`sem_seg_head.${name}`, `${PIXEL}.${name}`],
+  ),
+  ["sem_seg_head.predictor.static_query.*", `${QUERY}.query_feat.*`],
 ];
 
-/** A convolution's parts are apart in transformers' ResNet; in detectron2 the norm hangs on the convolution. */
-const part = (kind: string, leaf: string): string => (kind === "convolution" ? leaf : `norm.${leaf}`);
-
-/** transformers' Mask2FormerForUniversalSegmentation, after the prefix `model.` is gone. Attention's q, k, v are merged apart. */
-const HUGGING_FACE: readonly Rule[] = [
-  [
-    /^pixel_level_module\.encoder\.embedder\.embedder\.(\w+)\.(\w+)$/,
-    (_, kind, leaf) => `backbone.stem.conv1.${part(kind!, leaf!)}`,
-  ],
-  [
-    /^pixel_level_module\.encoder\.encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.(\w+)\.(\w+)$/,
-    (_, stage, block, index, kind, leaf) =>
-      `backbone.res${Number(stage) + 2}.${block}.conv${Number(index) + 1}.${part(kind!, leaf!)}`,
-  ],
-  [
-    /^pixel_level_module\.encoder\.encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut\.(\w+)\.(\w+)$/,
-    (_, stage, block, kind, leaf) => `backbone.res${Number(stage) + 2}.${block}.shortcut.${part(kind!, leaf!)}`,
-  ],
-  [/^pixel_level_module\.decoder\.input_projections\.(\d+)\.(.+)$/, `${PIXEL}.input_proj.$1.$2`],
-  [/^pixel_level_module\.decoder\.level_embed$/, `${PIXEL}.transformer.level_embed`],
-  [/^pixel_level_module\.decoder\.(adapter|layer)_(\d)\.0\.weight$/, `${PIXEL}.$1_$2.weight`],
-  [/^pixel_level_module\.decoder\.(adapter|layer)_(\d)\.1\.(.+)$/, `${PIXEL}.$1_$2.norm.$3`],
-  [/^pixel_level_module\.decoder\.mask_projection\.(.+)$/, `${PIXEL}.mask_features.$1`],
-  [
-    /^pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.self_attn_layer_norm\.(.+)$/,
-    `${PIXEL}.transformer.encoder.layers.$1.norm1.$2`,
-  ],
-  [
-    /^pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.final_layer_norm\.(.+)$/,
-    `${PIXEL}.transformer.encoder.layers.$1.norm2.$2`,
-  ],
-  [
-    /^pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.fc([12])\.(.+)$/,
-    `${PIXEL}.transformer.encoder.layers.$1.linear$2.$3`,
-  ],
-  [
-    /^pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.self_attn\.(.+)$/,
-    `${PIXEL}.transformer.encoder.layers.$1.self_attn.$2`,
-  ],
-  [/^transformer_module\.queries_embedder\.weight$/, `${QUERY}.query_embed.weight`],
-  [/^transformer_module\.queries_features\.weight$/, `${QUERY}.query_feat.weight`],
-  [/^transformer_module\.level_embed\.weight$/, `${QUERY}.level_embed.weight`],
-  [/^transformer_module\.decoder\.layernorm\.(.+)$/, `${QUERY}.decoder_norm.$1`],
-  [/^transformer_module\.decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.(.+)$/, `${QUERY}.mask_embed.layers.$1.$2`],
-  [
-    /^transformer_module\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.(.+)$/,
-    `${QUERY}.transformer_self_attention_layers.$1.norm.$2`,
-  ],
-  [
-    /^transformer_module\.decoder\.layers\.(\d+)\.self_attn\.(.+)$/,
-    `${QUERY}.transformer_self_attention_layers.$1.self_attn.$2`,
-  ],
-  [
-    /^transformer_module\.decoder\.layers\.(\d+)\.cross_attn_layer_norm\.(.+)$/,
-    `${QUERY}.transformer_cross_attention_layers.$1.norm.$2`,
-  ],
-  [
-    /^transformer_module\.decoder\.layers\.(\d+)\.cross_attn\.(.+)$/,
-    `${QUERY}.transformer_cross_attention_layers.$1.multihead_attn.$2`,
-  ],
-  [/^transformer_module\.decoder\.layers\.(\d+)\.fc([12])\.(.+)$/, `${QUERY}.transformer_ffn_layers.$1.linear$2.$3`],
-  [
-    /^transformer_module\.decoder\.layers\.(\d+)\.final_layer_norm\.(.+)$/,
-    `${QUERY}.transformer_ffn_layers.$1.norm.$2`,
-  ],
-  [/^class_predictor\.(.+)$/, `${QUERY}.class_embed.$1`],
-  [/^criterion\.empty_weight$/, "criterion.empty_weight"],
+/** transformers' decoders, below `model.`. */
+const TRANSFORMERS_DECODERS: readonly Rule[] = [
+  ...below("pixel_level_module.decoder.", `${PIXEL}.`, [
+    ["input_projections.#.*", "input_proj.#.*"],
+    ["level_embed", "transformer.level_embed"],
+    ["adapter_#.0.weight", "adapter_#.weight"],
+    ["adapter_#.1.*", "adapter_#.norm.*"],
+    ["layer_#.0.weight", "layer_#.weight"],
+    ["layer_#.1.*", "layer_#.norm.*"],
+    ["mask_projection.*", "mask_features.*"],
+    ...below("encoder.layers.#.", "transformer.encoder.layers.#.", [
+      ["self_attn_layer_norm.*", "norm1.*"],
+      ["final_layer_norm.*", "norm2.*"],
+      ["fc1.*", "linear1.*"],
+      ["fc2.*", "linear2.*"],
+      ["self_attn.*", "self_attn.*"],
+    ]),
+  ]),
+  ...below("transformer_module.", `${QUERY}.`, [
+    ["queries_embedder.weight", "query_embed.weight"],
+    ["queries_features.weight", "query_feat.weight"],
+    ["level_embed.weight", "level_embed.weight"],
+    ["decoder.layernorm.*", "decoder_norm.*"],
+    ["decoder.mask_predictor.mask_embedder.#.0.*", "mask_embed.layers.#.*"],
+    ...below("decoder.layers.#.", "transformer_", [
+      ["self_attn_layer_norm.*", "self_attention_layers.#.norm.*"],
+      ["self_attn.out_proj.*", "self_attention_layers.#.self_attn.out_proj.*"],
+      [
+        ["self_attn.q_proj.*", "self_attn.k_proj.*", "self_attn.v_proj.*"],
+        "self_attention_layers.#.self_attn.in_proj_*",
+      ],
+      ["cross_attn_layer_norm.*", "cross_attention_layers.#.norm.*"],
+      ["cross_attn.*", "cross_attention_layers.#.multihead_attn.*"],
+      ["fc1.*", "ffn_layers.#.linear1.*"],
+      ["fc2.*", "ffn_layers.#.linear2.*"],
+      ["final_layer_norm.*", "ffn_layers.#.norm.*"],
+    ]),
+  ]),
 ];
 
-const RULES = [...HUGGING_FACE, ...FIRST_VERSION];
+/** transformers' backbones below `model.pixel_level_module.encoder.`; what a Swin is wrapped in changed from version to version. */
+const TRANSFORMERS_BACKBONES: readonly (readonly Rule[])[] = [
+  TRANSFORMERS_RESNET,
+  below("_backbone.", "", TORCHVISION_RESNET),
+  ...["", "model.", "swin."].map((wrapper) => below(wrapper, "", TRANSFORMERS_SWIN)),
+  below("swin.", "", TRANSFORMERS_SWIN_IN_MEMORY),
+];
 
-/** Applies every rule in turn, each at most once, to one name. */
-function rename(name: string, rules: readonly Rule[]): string {
-  return rules.reduce((n, [from, to]) => n.replace(from, to as string), name);
+/** Every table: detectron2's own names, older ones, and transformers' Mask2FormerForUniversalSegmentation and Mask2FormerModel. */
+const TABLES: readonly (readonly Rule[])[] = [
+  [],
+  FIRST_VERSION,
+  ...["model.", ""].flatMap((prefix) =>
+    TRANSFORMERS_BACKBONES.map((backbone) => [
+      ...below(`${prefix}pixel_level_module.encoder.`, "backbone.", [...backbone, ...TRANSFORMERS_SWIN_NORMS]),
+      ...below(prefix, "", TRANSFORMERS_DECODERS),
+      ["class_predictor.*", `${QUERY}.class_embed.*`] as const,
+    ]),
+  ),
+];
+
+/** What belongs to training, is made anew, or is never used. */
+const UNUSED =
+  /^criterion\.|\.num_batches_tracked$|^pixel_(mean|std)$|\.relative_position_index$|^(model\.)?pixel_level_module\.encoder\.(swin\.|model\.)?layernorm\./;
+
+/** Our names of a checkpoint's keys; what no model needs is left out. */
+export function mask2FormerKeys(keys: Iterable<string>): Named {
+  const used = [...keys].filter((key) => !UNUSED.test(key));
+  return nameKeys(used, TABLES, (name) => /^(backbone|sem_seg_head\.(pixel_decoder|predictor))\./.test(name));
 }
 
-/** A torchvision or timm ResNet's state -> detectron2's names. The classifier and the batch counters are left out. */
-export function resNetNames(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
-  const renamed = new Map<string, Tensor>();
-  for (const [name, tensor] of state) {
-    if (/^fc\.|\.num_batches_tracked$/.test(name)) continue;
-    renamed.set(rename(name, TORCHVISION), tensor);
-  }
-  return renamed;
-}
-
-/** A Mask2Former state, of transformers or an older one of detectron2 -> detectron2's names; the three projections of self-attention become one. */
+/** A Mask2Former state under detectron2's names, parts of one tensor joined. */
 export function mask2FormerNames(state: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
+  const { parts, theirs } = mask2FormerKeys(state.keys());
   const renamed = new Map<string, Tensor>();
-  for (const [key, tensor] of state) {
-    if (!key.endsWith(".num_batches_tracked")) renamed.set(rename(key.replace(/^model\./, ""), RULES), tensor);
-  }
-  for (const name of [...renamed.keys()]) {
-    const parts = /^(.*transformer_self_attention_layers\.\d+\.self_attn)\.q_proj\.(weight|bias)$/.exec(name);
-    if (!parts) continue;
-    const [, attention, kind] = parts;
-    const projections = ["q", "k", "v"].map((p) => `${attention}.${p}_proj.${kind}`);
-    const missing = projections.find((p) => !renamed.has(p));
-    if (missing) throw new Error(`mask2FormerNames: the checkpoint has ${name} but not ${missing}; it is incomplete`);
-    renamed.set(
-      `${attention}.in_proj_${kind}`,
-      F.cat(
-        projections.map((p) => renamed.get(p)!),
-        0,
-      ),
-    );
-    for (const p of projections) renamed.delete(p);
+  for (const [name, keys] of parts) {
+    const missing = keys.indexOf(undefined);
+    if (missing >= 0)
+      throw new CheckpointError(
+        `the checkpoint has ${keys.find((key) => key)} but not ${theirs(name)[missing]}; it is incomplete`,
+      );
+    const tensors = keys.map((key) => state.get(key!)!);
+    renamed.set(name, tensors.length === 1 ? tensors[0]! : F.cat(tensors, 0));
   }
   return renamed;
 }

@@ -1,7 +1,14 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { F, noGrad, scope, type Tensor } from "../../engine/index.ts";
-import { loadMask2Former, mask2FormerConfig, maskLogits, Wish, wishResNet50 } from "../../model/index.ts";
+import {
+  loadMask2Former,
+  mask2FormerConfig,
+  mask2FormerNames,
+  maskLogits,
+  Wish,
+  wishResNet50,
+} from "../../model/index.ts";
 import { testDevice } from "../device.ts";
 import { distance, readFixture, under } from "./fixture.ts";
 
@@ -45,23 +52,72 @@ test("detectron2's older names are understood", async () => {
   assert.equal(loadMask2Former(gpu, state).config, SIZES);
 });
 
-test("what is no ResNet Mask2Former is refused with the reason", async () => {
+test("what is no ResNet or Swin Mask2Former, or not all of one, is refused in a line with the file's own names", async () => {
   const gpu = await testDevice();
   const state = new Wish(gpu, SIZES).stateDict();
-  const without = (name: string) => new Map([...state].filter(([key]) => key !== name));
-  assert.throws(() => loadMask2Former(gpu, without("backbone.stem.conv1.weight")), /no ResNet/);
-  assert.throws(() => loadMask2Former(gpu, without("backbone.res3.1.conv1.weight")), /basic blocks 2, 1, 2, 2/);
-  assert.throws(
-    () => loadMask2Former(gpu, without("sem_seg_head.predictor.query_feat.weight")),
-    /no sem_seg_head.predictor.query_feat.weight/,
+  const without = (from: ReadonlyMap<string, Tensor>, ...names: string[]) =>
+    new Map([...from].filter(([key]) => !names.includes(key)));
+  const refused = (from: ReadonlyMap<string, Tensor>, reason: RegExp, options = {}) =>
+    assert.throws(
+      () => loadMask2Former(gpu, from, options),
+      (error: Error) => reason.test(error.message) && !error.message.includes("\n"),
+    );
+  refused(without(state, "backbone.stem.conv1.weight"), /neither a ResNet nor a Swin/);
+  refused(without(state, "backbone.res3.1.conv1.weight"), /1 missing \(backbone\.res3\.1\.conv1\.weight\)$/);
+  const query = "sem_seg_head.predictor.query_feat.weight";
+  refused(without(state, query), new RegExp(`no ${query}`));
+  refused(
+    without(state, "sem_seg_head.predictor.decoder_norm.bias"),
+    /1 missing \(sem_seg_head.predictor.decoder_norm.bias\)/,
   );
-  assert.throws(
-    () => loadMask2Former(gpu, without("sem_seg_head.predictor.decoder_norm.bias")),
-    /missing: sem_seg_head.predictor.decoder_norm.bias/,
-  );
-  assert.throws(() => loadMask2Former(gpu, state, { heads: 5 }), /144 sampling offsets do not divide into 5 heads/);
+  refused(new Map([...state, ["left.over", gpu.ones([1])]]), /1 unexpected \(left\.over\)/);
+  refused(state, /144 sampling offsets do not divide into 5 heads/, { heads: 5 });
+
   const fixture = await readFixture(gpu, "mask2former");
-  assert.throws(() => loadMask2Former(gpu, under(fixture, "weights."), { heads: 4 }), /bottleneck blocks 1, 2, 1, 1/);
+  const resNet = under(fixture, "weights.");
+  assert.throws(() => loadMask2Former(gpu, resNet, { heads: 4 }), /bottleneck blocks 1, 2, 1, 1 are no ResNet/);
+  const swin = under(await readFixture(gpu, "mask2former-swin"), "weights.");
+  const layer = "model.transformer_module.decoder.layers.1";
+  refused(
+    without(swin, `${layer}.fc1.bias`),
+    /1 missing \(model\.transformer_module\.decoder\.layers\.1\.fc1\.bias\)$/,
+  );
+  refused(
+    without(swin, `${layer}.self_attn.k_proj.bias`),
+    /1 missing \(model\.\S+layers\.1\.self_attn\.k_proj\.bias\)$/,
+  );
+  const norm = "model.pixel_level_module.encoder.hidden_states_norms.stage2.weight";
+  refused(
+    without(swin, norm),
+    /1 missing \(model\.pixel_level_module\.encoder\.hidden_states_norms\.stage2\.weight\)$/,
+  );
+  const value = "model.pixel_level_module.encoder.encoder.layers.2.blocks.1.attention.self.value.weight";
+  refused(
+    new Map([...swin, [value, gpu.ones([3, 32])]]),
+    /1 misshaped \(model\.\S+value\.weight is \(3, 32\), not \(32, 32\)\)$/,
+  );
+});
+
+test("transformers' names for Swin in memory, and in older files, mean the same as those of its files", async () => {
+  const gpu = await testDevice();
+  const onDisk = under(await readFixture(gpu, "mask2former-swin"), "weights.");
+  const encoder = "model.pixel_level_module.encoder.";
+  const inMemory = (key: string) =>
+    key
+      .replace(/^(model\.pixel_level_module\.encoder\.)(embeddings|encoder)/, "$1swin.$2")
+      .replace(/attention\.self\.(query|key|value)/, (_, name: string) => `attention.${name[0]}_proj`)
+      .replace("attention.self.relative", "attention.relative_position_bias.relative")
+      .replace("attention.output.dense", "attention.o_proj")
+      .replace("intermediate.dense", "mlp.fc1")
+      .replace(/(blocks\.\d\.)output\.dense/, "$1mlp.fc2");
+  const wrapped = (key: string) => key.replace(new RegExp(`^${encoder}(embeddings|encoder)`), `${encoder}model.$1`);
+  const want = mask2FormerNames(onDisk);
+  for (const rename of [inMemory, wrapped]) {
+    const keys = [...onDisk].map(([key, x]) => [rename(key), x] as const);
+    assert.ok(keys.some(([key]) => !onDisk.has(key)));
+    const got = mask2FormerNames(new Map(keys));
+    assert.equal([...got.keys()].sort(), [...want.keys()].sort());
+  }
 });
 
 test.run();

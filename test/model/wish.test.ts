@@ -154,6 +154,17 @@ test("parameter groups slow the backbone down and spare norms and embeddings fro
   assert.equal(of("sem_seg_head.pixel_decoder.input_proj.0.0.bias"), [1e-4, 0.05]);
   assert.equal(of("sem_seg_head.predictor.decoder_norm.bias"), [1e-4, 0]);
   assert.equal(of("cam_head.weight"), [1e-4, 0.05]);
+  const swin = {
+    kind: "swin",
+    embedDim: 8,
+    depths: [1, 1, 1, 1],
+    heads: [1, 1, 1, 1],
+    window: 2,
+    dropPath: 0,
+  } as const;
+  const onSwin = parameterGroups(small(gpu, { backbone: swin }), { lr: 1e-4, weightDecay: 0.05 });
+  const table = "backbone.layers.0.blocks.0.attn.relative_position_bias_table";
+  assert.is(onSwin.find(({ names }) => names.includes(table))?.weightDecay, 0);
   const other = parameterGroups(model, { lr: 1, weightDecay: 0, backboneMultiplier: 1, camMultiplier: 10 });
   assert.equal(
     other.map(({ names }) => names),

@@ -1,0 +1,56 @@
+// Weights of pre-trained backbones, in the files of those who train classifiers.
+import type { Backbone } from "./backbone.ts";
+import { MobileNetV2 } from "./mobilenet.ts";
+import { ResNet } from "./resnet.ts";
+import { SwinTransformer } from "./swin.ts";
+import {
+  TIMM_SWIN,
+  TORCHVISION_RESNET,
+  TORCHVISION_SWIN,
+  TRANSFORMERS_RESNET,
+  TRANSFORMERS_SWIN,
+  TRANSFORMERS_SWIN_IN_MEMORY,
+  TRANSFORMERS_SWIN_NORMS,
+} from "./weights/backbone-names.ts";
+import { below, loadNamed, nameKeys, type Rule, type Source } from "./weights/renaming.ts";
+
+/** Libraries' names, beside detectron2's own. */
+const RESNET: readonly (readonly Rule[])[] = [TORCHVISION_RESNET, TRANSFORMERS_RESNET];
+const SWIN: readonly (readonly Rule[])[] = [
+  ...TIMM_SWIN,
+  TORCHVISION_SWIN,
+  ...[TRANSFORMERS_SWIN, TRANSFORMERS_SWIN_IN_MEMORY].map((rules) => [...rules, ...TRANSFORMERS_SWIN_NORMS]),
+];
+/** What models put in front of their backbone's names. */
+const PREFIXES = ["", "backbone.", "module.", "model.", "resnet.", "swin."] as const;
+
+/** Classifiers, the norm before them, counters, and indices that are made anew. */
+const UNUSED =
+  /^(?:(?:backbone|module|model|resnet|swin)\.)?(?:stem\.fc|fc|head|classifier|norm|layernorm)\.|\.num_batches_tracked$|\.relative_position_index$|\.attn_mask$/;
+/** MobileNetV2's layers 51 (1,280 channels) and 52 (classes) serve the classifier alone. */
+const UNUSED_MOBILENET = /^(?:backbone\.)?5[12]\./;
+
+/** A classifier has no norm for each of a Swin's outputs: they stay as they are. */
+const OPTIONAL = /^norm[0-3]\./;
+
+/**
+ * Loads pre-trained weights into a backbone: detectron2's, torchvision's, timm's or transformers' names for ResNet and Swin, Microsoft's for
+ * Swin, numbered layers for MobileNetV2; a prefix such as `backbone.` and classifiers are left out. Throws a line that names what is
+ * missing, unexpected or misshaped.
+ */
+export function loadBackbone(backbone: Backbone, state: ReadonlyMap<string, Source>): void {
+  const unused = backbone instanceof MobileNetV2 ? UNUSED_MOBILENET : UNUSED;
+  const keys = [...state.keys()].filter((key) => !unused.test(key));
+  const own = backbone.stateDict();
+  const libraries = backbone instanceof SwinTransformer ? SWIN : backbone instanceof ResNet ? RESNET : [];
+  const tables = PREFIXES.filter((prefix) => keys.some((key) => key.startsWith(prefix))).flatMap((prefix) => [
+    [[`${prefix}*`, "*"]] satisfies Rule[],
+    ...libraries.map((rules) => below(prefix, "", rules)),
+  ]);
+  loadNamed(
+    backbone,
+    nameKeys(keys, tables, (name) => own.has(name)),
+    state,
+    OPTIONAL,
+  );
+}
