@@ -175,8 +175,17 @@ export const commands: readonly Command[] = [
     args: [["<image...>", "images"]],
     options: [
       { flags: "--run <dir>", help: "a run's folder" },
-      { flags: "--checkpoint <file>", help: "a checkpoint or weights of a Mask2Former, instead of --run" },
+      {
+        flags: "--checkpoint <file>",
+        help: "instead of --run: a checkpoint, or Mask2Former weights of detectron2 or transformers",
+      },
       { flags: "--out <dir>", help: "folder for overlays, masks and results.json", required: true },
+      {
+        flags: "--short <px>",
+        help: "size images to this on the short side (default: the run's, or 800)",
+        parse: count,
+      },
+      { flags: "--long <px>", help: "limit of the long side (default: the run's, or 1333)", parse: count },
       { flags: "--score <f>", help: "leave out instances below this score", parse: share },
       {
         flags: "--inference <variant>",
@@ -189,6 +198,7 @@ export const commands: readonly Command[] = [
     examples: [
       "wgpu-wish predict --run runs/quickstart photo.jpg --out out",
       "wgpu-wish predict --run runs/a *.png --out out --score 0.5",
+      "wgpu-wish predict --checkpoint model_final_3c8ec9.pkl photo.jpg --out out",
     ],
     load: () => import("./predict.ts"),
   },

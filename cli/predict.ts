@@ -10,6 +10,8 @@ interface Options {
   run?: string;
   checkpoint?: string;
   out: string;
+  short?: number;
+  long?: number;
   score?: number;
   inference: "mask2former" | "sam";
   dump?: string;
@@ -29,7 +31,13 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
   if (dump !== undefined && args.length !== 1) throw new BadInput(`--dump: takes one image, got ${args.length}`);
   const gpu = await call.open();
   const trained = folder !== undefined ? await loadRun(gpu, folder) : await loadTrained(gpu, findAsset(checkpoint!));
-  const { short, long, topk } = trained.inference ?? SIZE;
+  const { mode } = trained.model.config.prompt;
+  if (options.inference === "sam" && (mode === "none" || mode === "mean"))
+    throw new BadInput(
+      `--inference sam: ${trained.file} predicts no SAM prompt (prompt.mode is ${mode}); use --inference mask2former`,
+    );
+  const { topk, ...size } = trained.inference ?? SIZE;
+  const { short = size.short, long = size.long } = options;
   const sam =
     options.inference === "sam"
       ? {

@@ -154,7 +154,11 @@ export const configSchema = z.strictObject({
       "masked-attention decoder: layers, heads, ffn",
     ),
     queries: option(whole.optional(), "reference", "objects that can be told in one image"),
-    backboneWeights: option(z.string().default(""), "reference", "pretrained weights of the backbone (ImageNet)"),
+    backboneWeights: option(
+      z.string().default(""),
+      "reference",
+      "pretrained weights of the backbone (ImageNet), of torchvision, timm, transformers, detectron2 or Microsoft",
+    ),
     weights: option(
       z.string().default(""),
       "ours",

@@ -3,8 +3,8 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Device, Tensor } from "../engine/index.ts";
 import {
+  isMask2Former,
   loadBackbone,
-  loadMask2Former,
   Wish,
   type WishConfig,
   type WishOverrides,
@@ -23,7 +23,9 @@ import { bestCheckpoint, latestCheckpoint, readCheckpointHead, readWeights, save
 import { type Config, readConfig, resolveConfig } from "./config.ts";
 import type { Category } from "./data/coco.ts";
 import { BadInput } from "./errors.ts";
+import { loadPublished } from "./published.ts";
 import { findAsset } from "./teacher.ts";
+import { readWeightFile, type WeightFile } from "./weights.ts";
 
 const WEIGHTS_FORMAT = "wgpu-wish model 1";
 
@@ -65,7 +67,7 @@ export async function newModel(
   const { backboneWeights, weights } = config.model;
   if (backboneWeights) {
     const path = findAsset(backboneWeights);
-    const { weights: tensors } = await readWeights(gpu, path);
+    const { tensors } = await readWeightFile(path, "weights of a pre-trained backbone (model.backboneWeights)");
     try {
       loadBackbone(model.backbone, tensors);
     } catch (cause) {
@@ -75,8 +77,7 @@ export async function newModel(
   }
   if (weights) {
     const path = findAsset(weights);
-    const { weights: tensors } = await readWeights(gpu, path);
-    const { fitting, left } = fit(model, tensors);
+    const { fitting, left } = fit(model, await modelWeights(gpu, path));
     if (fitting.size === 0)
       throw new BadInput(`${path}: no tensor of it fits the model; name weights of this architecture and these sizes`);
     model.loadStateDict(fitting, { strict: false });
@@ -85,6 +86,18 @@ export async function newModel(
     );
   }
   return { model, notes };
+}
+
+/** Weights under this model's names: of a run or alone, or of a Mask2Former that others have trained. */
+async function modelWeights(gpu: Device, path: string): Promise<ReadonlyMap<string, Tensor>> {
+  const read = await readWeightFile(path, "weights of a whole model (model.weights)");
+  const published = !isOwn(read) && isMask2Former(read.tensors.keys());
+  return published ? loadPublished(gpu, read).model.stateDict() : (await readWeights(gpu, path)).weights;
+}
+
+/** Written by this program, convert aside. */
+function isOwn({ metadata }: WeightFile): boolean {
+  return metadata.format?.startsWith("wgpu-wish") === true || metadata.state !== undefined;
 }
 
 function fit(model: Wish, tensors: ReadonlyMap<string, Tensor>): { fitting: Map<string, Tensor>; left: string[] } {
@@ -131,10 +144,15 @@ function inferenceOf({ val: { short, long, topk } }: Config): Inference {
   return { short, long, topk };
 }
 
-/** A model from a checkpoint, from weights written by `exportWeights`, or a Mask2Former of detectron2 or transformers. */
+/** A model from a checkpoint, from weights written by `exportWeights`, or a Mask2Former that others have trained. */
 export async function loadTrained(gpu: Device, path: string): Promise<Trained> {
-  const { weights, metadata, file, family } = await readWeights(gpu, path);
-  if (family === "mask2former") return foreign(gpu, weights, file);
+  const read = await readWeightFile(path, "a checkpoint, or weights of a segmentation model");
+  const { file } = read;
+  if (!isOwn(read)) {
+    const published = loadPublished(gpu, read);
+    return { ...published, config: undefined, inference: undefined, file, step: undefined, kinds: [] };
+  }
+  const { weights, metadata } = await readWeights(gpu, path);
   let sizes: WishConfig;
   let categories: Category[];
   let step: number | undefined;
@@ -147,8 +165,6 @@ export async function loadTrained(gpu: Device, path: string): Promise<Trained> {
     kinds = parsed(file, metadata.kinds ?? "[]");
     if (metadata.inference) inference = parsed(file, metadata.inference);
   } else {
-    if (!metadata.state)
-      throw new BadInput(`${file}: is neither a checkpoint nor a model written by wgpu-wish; expected one of them`);
     const { state, config: saved } = await readCheckpointHead(file);
     ({ sizes, categories, step, kinds } = state as unknown as {
       sizes: WishConfig;
@@ -172,18 +188,6 @@ export async function loadTrained(gpu: Device, path: string): Promise<Trained> {
   }
   model.eval();
   return { model, categories, config, inference, file, step, kinds };
-}
-
-/** A Mask2Former that others have trained; what its classes are called its weights do not tell. */
-function foreign(gpu: Device, weights: ReadonlyMap<string, Tensor>, file: string): Trained {
-  let model: Wish;
-  try {
-    model = loadMask2Former(gpu, weights);
-  } catch (cause) {
-    throw new BadInput(`${file}: ${(cause as Error).message}`);
-  }
-  const categories = Array.from({ length: model.config.classes }, (_, i) => ({ id: i + 1, name: `class ${i + 1}` }));
-  return { model, categories, config: undefined, inference: undefined, file, step: undefined, kinds: [] };
 }
 
 /** Writes a model's weights alone with all that is needed to use them. */

@@ -2,7 +2,21 @@
 import type { Shape } from "../shape.ts";
 import { fill, type Tensor } from "../tensor.ts";
 
+let skipping = false;
+
+/** Makes modules whose weights are set next: nothing is drawn for them, so that they hold anything until then. */
+export function undrawn<T>(make: () => T): T {
+  const before = skipping;
+  skipping = true;
+  try {
+    return make();
+  } finally {
+    skipping = before;
+  }
+}
+
 function draw(x: Tensor, next: () => number): Tensor {
+  if (skipping) return x;
   x.device.upload(x, Float32Array.from({ length: x.size }, next));
   return x;
 }

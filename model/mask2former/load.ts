@@ -1,5 +1,5 @@
 // A trained Mask2Former (detectron2's or transformers' checkpoint, ResNet or Swin backbone) -> a model of the sizes that its tensors tell.
-import type { Device } from "../../engine/index.ts";
+import { type Device, nn } from "../../engine/index.ts";
 import type { BackboneConfig, WishConfig } from "../config.ts";
 import type { ResNetDepth } from "../resnet.ts";
 import { loadNamed, type Named, type Source, shapesOf } from "../weights/renaming.ts";
@@ -21,7 +21,8 @@ export function loadMask2Former(
   { heads = 8 }: { heads?: number } = {},
 ): Wish {
   const named = mask2FormerKeys(state.keys());
-  const model = new Wish(gpu, sizesOf(named, state, heads));
+  const sizes = sizesOf(named, state, heads);
+  const model = nn.init.undrawn(() => new Wish(gpu, sizes));
   loadNamed(model, named, state);
   return model.eval();
 }

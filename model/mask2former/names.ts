@@ -82,14 +82,39 @@ const TABLES: readonly (readonly Rule[])[] = [
   ),
 ];
 
-/** What belongs to training, is made anew, or is never used. */
+/** What belongs to training, is made anew, or is never used; behind the wrapper. */
 const UNUSED =
   /^criterion\.|\.num_batches_tracked$|^pixel_(mean|std)$|\.relative_position_index$|^(model\.)?pixel_level_module\.encoder\.(swin\.|model\.)?layernorm\./;
 
+/** Keys that no other model has. */
+const OWN = /^sem_seg_head\.(predictor|pixel_decoder)\.|^(model\.)?(transformer_module|pixel_level_module)\./;
+
+/** What DataParallel, torch.compile and the like put in front of every key. */
+function wrapperOf(keys: readonly string[]): string {
+  const wrappers = ["module.", "_orig_mod.", "model.module.", "model."];
+  return wrappers.find((wrapper) => keys.length > 0 && keys.every((key) => key.startsWith(wrapper))) ?? "";
+}
+
+export function isMask2Former(keys: Iterable<string>): boolean {
+  const all = [...keys];
+  const wrapper = wrapperOf(all);
+  return all.some((key) => OWN.test(key.slice(wrapper.length)));
+}
+
+/** Keys that the model does not need. */
+export function mask2FormerUnused(keys: Iterable<string>): string[] {
+  const all = [...keys];
+  const wrapper = wrapperOf(all);
+  return all.filter((key) => UNUSED.test(key.slice(wrapper.length)));
+}
+
 /** Our names of a checkpoint's keys; what no model needs is left out. */
 export function mask2FormerKeys(keys: Iterable<string>): Named {
-  const used = [...keys].filter((key) => !UNUSED.test(key));
-  return nameKeys(used, TABLES, (name) => /^(backbone|sem_seg_head\.(pixel_decoder|predictor))\./.test(name));
+  const all = [...keys];
+  const wrapper = wrapperOf(all);
+  const used = all.filter((key) => !UNUSED.test(key.slice(wrapper.length)));
+  const tables = wrapper === "" ? TABLES : TABLES.map((rules) => below(wrapper, "", [...rules, ["*", "*"]]));
+  return nameKeys(used, tables, (name) => /^(backbone|sem_seg_head\.(pixel_decoder|predictor))\./.test(name));
 }
 
 /** A Mask2Former state under detectron2's names, parts of one tensor joined. */

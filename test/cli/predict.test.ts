@@ -1,0 +1,112 @@
+// predict and convert with a Mask2Former as transformers saves one: the recorded model of test/parity/make_swin.py in a folder.
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { encodeSafetensors, type FileTensor, fileNumbers, parseSafetensors } from "../../engine/index.ts";
+import { writePng } from "../../train/data/image.ts";
+import { BadInput } from "../../train/errors.ts";
+import { loadTrained } from "../../train/models.ts";
+import { testDevice } from "../device.ts";
+import { wish } from "./run.ts";
+
+const test = suite("cli predict");
+const folder = mkdtempSync(join(tmpdir(), "cli-predict-"));
+const at = (...names: string[]) => join(folder, ...names);
+const read = (path: string | URL) => parseSafetensors(new Uint8Array(readFileSync(path))).tensors;
+const fixture = read(new URL("../parity/mask2former-swin.safetensors", import.meta.url));
+const weights = new Map(
+  [...fixture].flatMap(([key, x]) => (key.startsWith("weights.") ? [[key.slice(8), x] as const] : [])),
+);
+
+/** A folder as save_pretrained writes it. */
+function save(name: string, tensors: ReadonlyMap<string, FileTensor>, labels: readonly string[]): void {
+  mkdirSync(at(name));
+  writeFileSync(at(name, "model.safetensors"), encodeSafetensors(tensors, { format: "pt" }));
+  writeFileSync(at(name, "config.json"), JSON.stringify({ id2label: Object.fromEntries(labels.entries()) }));
+}
+
+test.before(async () => {
+  save("named", weights, ["ant", "bee", "cow"]);
+  save("unnamed", weights, ["LABEL_0", "LABEL_1", "LABEL_2"]);
+  const { data, shape } = { data: fileNumbers(fixture.get("input")!), shape: fixture.get("input")!.shape };
+  const [, , height, width] = shape as [number, number, number, number];
+  const rgb = Uint8Array.from(
+    { length: height * width * 3 },
+    (_, i) => data[(i % 3) * height * width + Math.floor(i / 3)]!,
+  );
+  await writePng(at("image.png"), { width, height, data: rgb });
+});
+test.after(() => rmSync(folder, { recursive: true }));
+
+const predict = (checkpoint: string, ...rest: string[]) =>
+  wish(["predict", "--checkpoint", checkpoint, at("image.png"), "--short", "60", "--score", "0", "--json", ...rest]);
+
+test("predict segments with a published model, names its classes, and dumps what transformers computes", async () => {
+  const done = await predict(at("named"), "--out", at("out"), "--dump", at("dump.safetensors"));
+  assert.is(done.code, 0, done.stderr);
+  const [{ instances }] = JSON.parse(done.stdout).images;
+  assert.ok(instances.length > 3);
+  for (const { category, categoryId, mask } of instances) {
+    assert.is(category, ["ant", "bee", "cow"][categoryId - 1]);
+    assert.ok(existsSync(mask));
+  }
+  const dump = read(at("dump.safetensors"));
+  assert.equal([...dump.keys()].sort(), ["class_logits", "mask_logits"]);
+  for (const [name, recorded, shape] of [
+    ["class_logits", "image.class", [1, 6, 4]],
+    ["mask_logits", "image.mask", [1, 6, 16, 24]],
+  ] as const) {
+    assert.equal(dump.get(name)!.shape, shape);
+    const got = fileNumbers(dump.get(name)!);
+    const want = fileNumbers(fixture.get(recorded)!).subarray(0, got.length); // the first image of the recorded batch
+    const worst = Math.max(...got.map((v, i) => Math.abs(v - want[i]!)));
+    assert.ok(worst < 1e-3, `${name}: off by ${worst}`);
+  }
+});
+
+test("convert keeps such a model under detectron2's names, and predict takes it; classes without names are numbered", async () => {
+  const converted = await wish(["convert", at("unnamed", "model.safetensors"), at("m2f.safetensors")]);
+  assert.is(converted.code, 0, converted.stderr);
+  assert.ok(read(at("m2f.safetensors")).has("backbone.layers.0.blocks.1.attn.qkv.weight"));
+  for (const checkpoint of [at("m2f.safetensors"), at("unnamed")]) {
+    const done = await predict(checkpoint, "--out", at("out2"));
+    assert.is(done.code, 0, done.stderr);
+    const [{ instances }] = JSON.parse(done.stdout).images;
+    for (const { category, categoryId } of instances) assert.is(category, `class ${categoryId}`);
+  }
+});
+
+test("a checkpoint that lacks a tensor, has one too many or another model's is refused in a line with its name", async () => {
+  const key = "model.transformer_module.decoder.layers.0.self_attn.v_proj.bias";
+  const cases = {
+    missing: [new Map([...weights].filter(([name]) => name !== key)), /1 missing \(model\.\S+\.v_proj\.bias\)/],
+    spare: [new Map([...weights, ["spare.weight", weights.get(key)!]]), /1 unexpected \(spare\.weight\)/],
+    shape: [
+      new Map([...weights, [key, weights.get("class_predictor.bias")!]]),
+      /1 misshaped \(model\.\S+\.v_proj\.bias is \(4\), not \(32\)\)/,
+    ],
+    other: [new Map([["conv1.weight", weights.get(key)!]]), /holds no Mask2Former/],
+  } as const;
+  const gpu = await testDevice();
+  for (const [name, [tensors, reason]] of Object.entries(cases)) {
+    const path = at(`${name}.safetensors`);
+    writeFileSync(path, encodeSafetensors(new Map(tensors)));
+    const error = await loadTrained(gpu, path).then(
+      () => undefined,
+      (thrown: Error) => thrown,
+    );
+    assert.ok(error instanceof BadInput, `${name}: ${error}`);
+    assert.ok(error.message.startsWith(`${path}: `) && reason.test(error.message), error.message);
+    assert.not.match(error.message, /\n/);
+  }
+  const refused = await predict(at("missing.safetensors"), "--out", at("never"));
+  assert.is(refused.code, 2);
+  assert.is(refused.stderr.trim().split("\n").length, 1, refused.stderr);
+  assert.not.ok(existsSync(at("never")));
+  const sam = await predict(at("named"), "--out", at("never"), "--inference", "sam");
+  assert.is(sam.code, 2, sam.stderr);
+});
+
+test.run();
