@@ -57,6 +57,8 @@ export async function trainStep(
     const values: Tensor[] = [];
     for (const [micro, samples] of batches.entries()) {
       const random = new Random(config.seed).fork(`step ${step}.${micro}`);
+      // Layers that draw, as stochastic depth does, draw the same whether or not the run was interrupted before this step.
+      trainer.gpu.manualSeed(random.fork("layers").bits());
       const { terms, counts } = await lossTerms(trainer, samples, step, random);
       for (const [name, count] of Object.entries(counts)) report[name] = (report[name] ?? 0) + count;
       if (terms.size === 0) continue;

@@ -36,6 +36,16 @@ test("a resumed run goes on bit for bit, in its weights and its diary", async ()
   assert.is(terms("whole").length, 4);
 });
 
+test("a Swin whose blocks are left out by chance goes on bit for bit, too", async () => {
+  const backbone = "{kind: swin, embedDim: 8, depths: [1, 1, 1, 1], heads: [1, 1, 2, 2], window: 4, dropPath: 0.8}";
+  const settings = [`model.backbone=${backbone}`, "val.annotations="];
+  const whole = await train(gpu, config("swin-whole", settings), { display: silent });
+  await train(gpu, config("swin-parts", settings), { display: silent, enough: (step) => step === 2 });
+  const resumed = await train(gpu, config("swin-parts", settings), { display: silent, resume: true });
+  const [want, got] = [await values(whole.model.namedTensors()), await values(resumed.model.namedTensors())];
+  for (const [name, x] of want) assert.equal(got.get(name), x, name);
+});
+
 test("the run's folder holds what the contract names", async () => {
   const run = join(folder, "whole");
   for (const file of [
