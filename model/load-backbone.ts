@@ -47,10 +47,6 @@ export function loadBackbone(backbone: Backbone, state: ReadonlyMap<string, Sour
     [[`${prefix}*`, "*"]] satisfies Rule[],
     ...libraries.map((rules) => below(prefix, "", rules)),
   ]);
-  loadNamed(
-    backbone,
-    nameKeys(keys, tables, (name) => own.has(name)),
-    state,
-    OPTIONAL,
-  );
+  const named = nameKeys(keys, tables, (name) => own.has(name));
+  loadNamed(backbone, named, state, { what: "backbone", optional: OPTIONAL });
 }

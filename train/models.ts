@@ -71,7 +71,7 @@ export async function newModel(
     try {
       loadBackbone(model.backbone, tensors);
     } catch (cause) {
-      throw new BadInput(`${path}: does not fit the backbone: ${(cause as Error).message}`);
+      throw new BadInput(`${path}: ${(cause as Error).message}`);
     }
     notes.push(`backbone from ${path}`);
   }

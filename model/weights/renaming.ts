@@ -114,7 +114,7 @@ export function loadNamed(
   module: nn.Module,
   named: Named,
   state: ReadonlyMap<string, Source>,
-  optional?: RegExp,
+  { what = "model", optional }: { what?: string; optional?: RegExp } = {},
 ): void {
   const own = module.stateDict();
   const expected: Shapes = new Map();
@@ -132,7 +132,7 @@ export function loadNamed(
       .map((key) => [key, state.get(key)!]),
   );
   const difference = describe(compareTensors(expected, given));
-  if (difference) throw new CheckpointError(`the weights do not fit the model: ${difference}`);
+  if (difference) throw new CheckpointError(`the weights do not fit the ${what}: ${difference}`);
   for (const [name, x] of own) {
     const keys = named.parts.get(name);
     if (!keys) continue;
