@@ -1,7 +1,7 @@
 /** A model's results on a data set with masks: predictions image by image, COCO's metrics over them, pictures of the first ones. */
 import { join } from "node:path";
 import { type Device, noGrad, scope } from "../engine/index.ts";
-import { instancesOf, type Instance as Predicted, predictWithSam, type Wish } from "../model/index.ts";
+import { instancesOf, type Instance as Predicted, predictWithSam, type Wish, type WishOutput } from "../model/index.ts";
 import { prepareImage } from "../model/sam/index.ts";
 import {
   type Category,
@@ -31,6 +31,8 @@ export interface InferenceOptions {
   score?: number;
   /** Given: masks are drawn by SAM's decoder from the predicted latents (variant b). `recentre`: see SamPredictOptions. */
   sam?: { teacher: Teacher; kind: "point" | "box"; recentre: boolean };
+  /** Given what the model says of an image, before it becomes instances; not where SAM draws them. */
+  onOutput?: (output: WishOutput) => Promise<void>;
 }
 
 /** Instances of one image, in its own pixels, by falling score. */
@@ -42,6 +44,7 @@ export async function segment(gpu: Device, model: Wish, image: Image, options: I
     const input = imageTensor(gpu, [sample]);
     if (!options.sam) {
       const output = noGrad(() => model.forward(input));
+      await options.onOutput?.(output);
       return instancesOf(output, input, { original, topk, score });
     }
     const { teacher, kind, recentre } = options.sam;

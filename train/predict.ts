@@ -1,7 +1,7 @@
 /** A trained model on the user's images: overlays, masks of each instance, COCO results, and the raw outputs for comparisons. */
 import { basename, dirname, extname, join } from "node:path";
 import { type Device, encode, F, noGrad, scope, type Tensor } from "../engine/index.ts";
-import { maskLogits, type Wish } from "../model/index.ts";
+import { maskLogits, type Wish, type WishOutput } from "../model/index.ts";
 import { readImage, writeMaskPng, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
 import { evalSample } from "./data/loader.ts";
@@ -43,10 +43,14 @@ export async function predictImages(
   const names = distinctNames(paths);
   const predicted: PredictedImage[] = [];
   const results: ReturnType<typeof resultsOf> = [];
+  let raw: Uint8Array | undefined;
+  const onOutput = async (output: WishOutput): Promise<void> => {
+    raw = await encodeOutput(output, paths[0]!);
+  };
   for (const [i, path] of paths.entries()) {
     if (signal?.aborted) break;
     const image = await readImage(path);
-    const found = await segment(gpu, model, image, options);
+    const found = await segment(gpu, model, image, { ...options, ...(options.dump ? { onOutput } : {}) });
     const name = names[i]!;
     const overlay = join(out, `${name}.png`);
     await writePng(overlay, drawOverlay(image, predictionOverlay(found, categories, options.score ?? 0.3)));
@@ -68,10 +72,11 @@ export async function predictImages(
     onImage?.(i + 1, paths.length);
   }
   await writeWhole(join(out, "results.json"), JSON.stringify(resultsDocument(results)));
-  if (options.dump) await writeWhole(options.dump, await rawOutputs(gpu, model, paths[0]!, options));
+  if (options.dump) await writeWhole(options.dump, raw ?? (await rawOutputs(gpu, model, paths[0]!, options)));
   return predicted;
 }
 
+/** The raw outputs of a model whose masks SAM drew, so that they were not at hand. */
 async function rawOutputs(
   gpu: Device,
   model: Wish,
@@ -79,18 +84,24 @@ async function rawOutputs(
   { short, long }: InferenceOptions,
 ): Promise<Uint8Array> {
   const sample = await evalSample(await readImage(path), { short, long });
-  return scope(async () => {
-    const { predictions, cam } = noGrad(() => model.forward(imageTensor(gpu, [sample])));
-    const last = predictions.at(-1)!;
-    const { classLogits, promptLatents } = last;
-    const tensors = new Map<string, Tensor>([
-      ["class_logits", classLogits],
-      ["mask_logits", noGrad(() => maskLogits(last))],
-    ]);
-    if (promptLatents) tensors.set("prompt_latents", promptLatents);
-    if (cam) tensors.set("cam", F.detach(cam));
-    return encode(tensors, { image: path });
-  });
+  return scope(() =>
+    encodeOutput(
+      noGrad(() => model.forward(imageTensor(gpu, [sample]))),
+      path,
+    ),
+  );
+}
+
+function encodeOutput({ predictions, cam }: WishOutput, image: string): Promise<Uint8Array> {
+  const last = predictions.at(-1)!;
+  const { classLogits, promptLatents } = last;
+  const tensors = new Map<string, Tensor>([
+    ["class_logits", classLogits],
+    ["mask_logits", noGrad(() => maskLogits(last))],
+  ]);
+  if (promptLatents) tensors.set("prompt_latents", promptLatents);
+  if (cam) tensors.set("cam", F.detach(cam));
+  return encode(tensors, { image });
 }
 
 /** Images of one name in different folders must not overwrite each other. */
