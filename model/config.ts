@@ -2,7 +2,7 @@
 // Where the WISH paper leaves a choice open, the option says which reading is the default and why.
 import type { FeatureName, OutputStride } from "./backbone.ts";
 import type { MobileNetNorm } from "./mobilenet.ts";
-import type { ResNetDepth, ResNetNorm } from "./resnet.ts";
+import type { ResNetDepth, ResNetNorm, ResNetSizes } from "./resnet.ts";
 import type { SwinSizes } from "./swin.ts";
 
 export type BackboneConfig =
@@ -13,6 +13,8 @@ export type BackboneConfig =
       outputStride: OutputStride /** Stem channels, 64. */;
       width: number;
     }
+  /** Any residual network, its blocks spelt out. */
+  | ({ kind: "residual" } & ResNetSizes)
   | { kind: "mobilenetV2"; width: number; norm: MobileNetNorm; outputStride: OutputStride }
   | {
       kind: "swin";

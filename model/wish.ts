@@ -7,7 +7,7 @@ import { type BackboneConfig, PROMPT_TOKENS, type PromptMode, type WishConfig } 
 import { MaskedTransformerDecoder, type Prediction } from "./mask2former/decoder.ts";
 import { MSDeformAttnPixelDecoder } from "./mask2former/pixel-decoder.ts";
 import { MobileNetV2 } from "./mobilenet.ts";
-import { miniNet, resNet } from "./resnet.ts";
+import { miniNet, ResNet, resNet } from "./resnet.ts";
 import { SwinTransformer } from "./swin.ts";
 
 export interface WishOutput {
@@ -107,6 +107,8 @@ function makeBackbone(gpu: Device, config: BackboneConfig): Backbone {
   switch (config.kind) {
     case "resnet":
       return resNet(gpu, config.depth, config);
+    case "residual":
+      return new ResNet(gpu, config);
     case "mobilenetV2":
       return new MobileNetV2(gpu, config);
     case "swin":
@@ -115,7 +117,7 @@ function makeBackbone(gpu: Device, config: BackboneConfig): Backbone {
       return miniNet(gpu, config);
     default:
       throw new Error(
-        `Wish: backbone.kind must be resnet, swin, mobilenetV2 or mini; got ${(config as { kind: unknown }).kind}`,
+        `Wish: backbone.kind must be resnet, residual, swin, mobilenetV2 or mini; got ${(config as { kind: unknown }).kind}`,
       );
   }
 }

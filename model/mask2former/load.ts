@@ -10,15 +10,18 @@ import { mask2FormerKeys } from "./names.ts";
 const PIXEL = "sem_seg_head.pixel_decoder";
 const QUERY = "sem_seg_head.predictor";
 
+/** Points that a head looks at in each level: 4 in detectron2's and transformers' code, whatever else is set. */
+const POINTS = 4;
+
 /**
- * The model of a checkpoint, with its weights, without prompt head and CAM. `heads` is what shapes do not tell: 8 in every published
- * model. Throws a line with the file's own names where a tensor is missing, left over or of another shape, and where the backbone is
+ * The model of a checkpoint, with its weights, without prompt head and CAM. `heads` is what shapes alone do not tell; by default it follows
+ * from 4 points a head and level, as in every published model. Throws a line with the file's own names where a tensor is missing, left over or of another shape, and where the backbone is
  * neither a ResNet nor a Swin.
  */
 export function loadMask2Former(
   gpu: Device,
   state: ReadonlyMap<string, Source>,
-  { heads = 8 }: { heads?: number } = {},
+  { heads }: { heads?: number } = {},
 ): Wish {
   const named = mask2FormerKeys(state.keys());
   const sizes = sizesOf(named, state, heads);
@@ -28,7 +31,7 @@ export function loadMask2Former(
 }
 
 /** The sizes behind a state. */
-export function mask2FormerConfig(state: ReadonlyMap<string, Source>, heads = 8): WishConfig {
+export function mask2FormerConfig(state: ReadonlyMap<string, Source>, heads?: number): WishConfig {
   return sizesOf(mask2FormerKeys(state.keys()), state, heads);
 }
 
@@ -61,17 +64,18 @@ function shown(named: Named, state: ReadonlyMap<string, Source>): Shown {
   };
 }
 
-function sizesOf(named: Named, state: ReadonlyMap<string, Source>, heads: number): WishConfig {
+function sizesOf(named: Named, state: ReadonlyMap<string, Source>, given: number | undefined): WishConfig {
   const tensors = shown(named, state);
   const { shape, count } = tensors;
   const [queries, hiddenDim] = shape(`${QUERY}.query_feat.weight`) as [number, number];
   const levels = shape(`${QUERY}.level_embed.weight`)[0]!;
   const encoderLayers = `${PIXEL}.transformer.encoder.layers.`;
   const offsets = shape(`${encoderLayers}0.self_attn.sampling_offsets.weight`)[0]!; // heads, levels, points, (x, y)
+  const heads = given ?? offsets / (POINTS * levels * 2);
   const points = offsets / (heads * levels * 2);
-  if (!Number.isInteger(points))
+  if (!Number.isInteger(points) || !Number.isInteger(heads) || hiddenDim % heads !== 0)
     throw new CheckpointError(
-      `${offsets} sampling offsets do not divide into ${heads} heads and ${levels} levels; pass the model's heads`,
+      `${offsets} sampling offsets and ${hiddenDim} channels do not divide into ${heads} heads and ${levels} levels; pass the model's heads`,
     );
   return {
     classes: shape(`${QUERY}.class_embed.weight`)[0]! - 1,
@@ -100,22 +104,25 @@ function backboneOf(tensors: Shown): BackboneConfig {
 }
 
 const DEPTHS: Record<string, ResNetDepth> = {
-  "basic 2,2,2,2": 18,
-  "basic 3,4,6,3": 34,
-  "bottleneck 3,4,6,3": 50,
-  "bottleneck 3,4,23,3": 101,
+  "basic 2,2,2,2 64,128,256,512": 18,
+  "basic 3,4,6,3 64,128,256,512": 34,
+  "bottleneck 3,4,6,3 256,512,1024,2048": 50,
+  "bottleneck 3,4,23,3 256,512,1024,2048": 101,
 };
 
 function resNetOf({ has, shape, count }: Shown): BackboneConfig {
-  const blocks = [2, 3, 4, 5].map((stage) => count(`backbone.res${stage}.`));
-  const bottleneck = has("backbone.res2.0.conv3.weight") || has("backbone.res5.0.conv3.weight");
-  const kind = bottleneck ? "bottleneck" : "basic";
-  const depth = DEPTHS[`${kind} ${blocks}`];
-  if (!depth)
-    throw new CheckpointError(
-      `the backbone's ${kind} blocks ${blocks.join(", ")} are no ResNet-18, -34, -50 or -101; other depths are not supported`,
-    );
-  return { kind: "resnet", depth, norm: "frozenBN", outputStride: 32, width: shape("backbone.stem.conv1.weight")[0]! };
+  const each = <T>(value: (stage: string) => T): [T, T, T, T] =>
+    [2, 3, 4, 5].map((stage) => value(`backbone.res${stage}.`)) as [T, T, T, T];
+  const bottleneck = each((stage) => has(`${stage}0.conv3.weight`)).some(Boolean);
+  const block = bottleneck ? "bottleneck" : "basic";
+  const blocks = each(count);
+  const widths = each((stage) => shape(`${stage}0.${bottleneck ? "conv3" : "conv2"}.weight`)[0]!);
+  const [stem, , kernel] = shape("backbone.stem.conv1.weight") as [number, number, number];
+  if (kernel !== 7) throw new CheckpointError(`the backbone's stem has a kernel of ${kernel}; a ResNet has one of 7`);
+  const depth = stem === 64 ? DEPTHS[`${block} ${blocks} ${widths}`] : undefined;
+  const common = { norm: "frozenBN", outputStride: 32 } as const;
+  if (depth) return { kind: "resnet", depth, width: stem, ...common };
+  return { kind: "residual", block, blocks, widths, stem, stemKind: "7x7", ...common };
 }
 
 function swinOf({ shape, count }: Shown): BackboneConfig {

@@ -1,13 +1,21 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { F, noGrad, scope, type Tensor } from "../../engine/index.ts";
+import { F, nn, noGrad, scope, type Tensor } from "../../engine/index.ts";
 import {
   loadMask2Former,
   mask2FormerConfig,
   mask2FormerNames,
   maskLogits,
   Wish,
+  type WishConfig,
+  wishResNet18,
+  wishResNet34,
   wishResNet50,
+  wishResNet101,
+  wishSwinB,
+  wishSwinL,
+  wishSwinS,
+  wishSwinT,
 } from "../../model/index.ts";
 import { testDevice } from "../device.ts";
 import { distance, readFixture, under } from "./fixture.ts";
@@ -15,9 +23,18 @@ import { distance, readFixture, under } from "./fixture.ts";
 const test = suite("mask2former checkpoints");
 
 const SIZES = wishResNet50(4, {
-  backbone: { kind: "resnet", depth: 18, norm: "frozenBN", outputStride: 32, width: 8 },
+  backbone: {
+    kind: "residual",
+    block: "basic",
+    blocks: [1, 2, 1, 1],
+    widths: [8, 16, 24, 32],
+    stem: 8,
+    stemKind: "7x7",
+    norm: "frozenBN",
+    outputStride: 32,
+  },
   hiddenDim: 32,
-  encoder: { layers: 2, points: 3, ffn: 24 },
+  encoder: { layers: 2, ffn: 24 },
   decoder: { layers: 3, ffn: 40 },
   queries: 6,
   prompt: { mode: "none" },
@@ -71,11 +88,8 @@ test("what is no ResNet or Swin Mask2Former, or not all of one, is refused in a 
     /1 missing \(sem_seg_head.predictor.decoder_norm.bias\)/,
   );
   refused(new Map([...state, ["left.over", gpu.ones([1])]]), /1 unexpected \(left\.over\)/);
-  refused(state, /144 sampling offsets do not divide into 5 heads/, { heads: 5 });
+  refused(state, /192 sampling offsets and 32 channels do not divide into 5 heads/, { heads: 5 });
 
-  const fixture = await readFixture(gpu, "mask2former");
-  const resNet = under(fixture, "weights.");
-  assert.throws(() => loadMask2Former(gpu, resNet, { heads: 4 }), /bottleneck blocks 1, 2, 1, 1 are no ResNet/);
   const swin = under(await readFixture(gpu, "mask2former-swin"), "weights.");
   const layer = "model.transformer_module.decoder.layers.1";
   refused(
@@ -95,6 +109,34 @@ test("what is no ResNet or Swin Mask2Former, or not all of one, is refused in a 
   refused(
     new Map([...swin, [value, gpu.ones([3, 32])]]),
     /1 misshaped \(model\.\S+value\.weight is \(3, 32\), not \(32, 32\)\)$/,
+  );
+});
+
+test("ResNets of the usual depths are told by their depth, others by their blocks", async () => {
+  const gpu = await testDevice();
+  const shapes = (backbone: WishConfig["backbone"]) => {
+    const model = nn.init.undrawn(() => new Wish(gpu, { ...SIZES, backbone }));
+    return mask2FormerConfig(model.stateDict()).backbone;
+  };
+  for (const depth of [18, 34, 50, 101] as const) {
+    const { backbone } = { 18: wishResNet18, 34: wishResNet34, 50: wishResNet50, 101: wishResNet101 }[depth](4);
+    assert.equal(shapes(backbone), { kind: "resnet", depth, norm: "frozenBN", outputStride: 32, width: 64 });
+  }
+  const fixture = await readFixture(gpu, "mask2former");
+  assert.equal(loadMask2Former(gpu, under(fixture, "weights.")).config.backbone, {
+    kind: "residual",
+    block: "bottleneck",
+    blocks: [1, 2, 1, 1],
+    widths: [16, 32, 48, 64],
+    stem: 16,
+    stemKind: "7x7",
+    norm: "frozenBN",
+    outputStride: 32,
+  });
+  for (const preset of [wishSwinT, wishSwinS]) assert.equal(shapes(preset(4).backbone), preset(4).backbone);
+  assert.equal(
+    [wishSwinL, wishSwinB, wishSwinT].map((preset) => preset(80).queries),
+    [200, 100, 100],
   );
 });
 
