@@ -2,6 +2,7 @@
 // a window, a norm for each output. Tokens stay (B, H W, C); keys are detectron2's.
 import { type Device, F, keep, nn, type Tensor } from "../engine/index.ts";
 import { Backbone, type FeatureName, type Features, IMAGENET_PIXELS } from "./backbone.ts";
+import { block, unblocked } from "./blocks.ts";
 import { unflattenGrid } from "./layers.ts";
 import { type WindowGrid, windowGrid } from "./swin-windows.ts";
 
@@ -45,8 +46,8 @@ export class SwinTransformer extends Backbone {
     let at = 0;
     this.layers = depths.map((depth, stage) => {
       const dropPaths = Array.from({ length: depth }, () => (dropPath * at++) / Math.max(last, 1));
-      const block = { dim: width(stage), heads: heads[stage]!, window, dropPaths };
-      return new Stage(gpu, block, stage < 3 ? new PatchMerging(gpu, width(stage)) : undefined);
+      const blockSizes = { dim: width(stage), heads: heads[stage]!, window, dropPaths };
+      return new Stage(gpu, blockSizes, stage < 3 ? new PatchMerging(gpu, width(stage)) : undefined);
     });
     [this.norm0, this.norm1, this.norm2, this.norm3] = [0, 1, 2, 3].map(
       (stage) => new nn.LayerNorm(gpu, width(stage)),
@@ -58,7 +59,8 @@ export class SwinTransformer extends Backbone {
     let { tokens, H, W } = this.#patches(x);
     const features: Partial<Features> = {};
     for (const [stage, { blocks, downsample }] of this.layers.entries()) {
-      for (const block of blocks) tokens = block.forward(tokens, H, W);
+      const [h, w] = [H, W];
+      tokens = unblocked(blocks.reduce((y, each) => block((input) => each.forward(input, h, w), y), tokens));
       features[FEATURES[stage]!] = unflattenGrid(norms[stage]!.forward(tokens), H, W);
       if (!downsample) continue;
       tokens = downsample.forward(tokens, H, W);

@@ -2,7 +2,7 @@
  * How much GPU memory a step will take, told before the first one: the step itself runs on a device that computes nothing and counts what
  * tensors would own.
  */
-import { type Device, optim, scope } from "../engine/index.ts";
+import { type Device, nn, optim, scope } from "../engine/index.ts";
 import { parameterGroups, Wish, type WishConfig } from "../model/index.ts";
 import type { Config } from "./config.ts";
 import type { Sample } from "./data/loader.ts";
@@ -81,7 +81,7 @@ export async function planMemory(
   present: { bytes: number; moments: boolean },
 ): Promise<MemoryPlan> {
   const dry = gpu.dry();
-  const model = new Wish(dry, sizes).train();
+  const model = nn.init.undrawn(() => new Wish(dry, sizes)).train();
   const weights = dry.memory.liveBytes;
   const groups = parameterGroups(model, { lr: 0, weightDecay: 0, backboneMultiplier: 1, camMultiplier: 1 });
   const wish = config.mode === "wish";

@@ -11,6 +11,7 @@ const gpu = await Device.open(); // Nothing else is collected there meanwhile.
 const BACKBONES: BackboneConfig[] = [
   { kind: "mini", widths: [16, 16, 32, 32], blocks: [2, 2, 1, 1], outputStride: 16 },
   { kind: "mobilenetV2", width: 0.25, norm: "folded", outputStride: 32 },
+  { kind: "swin", embedDim: 16, depths: [2, 2, 2, 2], heads: [1, 2, 2, 4], window: 4, dropPath: 0.5 },
 ];
 
 for (const backbone of BACKBONES)
@@ -21,6 +22,7 @@ for (const backbone of BACKBONES)
       const images = F.mul(gpu.rand([2, 3, 64, 96], { seed: 1 }), 255);
       const run = async (memory: BlockMemory, mixed = false) => {
         for (const x of model.parameters()) x.grad = undefined;
+        gpu.manualSeed(4); // stochastic depth
         await gpu.sync();
         gpu.resetHighWater();
         const before = gpu.memory.liveBytes;
