@@ -62,6 +62,9 @@ function mobileNet(keys: RegExp, naming?: MobileNetNaming): Model {
   };
 }
 
+/** One in each block, whoever names it. */
+const SWIN_TABLE = /(^|\.)(attn|attention\.self|attention\.relative_position_bias)\.relative_position_bias_table$/;
+
 /** The first that fits. Keys are the original repositories', of Mask2Former also transformers'. */
 const MODELS: readonly Model[] = [
   {
@@ -87,6 +90,12 @@ const MODELS: readonly Model[] = [
   mobileNet(/^(conv_stem|conv_head|blocks\.\d\.\d\.(conv_(dw|pw|pwl)|bn[123]))\.\w+$/, TIMM_MOBILENET),
   // Numbered layers in TensorFlow's order, as the engine's own has.
   mobileNet(/^\d\d\.(dw)?conv\.\w+$/),
+  {
+    family: "backbone",
+    keys: SWIN_TABLE,
+    name: swinName,
+    unused: /^(swin\.)?(head(\.fc)?|classifier|norm|layernorm)\.(weight|bias)$|\.(relative_position_index|attn_mask)$/,
+  },
 ];
 
 export function kindOf(tensors: Tensors): ModelKind {
@@ -116,6 +125,13 @@ function samName(tensors: Tensors): string {
   const has = (block: number) => tensors.has(`image_encoder.blocks.${block}.attn.qkv.weight`);
   const named = VITS.find(([dim, depth]) => dim === width && has(depth - 1) && !has(depth));
   return named ? named[2] : "SAM (ViT)";
+}
+
+/** A Swin is called after its blocks and the heads of the first. */
+function swinName(tensors: Tensors): string {
+  const heads = [...tensors].flatMap(([key, { shape }]) => (SWIN_TABLE.test(key) ? [shape[1] ?? 0] : []));
+  const names: Record<string, string> = { "12 3": "-T", "24 3": "-S", "24 4": "-B", "24 6": "-L" };
+  return `Swin${names[`${heads.length} ${Math.min(...heads)}`] ?? ""}`;
 }
 
 /** A ResNet is called after its layers with weights: the first, those of the blocks, the classifier. */
