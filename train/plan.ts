@@ -17,7 +17,7 @@ export interface MemoryPlan {
   moments: number;
   /** All else at the moment when a step owns most: what the backward pass needs, and the operation at work. */
   activations: number;
-  /** SAM, and what else is there already. */
+  /** SAM. */
   teacher: number;
   /** Their sum. */
   peak: number;
@@ -44,7 +44,7 @@ export class MemoryWatch {
 
   /** Runs a step; `whole`: it is no step of the warm-up, which takes far less. */
   async around<T>(
-    trainer: Pick<Trainer, "config" | "model" | "optimizer">,
+    trainer: Pick<Trainer, "config" | "model" | "teacher">,
     batches: readonly (readonly Sample[])[],
     whole: boolean,
     step: () => Promise<T>,
@@ -52,9 +52,8 @@ export class MemoryWatch {
     if (this.#compared) return step();
     const gpu = this.#gpu;
     if (!this.#plan) {
-      const { config, model, optimizer } = trainer;
-      const present = { bytes: gpu.memory.liveBytes, moments: optimizer.steps > 0 };
-      this.#plan = await planMemory(gpu, config, model.config, batches, present);
+      const { config, model, teacher } = trainer;
+      this.#plan = await planMemory(gpu, config, model.config, batches, teacher?.bytes ?? 0);
       this.#log(planText(this.#plan));
     }
     if (!whole) return step();
@@ -71,14 +70,14 @@ export class MemoryWatch {
 
 /**
  * @param batches those of one step; how many objects they have matters little, how large they are, much
- * @param present what tensors own now, the model among them, and whether the optimizer has its moments already
+ * @param teacher bytes of SAM's weights
  */
 export async function planMemory(
   gpu: Device,
   config: Config,
   sizes: WishConfig,
   batches: readonly (readonly Sample[])[],
-  present: { bytes: number; moments: boolean },
+  teacher: number,
 ): Promise<MemoryPlan> {
   const dry = gpu.dry();
   const model = nn.init.undrawn(() => new Wish(dry, sizes)).train();
@@ -92,7 +91,9 @@ export async function planMemory(
     optimizer: new optim.AdamW(groups),
     scaler: config.precision === "mixed" ? new optim.GradScaler() : undefined,
     rates: groups.map(() => 0),
-    teacher: wish ? { promptEncoder: () => latents(dry, sizes.prompt.dim), promptPoints: noPoints } : undefined,
+    teacher: wish
+      ? { bytes: 0, promptEncoder: () => latents(dry, sizes.prompt.dim), promptPoints: noPoints }
+      : undefined,
     items: [],
     proxies: [],
     hasTags: false,
@@ -103,7 +104,6 @@ export async function planMemory(
   const { liveBytes, highWaterBytes } = dry.memory;
   const gradients = sum(model.parameters().map((x) => x.grad?.storage.bytes ?? 0));
   const moments = Math.max(0, liveBytes - weights - gradients);
-  const teacher = Math.max(0, present.bytes - weights - (present.moments ? moments : 0));
   const peak = teacher + highWaterBytes;
   return { weights, gradients, moments, activations: peak - teacher - weights - gradients - moments, teacher, peak };
 }

@@ -26,7 +26,7 @@ export interface Trainer {
   /** Each group's rate before the schedule. */
   rates: readonly number[];
   /** Undefined when training from masks. */
-  teacher: Pick<Teacher, "promptEncoder" | "promptPoints"> | undefined;
+  teacher: Pick<Teacher, "bytes" | "promptEncoder" | "promptPoints"> | undefined;
   items: readonly Item[];
   /** SAM's masks of each item's labels. */
   proxies: readonly (readonly SamProxy[] | undefined)[];

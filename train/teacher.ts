@@ -82,6 +82,11 @@ export class Teacher {
     return Math.max(1, Math.min(MOST_PROMPTS, fitting));
   }
 
+  /** GPU memory of its weights. */
+  get bytes(): number {
+    return [...this.sam.namedTensors()].reduce((sum, [, x]) => sum + x.storage.bytes, 0);
+  }
+
   /** Width of its prompt embedding. */
   get promptDim(): number {
     return this.sam.config.promptDim;

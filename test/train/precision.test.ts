@@ -2,7 +2,7 @@
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { optim } from "../../index.ts";
+import { Device, optim } from "../../index.ts";
 import { Loader, weakItems } from "../../train/data/loader.ts";
 import { runsOfMask } from "../../train/data/mask.ts";
 import { readWeak } from "../../train/data/weak.ts";
@@ -96,9 +96,11 @@ for (const settings of [
     const said: string[] = [];
     const all = [...plain, ...settings, "steps=1"];
     if (settings.includes("mode=supervised")) all.push(`data.labels=${scenes.annotations}`, "prompt.mode=none");
-    await train(gpu, config(`plan-${settings.length}${settings[0]?.length}`, all), {
+    const own = await Device.open(); // Without what other tests left to the garbage collector.
+    await train(own, config(`plan-${settings.length}${settings[0]?.length}`, all), {
       display: { ...silent, log: (line) => said.push(line) },
     });
+    await own.close();
     const plan = said.find((line) => line.startsWith("memory plan"));
     assert.match(
       plan ?? "",
