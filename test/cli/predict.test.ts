@@ -66,15 +66,20 @@ test("predict segments with a published model, names its classes, and dumps what
   }
 });
 
-test("convert keeps such a model under detectron2's names, and predict takes it; classes without names are numbered", async () => {
+test("convert keeps such a model under detectron2's names, and both load; classes without names are numbered", async () => {
   const converted = await wish(["convert", at("unnamed", "model.safetensors"), at("m2f.safetensors")]);
   assert.is(converted.code, 0, converted.stderr);
   assert.ok(read(at("m2f.safetensors")).has("backbone.layers.0.blocks.1.attn.qkv.weight"));
+  const gpu = await testDevice();
   for (const checkpoint of [at("m2f.safetensors"), at("unnamed")]) {
-    const done = await predict(checkpoint, "--out", at("out2"));
-    assert.is(done.code, 0, done.stderr);
-    const [{ instances }] = JSON.parse(done.stdout).images;
-    for (const { category, categoryId } of instances) assert.is(category, `class ${categoryId}`);
+    const { categories, model } = await loadTrained(gpu, checkpoint);
+    assert.equal(
+      categories,
+      [1, 2, 3].map((id) => ({ id, name: `class ${id}` })),
+    );
+    const key = "model.transformer_module.queries_features.weight";
+    const queries = model.stateDict().get("sem_seg_head.predictor.query_feat.weight")!;
+    assert.equal(await queries.toArray(), fileNumbers(weights.get(key)!));
   }
 });
 
