@@ -10,8 +10,8 @@ export interface WindowGrid {
   toWindows: Tensor;
   /** For each token of the grid its place among the windows: (H W). */
   toGrid: Tensor;
-  /** Summands of the scores that part what a shift has brought into one window from two edges; none without a shift. */
-  seams(B: number, M: number): { relH?: Tensor; relW?: Tensor };
+  /** Summands of the scores, (B nW, M, N, window), that part what a shift has brought into one window from two edges; none without a shift. */
+  seams(B: number, M: number): { relH: Tensor; relW: Tensor } | undefined;
 }
 
 /** The reference's summand for two tokens that must not see each other. */
@@ -59,7 +59,7 @@ function makeGrid(gpu: Device, H: number, W: number, window: number, shift: numb
     toWindows: keep(gpu.tensor(toWindows, [rows * columns])),
     toGrid: keep(gpu.tensor(toGrid, [H * W])),
     seams(B, M) {
-      if (!relH || !relW) return {};
+      if (!relH || !relW) return undefined;
       const each = (x: Tensor): Tensor =>
         F.reshape(F.expand(x, [B, windows, M, N, window]), [B * windows, M, N, window]);
       return { relH: each(relH), relW: each(relW) };

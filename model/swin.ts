@@ -4,6 +4,7 @@ import { type Device, F, keep, nn, type Tensor } from "../engine/index.ts";
 import { Backbone, type FeatureName, type Features, IMAGENET_PIXELS } from "./backbone.ts";
 import { block, unblocked } from "./blocks.ts";
 import { unflattenGrid } from "./layers.ts";
+import { inPieces } from "./pieces.ts";
 import { type WindowGrid, windowGrid } from "./swin-windows.ts";
 
 export interface SwinSizes {
@@ -130,9 +131,15 @@ class SwinBlock extends nn.Module {
     const { window, shift } = this.#sizes;
     const grid = windowGrid(x.device, H, W, window, shift);
     const h = this.#join(x, this.attn.forward(this.norm1.forward(x), grid));
-    const inner = this.mlp.fc1.forward(this.norm2.forward(h), { activation: "gelu" });
-    if (!this.#drops) return this.mlp.fc2.forward(inner, { residual: h });
-    return this.#join(h, this.mlp.fc2.forward(inner));
+    const C = h.shape[2]!;
+    const rows = F.reshape(h, [-1, C]);
+    const residual = !this.#drops;
+    const branch = inPieces(rows, MLP_RATIO * C * 4, (piece) => {
+      const inner = this.mlp.fc1.forward(this.norm2.forward(piece), { activation: "gelu" });
+      return this.mlp.fc2.forward(inner, residual ? { residual: piece } : {});
+    });
+    const y = F.reshape(branch, h.shape);
+    return residual ? y : this.#join(h, y);
   }
 
   get #drops(): boolean {
@@ -174,16 +181,25 @@ class WindowAttention extends nn.Module {
     const M = this.#heads;
     const { windows, length: N } = grid;
     const inWindows = F.reshape(F.indexSelect(x, 1, grid.toWindows), [B * windows, N, C]);
-    const packed = F.reshape(this.qkv.forward(inWindows), [B * windows, N, 3, M, C / M]);
-    const qkv = F.permute(packed, [2, 0, 3, 1, 4]); // (3, B nW, M, N, D)
-    const [q, k, v] = [0, 1, 2].map((i) => F.reshape(F.slice(qkv, 0, i, i + 1), [B * windows, M, N, C / M])) as [
-      Tensor,
-      Tensor,
-      Tensor,
-    ];
     const mask = F.permute(F.embedding(this.#offsets, this.relative_position_bias_table), [2, 0, 1]); // (M, N, N)
-    const y = F.scaledDotProductAttention(q, k, v, { mask, ...grid.seams(B, M) });
-    const tokens = F.reshape(F.permute(y, [0, 2, 1, 3]), [B, windows * N, C]);
+    const seams = grid.seams(B, M);
+    const attended = inPieces(inWindows, N * 3 * C * 4, (piece, first) => {
+      const count = piece.shape[0]!;
+      const packed = F.reshape(this.qkv.forward(piece), [count, N, 3, M, C / M]);
+      const qkv = F.permute(packed, [2, 0, 3, 1, 4]); // (3, count, M, N, D)
+      const [q, k, v] = [0, 1, 2].map((i) => F.reshape(F.slice(qkv, 0, i, i + 1), [count, M, N, C / M])) as [
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
+      const part = seams && {
+        relH: F.slice(seams.relH, 0, first, first + count),
+        relW: F.slice(seams.relW, 0, first, first + count),
+      };
+      const y = F.scaledDotProductAttention(q, k, v, { mask, ...part });
+      return F.reshape(F.permute(y, [0, 2, 1, 3]), [count, N, C]);
+    });
+    const tokens = F.reshape(attended, [B, windows * N, C]);
     return F.indexSelect(this.proj.forward(tokens), 1, grid.toGrid);
   }
 }

@@ -1,7 +1,16 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { backward, F, noGrad, scope, type Tensor } from "../../engine/index.ts";
-import { loadBackbone, loadMask2Former, mask2FormerNames, maskLogits, SwinTransformer } from "../../model/index.ts";
+import { backward, F, nn, noGrad, scope, type Tensor } from "../../engine/index.ts";
+import {
+  loadBackbone,
+  loadMask2Former,
+  mask2FormerNames,
+  maskLogits,
+  type SwinSizes,
+  SwinTransformer,
+  wishSwinL,
+} from "../../model/index.ts";
+import { inPieces } from "../../model/pieces.ts";
 import { testDevice } from "../device.ts";
 import { distance, readFixture, roll, under } from "./fixture.ts";
 
@@ -203,6 +212,35 @@ test("an image that a block keeps gets its branches over the chance to be kept",
   );
   const whole = errors.filter((error) => error < 1e-4).length;
   assert.ok(whole > 0 && whole < 8, `${whole} of 8 images kept both branches; errors ${errors}`);
+});
+
+test("work in pieces gives the same values and gradients", async () => {
+  const gpu = await testDevice();
+  const x = gpu.randn([7, 3, 5], { seed: 1, requiresGrad: true });
+  const weight = gpu.randn([4, 5], { seed: 2, requiresGrad: true });
+  const run = async (limit: number) => {
+    x.grad = weight.grad = undefined;
+    const firsts: number[] = [];
+    const layer = (piece: Tensor, first: number): Tensor => {
+      firsts.push(first);
+      return F.tanh(F.linear(piece, weight));
+    };
+    const y = inPieces(x, 60, layer, limit);
+    backward(F.sum(F.mul(y, gpu.randn(y.shape, { seed: 3 }))));
+    return { firsts, numbers: [await y.toArray(), await x.grad!.toArray(), await weight.grad!.toArray()] };
+  };
+  const [whole, pieces] = [await run(1e6), await run(150)];
+  assert.equal([whole.firsts, pieces.firsts], [[0], [0, 2, 4, 6]]);
+  for (const [i, want] of whole.numbers.entries())
+    for (const [j, v] of want.entries()) assert.ok(Math.abs(pieces.numbers[i]![j]! - v) < 1e-5, `${i}, ${j}`);
+});
+
+test("a Swin-L takes 1,024 pixels with what the adapter can bind", async () => {
+  const dry = (await testDevice()).dry();
+  const { backbone } = wishSwinL(80);
+  const model = nn.init.undrawn(() => new SwinTransformer(dry, backbone as SwinSizes));
+  const { res2 } = scope(() => noGrad(() => model.features(dry.zeros([1, 3, 1024, 1024]))));
+  assert.equal(res2.shape, [1, 192, 256, 256]);
 });
 
 test.run();
