@@ -1,6 +1,6 @@
 // What the backward pass keeps of a network's blocks: all that happened inside, or only what went in (Chen et al. 2016, activation
 // checkpointing), in full or half precision. The models say where a block begins and ends, the training loop how it is kept.
-import { checkpoint, F, type Tensor } from "../engine/index.ts";
+import { checkpoint, F, isRecording, scope, type Tensor } from "../engine/index.ts";
 
 export interface BlockMemory {
   /** Keep a block's input alone and compute the block once more in the backward pass: a third more work, for a fraction of the memory. */
@@ -25,6 +25,7 @@ export function keepingBlocks<T>(how: BlockMemory, fn: () => T): T {
 
 /** fn(inputs), computed once more in the backward pass where blocks are. Inputs that need a gradient and are no parameters must be among `inputs`. */
 export function recomputed<I extends Tensor[]>(fn: (...inputs: I) => Tensor, ...inputs: I): Tensor {
+  if (!isRecording()) return scope(() => fn(...inputs)); // Without a backward pass nothing inside is needed any more.
   return memory.checkpoint ? checkpoint(fn as (...inputs: Tensor[]) => Tensor, ...inputs) : fn(...inputs);
 }
 
@@ -33,7 +34,7 @@ export function recomputed<I extends Tensor[]>(fn: (...inputs: I) => Tensor, ...
  * it to all but another block.
  */
 export function block<I extends Tensor[]>(fn: (x: Tensor, ...others: I) => Tensor, x: Tensor, ...others: I): Tensor {
-  if (!memory.checkpoint) return fn(x, ...others);
+  if (!memory.checkpoint || !isRecording()) return isRecording() ? fn(x, ...others) : scope(() => fn(x, ...others));
   const { activations } = memory;
   const stored = (input: Tensor, ...rest: I): Tensor => F.cast(fn(unblocked(input), ...rest), activations);
   return recomputed<[Tensor, ...I]>(stored, x, ...others);

@@ -1,7 +1,7 @@
 // Activation checkpointing of the models' blocks: the same gradients for less memory.
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { autocast, backward, Device, F, scope } from "../../index.ts";
+import { autocast, backward, Device, F, noGrad, scope } from "../../index.ts";
 import { block } from "../../model/blocks.ts";
 import { type BackboneConfig, type BlockMemory, keepingBlocks, maskLogits, Wish, wishMini } from "../../model/index.ts";
 
@@ -71,6 +71,27 @@ for (const backbone of BACKBONES)
       assert.ok(difference(mixedAll.gradients, mixed.gradients) < 5e-3, "in mixed precision");
     });
   });
+
+test("without a gradient, what a block made inside is given back at once", async () => {
+  await scope(async () => {
+    const x = gpu.randn([1, 16, 64, 64], { seed: 1 });
+    const weight = gpu.randn([16, 16, 1, 1], { seed: 2 });
+    const row = (h: typeof x): typeof x =>
+      Array.from({ length: 8 }).reduce((y: typeof x) => block((input) => F.tanh(F.conv2d(input, weight)), y), h);
+    const kept = (run: () => typeof x): number =>
+      scope(() => {
+        const before = gpu.memory.liveBytes;
+        run();
+        return gpu.memory.liveBytes - before;
+      });
+    kept(() => noGrad(() => row(x))); // The convolution's table is made once and stays.
+    assert.is(
+      kept(() => noGrad(() => row(x))),
+      8 * x.size * 4,
+      "one tensor a block",
+    );
+  });
+});
 
 test("a row of blocks keeps half as much where its inputs are stored in half precision", async () => {
   await scope(async () => {
