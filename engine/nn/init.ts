@@ -1,8 +1,32 @@
 /** Initial values, in place, drawn from the device's seeded generator (`gpu.manualSeed`). */
+import type { Device } from "../device.ts";
 import type { Shape } from "../shape.ts";
-import { fill, type Tensor } from "../tensor.ts";
+import { type DType, fill, type Tensor } from "../tensor.ts";
+
+/** What `skip` asks for, while it is at work. */
+let skipping: { dtype: DType } | undefined;
+
+/**
+ * Runs `make`, whose modules get no drawn values: a checkpoint's will take their place, and drawing hundreds of millions takes a while.
+ * The weights that `Module.to` would turn to `dtype` are made of that type, so that memory never holds both.
+ */
+export function skip<T>(make: () => T, { dtype = "f32" }: { dtype?: "f16" | "f32" } = {}): T {
+  const before = skipping;
+  skipping = { dtype };
+  try {
+    return make();
+  } finally {
+    skipping = before;
+  }
+}
+
+/** A weight that only products read, to be drawn. */
+export function weight(gpu: Device, shape: Shape): Tensor {
+  return gpu.empty(shape, skipping);
+}
 
 function draw(x: Tensor, next: () => number): Tensor {
+  if (skipping) return x;
   x.device.upload(x, Float32Array.from({ length: x.size }, next));
   return x;
 }

@@ -1,5 +1,6 @@
 // PyTorch's checkpoint files: the zip archive that torch.save writes since 1.6, and the legacy stream of pickles before it.
-// A tensor is a view of a storage: offset, sizes and strides in elements. Views are checked against their storage and copied out.
+// A tensor is a view of a storage: offset, sizes and strides in elements. Views are checked against their storage; those that are not
+// contiguous are copied out, the others stay views of the file's bytes.
 import type { FileType } from "../../engine/safetensors.ts";
 import { type Known, readPickle } from "./pickle.ts";
 import { CheckpointError, type HostTensor, ITEM_BYTES } from "./tensors.ts";
@@ -254,7 +255,7 @@ function stateDict(root: unknown): Map<unknown, unknown> | undefined {
   return undefined;
 }
 
-/** Copies a view's elements out, row-major. */
+/** A view's elements, row-major. */
 function materialise(
   { storage, offset, shape, strides }: TensorRef,
   name: string,
@@ -292,7 +293,7 @@ function materialise(
     step *= shape[dim]!;
     return fits;
   });
-  if (contiguous) return { dtype, shape, data: source.slice(offset * width, (offset + size) * width) };
+  if (contiguous) return { dtype, shape, data: source.subarray(offset * width, (offset + size) * width) };
   const data = new Uint8Array(size * width);
   const index = new Array<number>(shape.length).fill(0);
   let at = offset;

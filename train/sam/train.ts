@@ -13,7 +13,7 @@ import {
 } from "../checkpoint.ts";
 import { claimRun } from "../claim.ts";
 import { BadInput } from "../errors.ts";
-import { readNamed, writeWhole } from "../files.ts";
+import { readWeightFile, writeWhole } from "../files.ts";
 import { NotFinite } from "../finite.ts";
 import { forgetAfter } from "../metrics.ts";
 import { configText, refuseChanges } from "../settings.ts";
@@ -203,7 +203,8 @@ export async function evaluateOn(sam: Sam, config: SamTrainConfig, scenes: numbe
 
 /** Weights to evaluate or ship: a file, or the last checkpoint of the run. */
 export async function trainedSam(gpu: Device, config: SamTrainConfig): Promise<Sam> {
-  if (config.weights) return loadSam(gpu, await readNamed(config.weights, "weights of a SAM model"), config.weights);
+  if (config.weights)
+    return loadSam(gpu, await readWeightFile(config.weights, "weights of a SAM model"), config.weights);
   const last = latestCheckpoint(config.run);
   if (!last) throw new BadInput(`${config.run}: holds no checkpoint; train first or name weights=FILE`);
   const sam = new Sam(gpu, modelOf(config));
@@ -213,7 +214,7 @@ export async function trainedSam(gpu: Device, config: SamTrainConfig): Promise<S
 
 async function startingModel(gpu: Device, config: SamTrainConfig): Promise<Sam> {
   if (config.weights) {
-    const sam = await loadSam(gpu, await readNamed(config.weights, "weights of a SAM model"), config.weights);
+    const sam = await loadSam(gpu, await readWeightFile(config.weights, "weights of a SAM model"), config.weights);
     sam.freeze(false);
     return sam;
   }
