@@ -23,6 +23,7 @@ export function largestTensor(config: SamConfig, { images = 1, prompts = 1 }: Pa
     ["the image", images * 3 * framed(S) ** 2],
     ["the image embedding", images * C * framed(grid) ** 2],
     ["the mask decoder's upscaled embedding", prompts * (C / 8) * (4 * grid) ** 2],
+    ["the masks", prompts * (decoder.candidates + 1) * (4 * grid) ** 2],
     ["the masks at the input's size", (decoder.candidates + 1) * S * S],
     ...(encoder.kind === "vit" ? vit(encoder, grid, images) : tinyVit(encoder, S, images)),
   ];
