@@ -91,7 +91,11 @@ export const commands: readonly Command[] = [
     name: "sam",
     summary: "segment one image from points and boxes with SAM or MobileSAM",
     options: [
-      { flags: "--checkpoint <file>", help: "original or converted SAM or MobileSAM weights", required: true },
+      {
+        flags: "--checkpoint <file>",
+        help: "original or converted SAM or MobileSAM weights; with --engine onnx the decoder's .onnx",
+        required: true,
+      },
       { flags: "--image <file>", help: "image to segment", required: true },
       {
         flags: "--point <x,y[,0|1]>",
@@ -103,17 +107,27 @@ export const commands: readonly Command[] = [
       { flags: "--single", help: "one mask for each prompt instead of three candidates" },
       {
         flags: "--engine <name>",
-        help: "what computes; this version has one engine",
-        choices: ["webgpu"],
+        help: "what computes: this package's engine, or ONNX Runtime (npm install onnxruntime-node)",
+        choices: ["webgpu", "onnx"],
         default: "webgpu",
       },
+      {
+        flags: "--encoder <file>",
+        help: "with --engine onnx: the image encoder's .onnx, or weights whose encoder this package's engine runs",
+      },
+      { flags: "--half", help: "store the weights in half precision (f16): half the memory, sums in f32" },
       { flags: "--out <dir>", help: "folder for overlay and mask PNGs", required: true },
       { flags: "--dump <file>", help: "write the raw tensors as safetensors" },
     ],
     examples: [
       "wgpu-wish sam --checkpoint mobile_sam.pt --image dog.jpg --point 320,240 --out out",
       "wgpu-wish sam --checkpoint sam_vit_b_01ec64.pth --image dog.jpg --box 40,60,400,380 --single --out out --json",
+      "wgpu-wish sam --checkpoint sam_vit_h_4b8939.pth --half --image dog.jpg --point 320,240 --out out --verbose",
+      "wgpu-wish sam --engine onnx --checkpoint sam_vit_b_decoder.onnx --encoder sam_vit_b_01ec64.pth --image dog.jpg --point 320,240 --out out",
     ],
+    notes:
+      "--engine onnx runs SAM's decoder as segment-anything's export_onnx_model.py writes it; an encoder's .onnx takes normalised pixels (1, 3, S, S). " +
+      "Its --dump is without the prompts' embeddings, which stay inside the export. The most memory that tensors took on the GPU stands in --json and with --verbose.",
     load: () => import("./sam.ts"),
   },
   {
