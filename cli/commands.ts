@@ -206,7 +206,7 @@ export const commands: readonly Command[] = [
   {
     name: "bench",
     summary: "measure kernels and whole steps",
-    args: [["[name...]", "what to measure (default: all)"]],
+    args: [["[name...]", "what to measure (default: all but sam-vit-b, sam-vit-l, sam-vit-h and mobile-sam)"]],
     options: [
       {
         flags: "--compare <engines>",
@@ -215,10 +215,12 @@ export const commands: readonly Command[] = [
       },
     ],
     notes:
-      "A name stands for all that begin with it. Figures are medians of repeats on the adapter that --adapter names.",
+      "A name stands for all that begin with it. Figures are medians of repeats on the adapter that --adapter names. " +
+      "SAM's models take from half a minute to half an hour on a software adapter and are measured only when named: once after a first image, with the most memory that tensors took.",
     examples: [
       "wgpu-wish bench",
       "wgpu-wish bench matmul --json",
+      "wgpu-wish bench sam-vit-b",
       "npm ci --prefix bench --ignore-scripts && npx wgpu-wish bench --compare tfjs,jax-js,onnxruntime",
     ],
     load: () => import("./bench.ts"),

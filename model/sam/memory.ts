@@ -48,12 +48,16 @@ function padded(side: number, window: number): number {
   return window === 0 ? side : Math.ceil(side / window) * window;
 }
 
+/** Scores of an attention, where it works in pieces, are of at most so many numbers (engine/ops/attention-chunked.ts). */
+const SCORES = 2 ** 23;
+
 function vit({ dim, mlp, heads, window }: VitSizes, grid: number, images: number): [string, number][] {
   const tokens = grid * grid;
   return [
     ["queries, keys and values of an attention", images * Math.max(tokens, padded(grid, window) ** 2) * 3 * dim],
     ["the hidden layer of an MLP", images * tokens * mlp],
     ["the relative positions of an attention", images * heads * tokens * grid],
+    ["the scores of an attention", Math.min(SCORES, images * heads * tokens ** 2)],
   ];
 }
 

@@ -293,7 +293,11 @@ function materialise(
     step *= shape[dim]!;
     return fits;
   });
-  if (contiguous) return { dtype, shape, data: source.subarray(offset * width, (offset + size) * width) };
+  if (contiguous) {
+    const view = source.subarray(offset * width, (offset + size) * width);
+    // The legacy format does not align storages; numbers are read fast where they are aligned.
+    return { dtype, shape, data: view.byteOffset % width === 0 ? view : view.slice() };
+  }
   const data = new Uint8Array(size * width);
   const index = new Array<number>(shape.length).fill(0);
   let at = offset;
