@@ -29,6 +29,11 @@ export interface Segmenter {
   close(): Promise<void>;
 }
 
+/** The files that an answer needs, as paths. */
+export function weightFiles({ checkpoint, encoder }: EngineOptions): string[] {
+  return [checkpoint, ...(encoder ? [encoder] : [])].map(findAsset);
+}
+
 /** Checks all files that are named before the image is encoded. */
 export async function openSegmenter(call: Call<EngineOptions>, image: Image): Promise<Segmenter> {
   const { checkpoint, engine, encoder, half } = call.options;

@@ -1,4 +1,5 @@
 /** `sam`: promptable segmentation of one image. */
+import { access } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { encodeSafetensors, type FileTensor, fileTensor } from "../engine/safetensors.ts";
 import type { ImagePrompts } from "../model/sam/index.ts";
@@ -10,7 +11,7 @@ import { writeWhole } from "../train/files.ts";
 import { keepApart } from "../train/folders.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
 import type { Call } from "./command.ts";
-import { type Answer, type EngineOptions, openSegmenter, type Segmenter } from "./sam-engines.ts";
+import { type Answer, type EngineOptions, openSegmenter, type Segmenter, weightFiles } from "./sam-engines.ts";
 import { bytes, table } from "./terminal.ts";
 import type { PointPrompt } from "./values.ts";
 
@@ -43,6 +44,7 @@ export async function run(call: Call<Options>): Promise<void> {
     throw new BadInput("sam: give at least one --point X,Y or --box X0,Y0,X1,Y1");
   const image = await readImage(options.image);
   const prompts = promptsOf(options, image);
+  for (const file of weightFiles(options)) await access(file);
   keepApart(options.out, [options.image]);
   await makeFolder(options.out);
   if (options.dump) await makeFolder(dirname(options.dump));
