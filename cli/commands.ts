@@ -126,7 +126,7 @@ export const commands: readonly Command[] = [
       "wgpu-wish sam --engine onnx --checkpoint sam_vit_b_decoder.onnx --encoder sam_vit_b_01ec64.pth --image dog.jpg --point 320,240 --out out",
     ],
     notes:
-      "--engine onnx runs SAM's decoder as segment-anything's export_onnx_model.py writes it; an encoder's .onnx takes normalised pixels (1, 3, S, S). " +
+      "--engine onnx runs SAM's decoder as segment-anything's export_onnx_model.py writes it, or optimum's prompt_encoder_mask_decoder.onnx, which takes points alone; an encoder's .onnx takes normalised pixels (1, 3, S, S). " +
       "Its --dump is without the prompts' embeddings, which stay inside the export. The most memory that tensors took on the GPU stands in --json and with --verbose.",
     load: () => import("./sam.ts"),
   },

@@ -1,11 +1,12 @@
 /** What can answer `sam`: the WebGPU engine, or ONNX Runtime on an export. */
-import type { Device } from "../index.ts";
+import type { Device, Tensor } from "../index.ts";
 import { type ImagePrompts, loadSam, type PromptedMasks, type Sam, SamPredictor } from "../model/sam/index.ts";
 import { CheckpointError } from "../model/weights/index.ts";
 import type { Image } from "../train/data/image.ts";
 import { BadInput } from "../train/errors.ts";
 import { readWeightFile } from "../train/files.ts";
-import { type Embedding, frameOf, OnnxDecoder, OnnxEncoder } from "../train/sam/onnx.ts";
+import { frameOf, OnnxDecoder, OnnxEncoder } from "../train/sam/onnx.ts";
+import type { Embedding, Values } from "../train/sam/onnx-forms.ts";
 import { findAsset } from "../train/teacher.ts";
 import type { Call } from "./command.ts";
 
@@ -22,7 +23,7 @@ export type Answer = Pick<PromptedMasks, "masks" | "iou" | "lowRes"> &
 
 /** An engine with an image. */
 export interface Segmenter {
-  readonly embedding: Pick<Embedding, "values" | "shape">;
+  readonly embedding: Values;
   predict(prompt: ImagePrompts, multimask: boolean): Promise<Answer>;
   /** What the GPU's tensors took, where one was at work. */
   memory(): { liveBytes: number; highWaterBytes: number } | undefined;
@@ -55,7 +56,7 @@ export async function openSegmenter(call: Call<EngineOptions>, image: Image): Pr
   const predictor = new SamPredictor(sam);
   const embedding = predictor.setImage(image);
   return {
-    embedding: { values: (await embedding.toArray()) as Float32Array, shape: embedding.shape },
+    embedding: await valuesOf(embedding),
     predict: (prompt, multimask) => predictor.predict(prompt, { multimask }),
     memory: () => memoryOf(gpu),
     close: async () => {},
@@ -91,9 +92,16 @@ async function encodeHere(call: Call<EngineOptions>, file: string, image: Image,
   const { gpu, sam } = await load(call, file);
   const { promptDim, grid, imageSize } = sam.config;
   decoder.checkFits([1, promptDim, grid, grid]);
-  const embedding = new SamPredictor(sam).setImage(image);
-  const values = (await embedding.toArray()) as Float32Array;
-  return { embedding: { values, shape: embedding.shape, frame: frameOf(image, imageSize) }, memory: memoryOf(gpu) };
+  const embedding: Embedding = {
+    ...(await valuesOf(new SamPredictor(sam).setImage(image))),
+    positions: await valuesOf(sam.prompt_encoder.densePe()),
+    frame: frameOf(image, imageSize),
+  };
+  return { embedding, memory: memoryOf(gpu) };
+}
+
+async function valuesOf(x: Tensor): Promise<Values> {
+  return { values: (await x.toArray()) as Float32Array, shape: x.shape };
 }
 
 async function load(call: Call<EngineOptions>, name: string): Promise<{ gpu: Device; sam: Sam }> {

@@ -14,13 +14,15 @@ const test = suite("cli sam onnx");
 const folder = mkdtempSync(join(tmpdir(), "sam-onnx-"));
 const at = (name: string) => join(folder, name);
 const fixture = (name: string) => fileURLToPath(new URL(`../parity/${name}`, import.meta.url));
+const [WIDTH, HEIGHT] = [90, 60];
 const DECODER = fixture("sam-decoder.onnx");
 const ENCODER = fixture("sam-encoder.onnx");
 const WEIGHTS = at("weights.safetensors");
 const read = (file: string) => parseSafetensors(new Uint8Array(readFileSync(file))).tensors;
 
 test.before(async () => {
-  await writePng(at("scene.png"), makeScene(5, 1, 90).image);
+  const { data } = makeScene(5, 1, WIDTH).image;
+  await writePng(at("scene.png"), { width: WIDTH, height: HEIGHT, data: data.subarray(0, 3 * WIDTH * HEIGHT) });
   const weights = [...read(fixture("sam-training.safetensors"))].filter(([key]) => key.startsWith("weight/"));
   writeFileSync(WEIGHTS, encodeSafetensors(new Map(weights.map(([key, x]) => [key.slice("weight/".length), x]))));
 });
@@ -33,10 +35,12 @@ interface Entry {
   area: number;
 }
 
+const POINTS = ["--point", "20,30", "--point", "60,10,0"];
+const BOX = ["--box", "5,5,60,55"];
+
 async function segment(out: string, ...args: string[]): Promise<{ masks: Entry[]; dump: Map<string, FileTensor> }> {
-  const prompts = ["--point", "20,30", "--point", "60,10,0", "--box", "5,5,60,70"];
   const files = ["--image", at("scene.png"), "--out", at(out), "--dump", at(`${out}.safetensors`)];
-  const done = await wish(["sam", ...args, ...prompts, ...files, "--json"]);
+  const done = await wish(["sam", ...args, ...POINTS, ...files, "--json"]);
   assert.is(done.code, 0, done.stderr);
   return { masks: JSON.parse(done.stdout).masks, dump: read(at(`${out}.safetensors`)) };
 }
@@ -49,18 +53,26 @@ function near(got: FileTensor | undefined, want: FileTensor | undefined, key: st
   assert.ok(worst <= 1e-3 * spread, `${key}: off by ${worst} where the spread is ${spread}`);
 }
 
-for (const [name, encoder, single] of [
-  ["the encoder's export", ENCODER, []],
-  ["this engine's encoder, a single mask", WEIGHTS, ["--single"]],
+const HUB = fixture("sam-hf.safetensors");
+const HUB_DECODER = fixture("sam-hf-decoder.onnx");
+
+for (const [name, weights, decoder, encoder, more] of [
+  ["segment-anything's decoder and an encoder's export", WEIGHTS, DECODER, ENCODER, BOX],
+  ["segment-anything's decoder after this engine's encoder, a single mask", WEIGHTS, DECODER, WEIGHTS, ["--single"]],
+  ["optimum's decoder and encoder", HUB, HUB_DECODER, fixture("sam-hf-encoder.onnx"), []],
+  ["optimum's decoder after this engine's encoder", HUB, HUB_DECODER, HUB, []],
 ] as const) {
-  test(`both engines agree, ONNX Runtime with ${name}`, async () => {
-    const ours = await segment("ours", "--checkpoint", WEIGHTS, ...single);
-    const onnx = await segment("onnx", "--engine", "onnx", "--checkpoint", DECODER, "--encoder", encoder, ...single);
+  test(`both engines agree on ${name}`, async () => {
+    const ours = await segment("ours", "--checkpoint", weights, ...more);
+    const onnx = await segment("onnx", "--engine", "onnx", "--checkpoint", decoder, "--encoder", encoder, ...more);
     const places = (masks: Entry[]) => masks.map(({ prompt, candidate }) => [prompt, candidate]);
     assert.equal(places(onnx.masks), places(ours.masks));
-    assert.is(onnx.masks.length, single.length > 0 ? 2 : 6);
+    assert.is(onnx.masks.length, more === BOX ? 6 : more.length > 0 ? 1 : 3);
     onnx.masks.forEach(({ area }, i) => {
-      assert.ok(Math.abs(area - ours.masks[i]!.area) <= 0.002 * 90 * 90, `mask ${i}: ${area}, ${ours.masks[i]!.area}`);
+      assert.ok(
+        Math.abs(area - ours.masks[i]!.area) <= 0.002 * WIDTH * HEIGHT,
+        `mask ${i}: ${area}, ${ours.masks[i]!.area}`,
+      );
     });
     for (const key of ["image_embeddings", "low_res_masks", "iou_predictions"])
       near(onnx.dump.get(key), ours.dump.get(key), key);
@@ -69,7 +81,8 @@ for (const [name, encoder, single] of [
 
 test("what does not go together is refused in one line", async () => {
   const refusal = async (...args: string[]) => {
-    const done = await wish(["sam", ...args, "--image", at("scene.png"), "--out", at("out"), "--point", "5,5"]);
+    const prompt = args.includes("--box") ? [] : POINTS;
+    const done = await wish(["sam", ...args, ...prompt, "--image", at("scene.png"), "--out", at("out")]);
     assert.is(done.code, 2, done.stderr);
     assert.is(done.stderr.trim().split("\n").length, 1, done.stderr);
     return done.stderr;
@@ -86,6 +99,7 @@ test("what does not go together is refused in one line", async () => {
     await refusal(...onnx, DECODER, "--encoder", fixture("sam-vit.pt")),
     /takes image embeddings \(1, 16, 8, 8\); the encoder gives \(1, 32, 12, 12\)/,
   );
+  assert.match(await refusal(...onnx, HUB_DECODER, "--encoder", HUB, ...BOX), /takes points alone; give --point/);
   assert.match(await refusal("--checkpoint", DECODER), /sam-decoder\.onnx: .*run as it is by --engine onnx/);
   writeFileSync(at("broken.onnx"), readFileSync(DECODER).subarray(0, 1000));
   assert.match(
