@@ -23,8 +23,8 @@ export interface LoadOptions {
 }
 
 /**
- * A frozen model in evaluation mode. `bytes` in a resizable buffer are given up: they shrink as they go to the GPU. Throws CheckpointError naming the file and what is missing, unexpected or misshaped, and where the
- * model needs a larger tensor than the adapter can bind.
+ * A frozen model in evaluation mode. `bytes` in a resizable buffer are given up: they shrink as they go to the GPU. Throws CheckpointError
+ * naming the file and what is missing, unexpected or misshaped, or which tensor is larger than the adapter can bind.
  */
 export async function loadSam(
   gpu: Device,

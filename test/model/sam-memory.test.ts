@@ -134,6 +134,11 @@ test("SAM's own models fit the binding that WebGPU guarantees; what does not fit
   const gpu = await testDevice();
   const small = { name: gpu.name, gpu: { limits: { maxStorageBufferBindingSize: 2 ** 26 } } } as unknown as Device;
   assert.is(bindingExcess(small, largestTensor(samVitB())), undefined);
+  const tiny = Object.create(gpu, { gpu: { value: { limits: { maxStorageBufferBindingSize: 2 ** 12 } } } }) as Device;
+  const { liveBuffers } = gpu.memory;
+  const refusal = await loadSam(tiny, checkpoint, "sam-vit.pt").catch((error: Error) => error);
+  assert.match((refusal as Error).message, /^sam-vit\.pt: .* takes a tensor of \d+ bytes, more than the 4096 that/);
+  assert.is(gpu.memory.liveBuffers, liveBuffers);
   assert.match(
     bindingExcess(small, largestTensor(samVitH())) ?? "",
     /^the hidden layer of an MLP takes a tensor of 83886080 bytes, more than the 67108864 that .* can bind at once; use/,
