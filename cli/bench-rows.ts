@@ -1,5 +1,6 @@
 /** What `wgpu-wish bench` measures. */
 import { backward, type Device, F, nn, optim, type Tensor } from "../index.ts";
+import { samModels } from "./bench-sam.ts";
 import { wishStep } from "./bench-step.ts";
 import { wishKernels } from "./bench-wish.ts";
 import { type Bench, gradients } from "./bench-work.ts";
@@ -164,4 +165,5 @@ export const benches: readonly Bench[] = [
     note: "a training step of configs/scenes.yaml: 4 scenes of 96 x 96 with boxes",
     prepare: async (gpu) => ({ run: await wishStep(gpu) }),
   },
+  ...samModels,
 ];

@@ -14,6 +14,8 @@ export interface Bench {
   /** Floating-point operations and bytes read and written by one repeat, where they say more than what its kernels tell. */
   flops?: number;
   bytes?: number;
+  /** Takes minutes on a software adapter: measured only when it is named, and its memory is told. */
+  slow?: boolean;
   prepare: (gpu: Device) => Work | Promise<Work>;
 }
 
@@ -56,7 +58,10 @@ interface Times {
   hostShare: number;
 }
 
-/** Repeats for about as long as asked, at least 5 and at most 50 times, after one that compiles. */
+/** More repeats of what takes this long would try the patience of whoever waits. */
+const LONG_MS = 10_000;
+
+/** Repeats for about as long as asked, at least 5 (of what takes long: 1) and at most 50 times, after one that compiles. */
 export async function measure(gpu: Device, work: Work, budgetMs = 500): Promise<Times> {
   let [waited, taken] = [0, 0];
   const once = async (): Promise<number> => {
@@ -73,7 +78,7 @@ export async function measure(gpu: Device, work: Work, budgetMs = 500): Promise<
   const first = await once();
   [waited, taken] = [0, 0];
   const times: number[] = [];
-  for (let total = 0; times.length < 5 || (total < budgetMs && times.length < 50); total += times.at(-1)!)
+  for (let total = 0; total < (times.length < 5 ? LONG_MS : budgetMs) && times.length < 50; total += times.at(-1)!)
     times.push(await once());
   return { first, ms: median(times), hostShare: Math.max(0, 1 - waited / taken) };
 }

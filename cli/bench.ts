@@ -5,7 +5,7 @@ import { firstStep, Peer } from "./bench-peers.ts";
 import { benches } from "./bench-rows.ts";
 import { type Bench, kernelsOf, measure, type Profile } from "./bench-work.ts";
 import type { Call } from "./command.ts";
-import { table } from "./terminal.ts";
+import { bytes as size, table } from "./terminal.ts";
 import type { PeerName } from "./values.ts";
 
 export interface BenchResult {
@@ -42,8 +42,9 @@ export async function run(call: Call<Options>): Promise<void> {
   for (const name of args)
     if (!names.some((known) => known.startsWith(name)))
       throw new BadInput(`bench: there is nothing called ${name}; there are ${names.join(", ")}`);
-  const isAsked = (name: string): boolean => args.length === 0 || args.some((word) => name.startsWith(word));
-  const chosen = benches.filter(({ name }) => isAsked(name));
+  const isAsked = (name: string, slow = false): boolean =>
+    args.length === 0 ? !slow : args.some((word) => name.startsWith(word));
+  const chosen = benches.filter(({ name, slow }) => isAsked(name, slow));
   const gpu = await call.open();
   if (options.compare) {
     // No other engine has those.
@@ -59,11 +60,15 @@ export async function run(call: Call<Options>): Promise<void> {
   let composition = "";
   const bar = terminal.progress(chosen.length, "benches");
   for (const bench of chosen) {
+    gpu.resetHighWater();
     const { times, profile } = await scope(async () => {
       const work = await bench.prepare(gpu);
-      return { times: await measure(gpu, work), profile: await kernelsOf(gpu, work) };
+      const times = await measure(gpu, work);
+      // Of what takes minutes one repeat by the GPU's clock is enough.
+      return { times, profile: await kernelsOf(gpu, work, bench.slow ? 1 : undefined) };
     });
-    const result = resultOf(bench, times, profile, peaks);
+    const memory = bench.slow ? `; at most ${size(gpu.memory.highWaterBytes)} of tensors` : "";
+    const result = resultOf({ ...bench, note: bench.note + memory }, times, profile, peaks);
     results.push(result);
     bar.update(results.length, { ms: times.ms });
     if (bench.name === STEP && profile) composition = describeStep(result, profile, peaks);

@@ -85,7 +85,7 @@ export const commands: readonly Command[] = [
       ["<out>", "safetensors file to write"],
     ],
     notes:
-      "The model is told by its keys: SAM, MobileSAM, Mask2Former, ResNet, MobileNetV2, and what train and sam-train write; of a checkpoint of " +
+      "The model is told by its keys: SAM, MobileSAM, Mask2Former, ResNet, Swin, MobileNetV2, and what train and sam-train write; of a checkpoint of " +
       "theirs the model is kept. Where tensors are missing, left over or of another shape, nothing is written. Other models keep their names.",
     examples: [
       "wgpu-wish convert mobile_sam.pt mobile_sam.safetensors",
@@ -99,7 +99,7 @@ export const commands: readonly Command[] = [
     options: [
       {
         flags: "--checkpoint <file>",
-        help: "original or converted SAM or MobileSAM weights, in any format that convert reads",
+        help: "original or converted SAM or MobileSAM weights, as convert reads them; with --engine onnx the decoder's .onnx",
         required: true,
       },
       { flags: "--image <file>", help: "image to segment", required: true },
@@ -113,17 +113,27 @@ export const commands: readonly Command[] = [
       { flags: "--single", help: "one mask for each prompt instead of three candidates" },
       {
         flags: "--engine <name>",
-        help: "what computes; this version has one engine",
-        choices: ["webgpu"],
+        help: "what computes: this package's engine, or ONNX Runtime (npm install onnxruntime-node)",
+        choices: ["webgpu", "onnx"],
         default: "webgpu",
       },
+      {
+        flags: "--encoder <file>",
+        help: "with --engine onnx: the image encoder's .onnx, or weights whose encoder this package's engine runs",
+      },
+      { flags: "--half", help: "store the weights in half precision (f16): half the memory, sums in f32" },
       { flags: "--out <dir>", help: "folder for overlay and mask PNGs", required: true },
       { flags: "--dump <file>", help: "write the raw tensors as safetensors" },
     ],
     examples: [
       "wgpu-wish sam --checkpoint mobile_sam.pt --image dog.jpg --point 320,240 --out out",
       "wgpu-wish sam --checkpoint sam_vit_b_01ec64.pth --image dog.jpg --box 40,60,400,380 --single --out out --json",
+      "wgpu-wish sam --checkpoint sam_vit_h_4b8939.pth --half --image dog.jpg --point 320,240 --out out --verbose",
+      "wgpu-wish sam --engine onnx --checkpoint sam_vit_b_decoder.onnx --encoder sam_vit_b_01ec64.pth --image dog.jpg --point 320,240 --out out",
     ],
+    notes:
+      "--engine onnx runs SAM's decoder as segment-anything's export_onnx_model.py writes it, or optimum's prompt_encoder_mask_decoder.onnx, which takes points alone; an encoder's .onnx takes normalised pixels (1, 3, S, S). " +
+      "Its --dump is without the prompts' embeddings, which stay inside the export. The most memory that tensors took on the GPU stands in --json and with --verbose.",
     load: () => import("./sam.ts"),
   },
   {
@@ -229,7 +239,7 @@ export const commands: readonly Command[] = [
   {
     name: "bench",
     summary: "measure kernels and whole steps",
-    args: [["[name...]", "what to measure (default: all)"]],
+    args: [["[name...]", "what to measure (default: all but sam-vit-b, sam-vit-l, sam-vit-h and mobile-sam)"]],
     options: [
       {
         flags: "--compare <engines>",
@@ -238,10 +248,12 @@ export const commands: readonly Command[] = [
       },
     ],
     notes:
-      "A name stands for all that begin with it. Figures are medians of repeats on the adapter that --adapter names.",
+      "A name stands for all that begin with it. Figures are medians of repeats on the adapter that --adapter names. " +
+      "SAM's models take from half a minute to half an hour on a software adapter and are measured only when named: once after a first image, with the most memory that tensors took.",
     examples: [
       "wgpu-wish bench",
       "wgpu-wish bench matmul --json",
+      "wgpu-wish bench sam-vit-b",
       "npm ci --prefix bench --ignore-scripts && npx wgpu-wish bench --compare tfjs,jax-js,onnxruntime",
     ],
     load: () => import("./bench.ts"),

@@ -3,7 +3,7 @@ import { existsSync, realpathSync } from "node:fs";
 import { resolve } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { encodeSafetensors, fileTensor } from "../engine/safetensors.ts";
-import { loadMask2Former, mask2FormerUnused, type Wish } from "../model/index.ts";
+import { loadMask2Former, type Wish } from "../model/index.ts";
 import { readSam } from "../model/sam/index.ts";
 import { CheckpointError, checkTensors, type HostTensor, nameTensors } from "../model/weights/index.ts";
 import { BadInput } from "../train/errors.ts";
@@ -95,8 +95,8 @@ async function converted(call: Call, weights: WeightFile): Promise<Converted> {
   const text = { ...metadata, model: kind };
   if (named.family !== "mask2former") return { kind, tensors: merged(named.tensors, spare), metadata: text, unused };
   // Batch norm's counters are left out: detectron2's frozen norms have none.
-  const { tensors, config, left } = await mask2FormerTensors(await call.open(), named.tensors, file);
-  return { kind, tensors, metadata: text, config, unused: [...unused, ...left] };
+  const { tensors, config } = await mask2FormerTensors(await call.open(), named.tensors, file);
+  return { kind, tensors, metadata: text, config, unused };
 }
 
 const merged = (a: Tensors, b: Tensors): Tensors => new Map([...a, ...b]);
@@ -124,19 +124,15 @@ async function mask2FormerTensors(
   gpu: Device,
   found: ReadonlyMap<string, HostTensor>,
   from: string,
-): Promise<{ tensors: Tensors; config: object; left: string[] }> {
+): Promise<{ tensors: Tensors; config: object }> {
   let model: Wish;
   try {
     model = loadMask2Former(gpu, found);
   } catch (error) {
     throw new BadInput(new CheckpointError(`${from}: ${error instanceof Error ? error.message : error}`).message);
   }
-  const tensors: Tensors = new Map();
-  for (const [key, x] of model.stateDict()) tensors.set(key, fileTensor(await x.toArray(), x.shape));
-  const left = mask2FormerUnused(found.keys());
-  // What detectron2's model has, too, though it is made anew or serves the training.
-  for (const key of left) if (/^(criterion|backbone)\./.test(key)) tensors.set(key, found.get(key)!);
-  return { tensors, config: model.config, left };
+  const host = [...model.stateDict()].map(async ([key, x]) => [key, fileTensor(await x.toArray(), x.shape)] as const);
+  return { tensors: new Map(await Promise.all(host)), config: model.config };
 }
 
 interface ModuleRow {

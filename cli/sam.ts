@@ -1,7 +1,8 @@
 /** `sam`: promptable segmentation of one image. */
+import { access } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { encodeSafetensors, type FileTensor, fileTensor } from "../engine/safetensors.ts";
-import { type ImagePrompts, loadSam, type PromptedMasks, SamPredictor } from "../model/sam/index.ts";
+import type { ImagePrompts } from "../model/sam/index.ts";
 import { type Image, readImage, writeMaskPng, writePng } from "../train/data/image.ts";
 import { makeFolder } from "../train/data/json.ts";
 import { encodeMask } from "../train/data/mask.ts";
@@ -9,14 +10,12 @@ import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
 import { keepApart } from "../train/folders.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
-import { findAsset } from "../train/teacher.ts";
-import { readSamFile } from "../train/weights.ts";
 import type { Call } from "./command.ts";
-import { table } from "./terminal.ts";
+import { type Answer, type EngineOptions, openSegmenter, type Segmenter, weightFiles } from "./sam-engines.ts";
+import { bytes, table } from "./terminal.ts";
 import type { PointPrompt } from "./values.ts";
 
-interface Options {
-  checkpoint: string;
+interface Options extends EngineOptions {
   image: string;
   point: PointPrompt[];
   box: [number, number, number, number][];
@@ -45,16 +44,16 @@ export async function run(call: Call<Options>): Promise<void> {
     throw new BadInput("sam: give at least one --point X,Y or --box X0,Y0,X1,Y1");
   const image = await readImage(options.image);
   const prompts = promptsOf(options, image);
-  const checkpoint = findAsset(options.checkpoint);
-  const weights = await readSamFile(checkpoint, "weights of SAM or MobileSAM");
+  for (const file of weightFiles(options)) await access(file);
   keepApart(options.out, [options.image]);
   await makeFolder(options.out);
   if (options.dump) await makeFolder(dirname(options.dump));
-  const gpu = await call.open();
-  const predictor = new SamPredictor(await loadSam(gpu, weights, weights.file));
-  const embedding = predictor.setImage(image);
-  const results: PromptedMasks[] = [];
-  for (const { given } of prompts) results.push(await predictor.predict(given, { multimask: !options.single }));
+  const segmenter = await openSegmenter(call, image);
+  const results: Answer[] = [];
+  for (const { given } of prompts) results.push(await segmenter.predict(given, !options.single));
+  const memory = segmenter.memory();
+  await segmenter.close();
+  if (memory) terminal.detail(`GPU memory: ${bytes(memory.highWaterBytes)} at most`);
 
   const entries = results.flatMap(({ masks, iou }, prompt) =>
     masks[0]!.map((mask, candidate): MaskEntry => {
@@ -64,16 +63,12 @@ export async function run(call: Call<Options>): Promise<void> {
   );
   const files = await writePictures(options.out, image, prompts, results);
   if (options.dump) {
-    const values = (await embedding.toArray()) as Float32Array;
-    await writeWhole(
-      options.dump,
-      encodeSafetensors(dumpOf(results, values, embedding.shape, Boolean(options.single))),
-    );
+    await writeWhole(options.dump, encodeSafetensors(dumpOf(results, segmenter.embedding)));
     files.push(options.dump);
   }
   const rows = entries.map(({ prompt, candidate, iou, area }) => [prompt, candidate, iou.toFixed(3), area]);
   terminal.result(
-    { image: { width: image.width, height: image.height }, masks: entries, files },
+    { image: { width: image.width, height: image.height }, masks: entries, files, ...(memory ? { memory } : {}) },
     `${table(["prompt", "candidate", "predicted IoU", "pixels"], rows)}\n${files.length} files in ${options.out}`,
   );
 }
@@ -111,7 +106,7 @@ async function writePictures(
   out: string,
   image: Image,
   prompts: readonly Prompt[],
-  results: readonly PromptedMasks[],
+  results: readonly Answer[],
 ): Promise<string[]> {
   const files: string[] = [];
   const overlays: Image[] = [];
@@ -130,45 +125,23 @@ async function writePictures(
 }
 
 /** The raw tensors; prompts of fewer tokens are padded with zeros. */
-function dumpOf(
-  results: readonly PromptedMasks[],
-  embedding: Float32Array,
-  shape: readonly number[],
-  single: boolean,
-): Map<string, FileTensor> {
+function dumpOf(results: readonly Answer[], { values, shape }: Segmenter["embedding"]): Map<string, FileTensor> {
   const [, C, h, w] = shape as [number, number, number, number];
   const P = results.length;
-  const M = single ? 1 : results[0]!.iou[0]!.length;
-  const T = Math.max(...results.map(({ tokens }) => tokens));
-  const sparse = new Float32Array(P * T * C);
-  const concat = (pick: (result: PromptedMasks) => ArrayLike<number>) =>
-    Float32Array.from(results.flatMap((result) => Array.from(pick(result))));
-  results.forEach((result, p) => {
-    sparse.set(result.sparse, p * T * C);
-  });
-  return new Map([
-    ["image_embeddings", fileTensor(embedding, shape)],
-    ["sparse_embeddings", fileTensor(sparse, [P, T, C])],
-    [
-      "dense_embeddings",
-      fileTensor(
-        concat(({ dense }) => dense),
-        [P, C, h, w],
-      ),
-    ],
-    [
-      "low_res_masks",
-      fileTensor(
-        concat(({ lowRes }) => lowRes),
-        [P, M, 4 * h, 4 * w],
-      ),
-    ],
-    [
-      "iou_predictions",
-      fileTensor(
-        concat(({ iou }) => iou[0]!),
-        [P, M],
-      ),
-    ],
-  ]);
+  const M = results[0]!.iou[0]!.length;
+  const dump = new Map([["image_embeddings", fileTensor(values, shape)]]);
+  const put = (key: string, shape: number[], pick: (result: Answer) => ArrayLike<number>) => {
+    dump.set(key, fileTensor(Float32Array.from(results.flatMap((result) => Array.from(pick(result)))), shape));
+  };
+  const T = Math.max(...results.map(({ tokens = 0 }) => tokens));
+  if (T > 0) {
+    put("sparse_embeddings", [P, T, C], ({ sparse }) => [
+      ...sparse!,
+      ...new Array<number>(T * C - sparse!.length).fill(0),
+    ]);
+    put("dense_embeddings", [P, C, h, w], ({ dense }) => dense!);
+  }
+  put("low_res_masks", [P, M, 4 * h, 4 * w], ({ lowRes }) => lowRes);
+  put("iou_predictions", [P, M], ({ iou }) => iou[0]!);
+  return dump;
 }

@@ -68,9 +68,9 @@ export class Pool {
   }
 
   allocate(bytes: number): Storage {
-    const size = sizeClass(bytes);
     const limit = this.#device.limits.maxStorageBufferBindingSize;
-    if (size > limit)
+    const size = Math.min(sizeClass(bytes), limit); // A limit need not be a class: 2^31 - 4 is usual.
+    if (bytes > limit)
       throw new Error(
         `engine: a tensor of ${bytes} bytes is larger than the ${limit} bytes that this adapter can bind; use a smaller batch or image, or split the tensor`,
       );

@@ -23,7 +23,7 @@ export {
 export { loadBackbone } from "./load-backbone.ts";
 export { type Masks, maskLogits, type Prediction } from "./mask2former/decoder.ts";
 export { loadMask2Former, mask2FormerConfig } from "./mask2former/load.ts";
-export { isMask2Former, mask2FormerNames, mask2FormerUnused } from "./mask2former/names.ts";
+export { isMask2Former, mask2FormerNames } from "./mask2former/names.ts";
 export { MobileNetV2 } from "./mobilenet.ts";
 export { type GroupOptions, type ParameterGroup, parameterGroups } from "./parameters.ts";
 export {

@@ -1,6 +1,6 @@
 // Layers that several models share: convolution with a norm, multi-layer perceptron, attention with packed projections, sine positions.
 // model/ knows engine/ and nothing else: no files, no losses, no Node. Property names are the checkpoint's keys (detectron2's spelling).
-import { type Device, F, keep, nn, type Tensor } from "../engine/index.ts";
+import { type Device, F, isRecording, keep, nn, scope, type Tensor } from "../engine/index.ts";
 
 /** A normalisation of (B, C, H, W). */
 export interface Norm extends nn.Module {
@@ -181,6 +181,17 @@ export function sinePositions(H: number, W: number, C: number): Float32Array {
     }
   }
   return positions;
+}
+
+/**
+ * One block after another. Without a tape each gives back what it made, its input included, before the next begins: 32 blocks then take no
+ * more memory than one.
+ */
+export function inTurn(blocks: readonly { forward(x: Tensor): Tensor }[], x: Tensor): Tensor {
+  if (isRecording()) return blocks.reduce((y, block) => block.forward(y), x);
+  // A scope owns what comes out of the scope inside it, and frees that at its end.
+  const upTo = (n: number): Tensor => (n === 0 ? x : scope(() => blocks[n - 1]!.forward(upTo(n - 1))));
+  return upTo(blocks.length);
 }
 
 /** (B, C, H, W) -> (B, H W, C) */

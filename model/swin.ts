@@ -227,7 +227,7 @@ class PatchMerging extends nn.Module {
 
 /** Normal with a deviation of 0.02, bias 0: the reference's initial values. */
 function linear(gpu: Device, I: number, O: number, options: { bias?: boolean } = {}): nn.Linear {
-  const layer = nn.init.undrawn(() => new nn.Linear(gpu, I, O, options));
+  const layer = nn.init.skip(() => new nn.Linear(gpu, I, O, options));
   nn.init.truncNormal_(layer.weight, 0, 0.02);
   if (layer.bias) nn.init.zeros_(layer.bias);
   return layer;

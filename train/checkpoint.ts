@@ -26,7 +26,7 @@ import {
   type Tensor,
 } from "../engine/index.ts";
 import { mask2FormerNames } from "../model/index.ts";
-import { type Family, nameTensors } from "../model/weights/index.ts";
+import { nameTensors } from "../model/weights/index.ts";
 import { BadInput } from "./errors.ts";
 import { readNamed, writeWhole } from "./files.ts";
 import { checkFinite, NotFinite } from "./finite.ts";
@@ -211,10 +211,6 @@ export async function saveWeights(
 export interface Weights {
   weights: Map<string, Tensor>;
   metadata: Record<string, string>;
-  /** The file: of a folder the one in it. */
-  file: string;
-  /** What model the keys tell where others have written it. */
-  family?: Family;
 }
 
 /** Weights from a file of weights alone, in any format and from elsewhere, or the model's part of a checkpoint. */
@@ -222,13 +218,12 @@ export async function readWeights(gpu: Device, path: string): Promise<Weights> {
   const { tensors, metadata, file } = await readWeightFile(path, "a file of weights");
   checkWhole(file, { tensors, metadata });
   const { format = "" } = metadata;
-  if (format === FORMAT) return { weights: tensorsUnder(gpu, file, { tensors }, MODEL), metadata, file };
-  if (format.startsWith("wgpu-wish ")) return { weights: tensorsUnder(gpu, file, { tensors }, ""), metadata, file };
+  if (format === FORMAT) return { weights: tensorsUnder(gpu, file, { tensors }, MODEL), metadata };
+  if (format.startsWith("wgpu-wish ")) return { weights: tensorsUnder(gpu, file, { tensors }, ""), metadata };
   const named = await refusing(() => nameTensors(tensors, file));
-  const { family } = named;
   const weights = tensorsUnder(gpu, file, named, "");
-  if (family !== "mask2former") return { weights, metadata, file, family };
-  return { weights: fitted(file, () => mask2FormerNames(weights)), metadata, file, family };
+  if (named.family !== "mask2former") return { weights, metadata };
+  return { weights: fitted(file, () => mask2FormerNames(weights)), metadata };
 }
 
 async function hostTensors(tensors: ReadonlyMap<string, Tensor>, half = false): Promise<Map<string, FileTensor>> {

@@ -3,7 +3,6 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Device, Tensor } from "../engine/index.ts";
 import {
-  isMask2Former,
   loadBackbone,
   Wish,
   type WishConfig,
@@ -88,11 +87,10 @@ export async function newModel(
   return { model, notes };
 }
 
-/** Weights under this model's names: of a run or alone, or of a Mask2Former that others have trained. */
+/** Weights under this model's names: of a run, or of a Mask2Former that others have trained. */
 async function modelWeights(gpu: Device, path: string): Promise<ReadonlyMap<string, Tensor>> {
   const read = await readWeightFile(path, "weights of a whole model (model.weights)");
-  const published = !isOwn(read) && isMask2Former(read.tensors.keys());
-  return published ? loadPublished(gpu, read).model.stateDict() : (await readWeights(gpu, path)).weights;
+  return isOwn(read) ? (await readWeights(gpu, path)).weights : loadPublished(gpu, read).model.stateDict();
 }
 
 /** Written by this program, convert aside. */
@@ -145,14 +143,18 @@ function inferenceOf({ val: { short, long, topk } }: Config): Inference {
 }
 
 /** A model from a checkpoint, from weights written by `exportWeights`, or a Mask2Former that others have trained. */
-export async function loadTrained(gpu: Device, path: string): Promise<Trained> {
-  const read = await readWeightFile(path, "a checkpoint, or weights of a segmentation model");
-  const { file } = read;
-  if (!isOwn(read)) {
-    const published = loadPublished(gpu, read);
-    return { ...published, config: undefined, inference: undefined, file, step: undefined, kinds: [] };
-  }
-  const { weights, metadata } = await readWeights(gpu, path);
+export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
+  const read = await readWeightFile(file, "a checkpoint, or weights of a segmentation model");
+  if (!isOwn(read))
+    return {
+      ...loadPublished(gpu, read),
+      config: undefined,
+      inference: undefined,
+      file,
+      step: undefined,
+      kinds: [],
+    };
+  const { weights, metadata } = await readWeights(gpu, file);
   let sizes: WishConfig;
   let categories: Category[];
   let step: number | undefined;

@@ -80,7 +80,7 @@ export async function planMemory(
   teacher: number,
 ): Promise<MemoryPlan> {
   const dry = gpu.dry();
-  const model = nn.init.undrawn(() => new Wish(dry, sizes)).train();
+  const model = nn.init.skip(() => new Wish(dry, sizes)).train();
   const weights = dry.memory.liveBytes;
   const groups = parameterGroups(model, { lr: 0, weightDecay: 0, backboneMultiplier: 1, camMultiplier: 1 });
   const wish = config.mode === "wish";

@@ -3,10 +3,10 @@ import { existsSync, readdirSync, statSync } from "node:fs";
 import { realpath } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import type { Device } from "../engine/index.ts";
-import { loadSam, readSam, type Sam } from "../model/sam/index.ts";
+import { type LoadOptions, loadSam, readSam, type Sam } from "../model/sam/index.ts";
 import { type Checkpoint, CheckpointError, checkpointParts, readCheckpoint } from "../model/weights/index.ts";
 import { BadInput } from "./errors.ts";
-import { readNamed } from "./files.ts";
+import { readWeightBytes } from "./files.ts";
 
 /** What save_pretrained writes, the usual one first. */
 const IN_FOLDER = [
@@ -28,7 +28,7 @@ export interface WeightFile extends Checkpoint {
 /** Reads weights from a file or folder with all that belongs to it. Throws BadInput in one line; `what` says what was expected there. */
 export async function readWeightFile(path: string, what: string): Promise<WeightFile> {
   const file = fileOf(path, what);
-  const bytes = await readNamed(file, what);
+  const bytes = await readWeightBytes(file, what);
   return refusing(async () => {
     const parts = new Map<string, Uint8Array>();
     for (const name of checkpointParts(bytes, file)) parts.set(name, await readPart(file, name));
@@ -44,14 +44,14 @@ export async function readSamFile(path: string, what: string): Promise<WeightFil
   return weights;
 }
 
-/** A frozen SAM and the bytes that it came from. */
-export async function openSam(
-  gpu: Device,
-  path: string,
-  what: string,
-): Promise<{ sam: Sam; bytes: readonly Uint8Array[] }> {
-  const weights = await readSamFile(path, what);
-  return { sam: await loadSam(gpu, weights, weights.file), bytes: weights.bytes };
+/** A frozen SAM. Its file's bytes are given up: they shrink as they go to the GPU. */
+export function loadSamFile(gpu: Device, weights: WeightFile, options: LoadOptions = {}): Promise<Sam> {
+  return refusing(() => loadSam(gpu, weights, weights.file, options));
+}
+
+/** Both in one. */
+export async function openSam(gpu: Device, path: string, what: string): Promise<Sam> {
+  return loadSamFile(gpu, await readSamFile(path, what));
 }
 
 /** What a file of weights gets wrong is for the user to mend. */
@@ -85,5 +85,5 @@ async function readPart(file: string, name: string): Promise<Uint8Array> {
         `${file}: its data file ${name} is a link; refused, for it may lie outside of the folder`,
       );
   }
-  return readNamed(path, `a part of ${file}`);
+  return readWeightBytes(path, `a part of ${file}`);
 }

@@ -1,18 +1,28 @@
 /** Initial values, in place, drawn from the device's seeded generator (`gpu.manualSeed`). */
+import type { Device } from "../device.ts";
 import type { Shape } from "../shape.ts";
-import { fill, type Tensor } from "../tensor.ts";
+import { type DType, fill, type Tensor } from "../tensor.ts";
 
-let skipping = false;
+/** What `skip` asks for, while it is at work. */
+let skipping: { dtype: DType } | undefined;
 
-/** Makes modules whose weights are set next: nothing is drawn for them, so that they hold anything until then. */
-export function undrawn<T>(make: () => T): T {
+/**
+ * Runs `make`, whose modules get no drawn values: a checkpoint's will take their place, and drawing hundreds of millions takes a while.
+ * The weights that `Module.to` would turn to `dtype` are made of that type, so that memory never holds both.
+ */
+export function skip<T>(make: () => T, { dtype = "f32" }: { dtype?: "f16" | "f32" } = {}): T {
   const before = skipping;
-  skipping = true;
+  skipping = { dtype };
   try {
     return make();
   } finally {
     skipping = before;
   }
+}
+
+/** A weight that only products read, to be drawn. */
+export function weight(gpu: Device, shape: Shape): Tensor {
+  return gpu.empty(shape, skipping);
 }
 
 function draw(x: Tensor, next: () => number): Tensor {

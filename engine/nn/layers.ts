@@ -35,7 +35,7 @@ export class Linear extends Module {
   constructor(gpu: Device, inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
     super();
     checkLayer("Linear", gpu, { inFeatures, outFeatures }, options, { bias: "boolean" });
-    this.weight = parameter(init.fanInUniform_(gpu.empty([outFeatures, inFeatures])));
+    this.weight = parameter(init.fanInUniform_(init.weight(gpu, [outFeatures, inFeatures])));
     if (options.bias !== false) this.bias = parameter(init.fanInUniform_(gpu.empty([outFeatures]), inFeatures));
   }
 
@@ -72,7 +72,8 @@ export class Conv2d extends Module {
     const [kh, kw] = pair("nn.Conv2d", "kernel", kernel, 1);
     const { bias, ...others } = options;
     this.options = others;
-    this.weight = parameter(init.fanInUniform_(gpu.empty([outChannels, inChannels / (options.groups ?? 1), kh, kw])));
+    const shape = [outChannels, inChannels / (options.groups ?? 1), kh, kw];
+    this.weight = parameter(init.fanInUniform_(init.weight(gpu, shape)));
     if (bias !== false)
       this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), init.fans(this.weight.shape).fanIn));
   }
@@ -105,7 +106,7 @@ export class ConvTranspose2d extends Module {
     checkLayer("ConvTranspose2d", gpu, { inChannels, outChannels }, options, { stride, padding, bias });
     const [kh, kw] = pair("nn.ConvTranspose2d", "kernel", kernel, 1);
     this.#options = options;
-    this.weight = parameter(init.fanInUniform_(gpu.empty([inChannels, outChannels, kh, kw])));
+    this.weight = parameter(init.fanInUniform_(init.weight(gpu, [inChannels, outChannels, kh, kw])));
     if (options.bias !== false)
       this.bias = parameter(init.fanInUniform_(gpu.empty([outChannels]), outChannels * kh * kw));
   }

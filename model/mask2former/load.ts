@@ -25,7 +25,7 @@ export function loadMask2Former(
 ): Wish {
   const named = mask2FormerKeys(state.keys());
   const sizes = sizesOf(named, state, heads);
-  const model = nn.init.undrawn(() => new Wish(gpu, sizes));
+  const model = nn.init.skip(() => new Wish(gpu, sizes));
   loadNamed(model, named, state);
   return model.eval();
 }

@@ -101,13 +101,6 @@ export function isMask2Former(keys: Iterable<string>): boolean {
   return all.some((key) => OWN.test(key.slice(wrapper.length)));
 }
 
-/** Keys that the model does not need. */
-export function mask2FormerUnused(keys: Iterable<string>): string[] {
-  const all = [...keys];
-  const wrapper = wrapperOf(all);
-  return all.filter((key) => UNUSED.test(key.slice(wrapper.length)));
-}
-
 /** Our names of a checkpoint's keys; what no model needs is left out. */
 export function mask2FormerKeys(keys: Iterable<string>): Named {
   const all = [...keys];

@@ -1,5 +1,6 @@
 // SAM's ViT image encoder (segment-anything: modeling/image_encoder.py). Tokens stay (B, H, W, C) between blocks.
 import { type Device, F, nn, type Tensor } from "../../engine/index.ts";
+import { inTurn } from "../layers.ts";
 import type { VitSizes } from "./config.ts";
 import { Neck } from "./neck.ts";
 import { relativePositions } from "./relative-position.ts";
@@ -27,8 +28,7 @@ export class ImageEncoderViT extends nn.Module {
   /** (B, 3, S, S) normalised and padded -> (B, C, g, g) */
   forward(image: Tensor): Tensor {
     let x = F.permute(this.patch_embed.proj.forward(image), [0, 2, 3, 1]); // (B, g, g, D)
-    x = F.add(x, this.pos_embed);
-    for (const block of this.blocks) x = block.forward(x);
+    x = inTurn(this.blocks, F.add(x, this.pos_embed));
     return this.neck.forward(F.permute(x, [0, 3, 1, 2]));
   }
 }

@@ -1,6 +1,8 @@
 export * from "./config.ts";
-export { loadSam, loadSamTensors, readSam, type SamCheckpoint } from "./load.ts";
+export { type LoadOptions, loadSam, loadSamTensors, readSam, type SamCheckpoint } from "./load.ts";
 export type { DecodedMasks } from "./mask-decoder.ts";
+export { bindingExcess, type LargeTensor, largestTensor, type PassSizes } from "./memory.ts";
+export { MASK_THRESHOLD, maskOfLogits } from "./postprocess.ts";
 export {
   longestSide,
   type PreparedImage,
@@ -10,5 +12,5 @@ export {
   type Size,
 } from "./preprocess.ts";
 export type { EncodedPrompts, PointPrompts, Prompts } from "./prompt-encoder.ts";
-export { type ImagePrompts, MASK_THRESHOLD, type PromptedMasks, Sam, SamPredictor } from "./sam.ts";
+export { type ImagePrompts, type PromptedMasks, Sam, SamPredictor } from "./sam.ts";
 export { samShapes } from "./shapes.ts";

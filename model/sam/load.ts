@@ -1,10 +1,11 @@
 // A SAM model from a file of weights: original SAM and MobileSAM, transformers' SamModel, sam-mini and anything of that architecture.
-import { type Device, scope } from "../../engine/index.ts";
+import { type Device, nn, scope } from "../../engine/index.ts";
 import { fileNumbers } from "../../engine/safetensors.ts";
 import { checkTensors, type NamedTensors, nameTensors } from "../weights/names.ts";
 import { type Checkpoint, readCheckpoint } from "../weights/read.ts";
 import { CheckpointError, type HostTensor } from "../weights/tensors.ts";
 import { checkConfig, type SamConfig } from "./config.ts";
+import { bindingExcess, largestTensor } from "./memory.ts";
 import { Sam } from "./sam.ts";
 import { samShapes } from "./shapes.ts";
 import { samConfigOf } from "./sizes.ts";
@@ -17,12 +18,26 @@ export interface SamCheckpoint extends NamedTensors {
 /** A file's bytes, or what was read of it, which may be several files. */
 export type SamSource = Uint8Array | Pick<Checkpoint, "tensors" | "metadata">;
 
-/** A frozen model in evaluation mode. Throws CheckpointError naming the file and what is missing, unexpected or misshaped. */
-export async function loadSam(gpu: Device, source: SamSource, file: string): Promise<Sam> {
+export interface LoadOptions {
+  /** How the weights of linear and convolution layers are stored, as by `Module.to`; f16 takes half the memory. */
+  readonly dtype?: "f32" | "f16" | undefined;
+}
+
+/**
+ * A frozen model in evaluation mode. Bytes in a resizable buffer are given up: they shrink as they go to the GPU. Throws CheckpointError
+ * naming the file and what is missing, unexpected or misshaped, or which tensor is larger than the adapter can bind.
+ */
+export async function loadSam(
+  gpu: Device,
+  source: SamSource,
+  file: string,
+  { dtype = "f32" }: LoadOptions = {},
+): Promise<Sam> {
   const { config, tensors } = readSam(source, file);
-  const sam = new Sam(gpu, config);
-  loadSamTensors(sam, tensors, file);
-  await gpu.sync();
+  const excess = bindingExcess(gpu, largestTensor(config));
+  if (excess) throw new CheckpointError(`${file}: ${excess}`);
+  const sam = nn.init.skip(() => new Sam(gpu, config), { dtype });
+  await loadSamTensors(sam, tensors, file);
   sam.eval();
   sam.freeze();
   return sam;
@@ -77,16 +92,31 @@ function checkBlocks({ encoder, decoder }: SamConfig, tensors: number): void {
   if (!(blocks <= tensors)) throw new Error(`${blocks} blocks do not fit ${tensors} tensors`);
 }
 
-/** Copies a checkpoint's tensors into a model of the same sizes, one at a time, so that memory holds the model once. */
-export function loadSamTensors(sam: Sam, tensors: ReadonlyMap<string, HostTensor>, file: string): void {
+/** Bytes that may be on their way to the GPU; more would stand in memory beside the file and the model. */
+const MOST_UNDERWAY = 64 * 2 ** 20;
+
+/**
+ * Copies a checkpoint's tensors into a model of the same sizes, one at a time, so that memory holds the model once. Those that lie in a
+ * resizable buffer go last to first, and what lies behind them is given back.
+ */
+export async function loadSamTensors(sam: Sam, tensors: ReadonlyMap<string, HostTensor>, file: string): Promise<void> {
   const own = sam.stateDict();
   checkTensors(own, tensors, file);
-  for (const [key, tensor] of tensors) {
+  const { device } = sam;
+  const end = ({ data }: HostTensor) => data.byteOffset + data.byteLength;
+  const order = [...tensors].sort(([, a], [, b]) => end(b) - end(a));
+  let underway = 0;
+  for (const [i, [key, tensor]] of order.entries()) {
     scope(() => {
-      const { device } = own.get(key)!;
-      sam.loadStateDict(new Map([[key, device.tensor(fileNumbers(tensor, `${file}: ${key}`), tensor.shape)]]), {
-        strict: false,
-      });
+      const full = device.tensor(fileNumbers(tensor, `${file}: ${key}`), tensor.shape);
+      sam.loadStateDict(new Map([[key, full]]), { strict: false });
     });
+    underway += 4 * own.get(key)!.size;
+    if (underway < MOST_UNDERWAY && i < order.length - 1) continue;
+    await device.sync();
+    underway = 0;
+    const { buffer } = tensor.data;
+    const next = order.slice(i + 1).find(([, { data }]) => data.buffer === buffer)?.[1];
+    if (buffer instanceof ArrayBuffer && buffer.resizable) buffer.resize(next ? end(next) : 0);
   }
 }

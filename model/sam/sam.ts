@@ -3,12 +3,10 @@ import { type Device, F, nn, noGrad, scope, type Tensor } from "../../engine/ind
 import { checkConfig, gridSize, type SamConfig } from "./config.ts";
 import { ImageEncoderViT } from "./image-encoder.ts";
 import { type DecodedMasks, MaskDecoder } from "./mask-decoder.ts";
+import { MASK_THRESHOLD, maskOfLogits } from "./postprocess.ts";
 import { type PreparedImage, prepareImage, type RgbImage, type Size } from "./preprocess.ts";
 import { type EncodedPrompts, PromptEncoder, type Prompts } from "./prompt-encoder.ts";
 import { TinyViT } from "./tiny-vit.ts";
-
-/** Logits above this are mask. */
-export const MASK_THRESHOLD = 0;
 
 export class Sam extends nn.Module {
   image_encoder: ImageEncoderViT | TinyViT;
@@ -37,6 +35,11 @@ export class Sam extends nn.Module {
   /** Sizes, and with them the frame of the prompts: pixels of an imageSize x imageSize square. */
   get config(): SamConfig & { readonly grid: number } {
     return { ...this.#config, grid: gridSize(this.#config) };
+  }
+
+  /** Where its weights live. */
+  get device(): Device {
+    return this.prompt_encoder.no_mask_embed.weight.device;
   }
 
   /** (B, 3, S, S) as `prepareImage` makes it -> (B, C, g, g) */
@@ -150,7 +153,7 @@ export class SamPredictor {
   setImage(image: RgbImage): Tensor {
     const side = this.sam.config.imageSize;
     const prepared = prepareImage(image, side);
-    const device = this.sam.prompt_encoder.no_mask_embed.weight.device;
+    const { device } = this.sam;
     const embedding = scope(() => noGrad(() => this.sam.encodeImage(device.tensor(prepared.data, [1, 3, side, side]))));
     this.#prepared = prepared;
     this.#embedding = embedding;
@@ -162,27 +165,19 @@ export class SamPredictor {
     const prepared = this.#prepared;
     const embedding = this.#embedding;
     if (!prepared || !embedding) throw new Error("SamPredictor.predict: call setImage first");
-    const { inputSize, originalSize } = prepared;
-    const [height, width] = originalSize;
-    const area = height * width;
     return scope(async () => {
       const run = noGrad(() => {
         const { sparse, dense } = this.sam.encodePrompts(toFrame(prompts, prepared.scale));
-        const { masks, iou } = this.sam.decode(embedding, sparse, dense, { multimask });
-        // A prompt at a time: full-size logits of many prompts would not fit a buffer.
-        const full = Array.from({ length: masks.shape[0]! }, (_, i) =>
-          this.sam.postprocess(F.slice(masks, 0, i, i + 1), inputSize, originalSize),
-        );
-        return { sparse, dense, masks, iou, full };
+        return { sparse, dense, ...this.sam.decode(embedding, sparse, dense, { multimask }) };
       });
       const scores = await run.iou.toArray();
       const [k, M] = run.iou.shape as [number, number];
       const masks: Uint8Array[][] = [];
-      for (const logits of run.full) {
-        const values = await logits.toArray();
-        masks.push(
-          Array.from({ length: M }, (_, m) => Uint8Array.from(values.subarray(m * area, (m + 1) * area), isMask)),
+      for (let prompt = 0; prompt < k; prompt++) {
+        const candidates = Array.from({ length: M }, (_, m) =>
+          F.slice(F.slice(run.masks, 0, prompt, prompt + 1), 1, m, m + 1),
         );
+        masks.push(await this.#fullSize(candidates, prepared));
       }
       return {
         masks,
@@ -193,6 +188,24 @@ export class SamPredictor {
         tokens: run.sparse.shape[1]!,
       };
     });
+  }
+
+  /** Masks (1, 1, 4g, 4g) at the image's size. One at a time, and on the host where not even one fits a binding. */
+  async #fullSize(masks: readonly Tensor[], { inputSize, originalSize }: PreparedImage): Promise<Uint8Array[]> {
+    const { device, config } = this.sam;
+    const [height, width] = originalSize;
+    const fits = 4 * height * width <= device.gpu.limits.maxStorageBufferBindingSize;
+    const full: Uint8Array[] = [];
+    for (const low of masks) {
+      if (!fits) {
+        const logits = (await low.toArray()) as Float32Array;
+        full.push(maskOfLogits(logits, 4 * config.grid, config.imageSize, inputSize, originalSize));
+        continue;
+      }
+      const logits = await scope(() => noGrad(() => this.sam.postprocess(low, inputSize, originalSize)).toArray());
+      full.push(Uint8Array.from(logits, isMask));
+    }
+    return full;
   }
 }
 

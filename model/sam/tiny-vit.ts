@@ -1,6 +1,7 @@
 // MobileSAM's image encoder (MobileSAM: modeling/tiny_vit_sam.py): convolutional stem, then window attention with a depthwise
 // convolution in each block. Tokens are (B, L, C) between stages, as there.
 import { type Device, F, keep, nn, type Tensor } from "../../engine/index.ts";
+import { inTurn } from "../layers.ts";
 import type { TinyVitSizes } from "./config.ts";
 import { Neck } from "./neck.ts";
 import { windowPartition, windowUnpartition } from "./windows.ts";
@@ -93,8 +94,8 @@ class ConvLayer extends nn.Module {
 
   /** (B, C, H, W) -> (B, C', H', W') */
   forward(x: Tensor): Tensor {
-    for (const block of this.blocks) x = block.forward(x);
-    return this.downsample ? this.downsample.forward(x) : x;
+    const y = inTurn(this.blocks, x);
+    return this.downsample ? this.downsample.forward(y) : y;
   }
 }
 
@@ -213,8 +214,8 @@ class BasicLayer extends nn.Module {
   /** (B, C, H, W) -> (B, C', H', W') */
   forward(x: Tensor): Tensor {
     const [B, C, H, W] = x.shape as [number, number, number, number];
-    let tokens = F.permute(F.reshape(x, [B, C, H * W]), [0, 2, 1]); // (B, H*W, C)
-    for (const block of this.blocks) tokens = block.forward(tokens, H, W);
+    const blocks = this.blocks.map((block) => ({ forward: (tokens: Tensor) => block.forward(tokens, H, W) }));
+    const tokens = inTurn(blocks, F.permute(F.reshape(x, [B, C, H * W]), [0, 2, 1])); // (B, H*W, C)
     const y = F.reshape(F.permute(tokens, [0, 2, 1]), [B, C, H, W]);
     return this.downsample ? this.downsample.forward(y) : y;
   }
@@ -240,8 +241,6 @@ export class TinyViT extends nn.Module {
 
   /** (B, 3, S, S) normalised and padded -> (B, C, g, g) */
   forward(image: Tensor): Tensor {
-    let x = this.patch_embed.forward(image);
-    for (const layer of this.layers) x = layer.forward(x);
-    return this.neck.forward(x);
+    return this.neck.forward(inTurn([this.patch_embed, ...this.layers], image));
   }
 }

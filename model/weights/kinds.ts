@@ -62,9 +62,6 @@ function mobileNet(keys: RegExp, naming?: MobileNetNaming): Model {
   };
 }
 
-/** One in each block, whoever names it. */
-const SWIN_TABLE = /(^|\.)(attn|attention\.self|attention\.relative_position_bias)\.relative_position_bias_table$/;
-
 /** The first that fits. Keys are the original repositories', of Mask2Former also transformers'. */
 const MODELS: readonly Model[] = [
   {
@@ -79,7 +76,8 @@ const MODELS: readonly Model[] = [
     family: "mask2former",
     keys: /^sem_seg_head\.|^(model\.)?(pixel_level_module|transformer_module)\./,
     name: () => "Mask2Former",
-    unused: /\.num_batches_tracked$|^pixel_(mean|std)$/,
+    unused:
+      /^criterion\.|\.(num_batches_tracked|relative_position_index)$|^pixel_(mean|std)$|^(model\.)?pixel_level_module\.encoder\.(swin\.|model\.)?layernorm\./,
   },
   resNet(
     /^(backbone\.)?(conv1|bn1|fc|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+$/,
@@ -88,14 +86,15 @@ const MODELS: readonly Model[] = [
   resNet(/^(backbone\.)?(stem\.conv1|res[2-5]\.\d+\.(conv[123]|shortcut))\./, DETECTRON_RESNET),
   mobileNet(/^features\.((0|18)\.[01]|\d+\.conv\.\d(\.\d)?)\.\w+$/, TORCHVISION_MOBILENET),
   mobileNet(/^(conv_stem|conv_head|blocks\.\d\.\d\.(conv_(dw|pw|pwl)|bn[123]))\.\w+$/, TIMM_MOBILENET),
-  // Numbered layers in TensorFlow's order, as the engine's own has.
-  mobileNet(/^\d\d\.(dw)?conv\.\w+$/),
   {
     family: "backbone",
-    keys: SWIN_TABLE,
+    // Microsoft's and timm's, torchvision's, transformers'; SwinV2 has no such tables.
+    keys: /\.relative_position_bias_table$/,
     name: swinName,
-    unused: /^(swin\.)?(head(\.fc)?|classifier|norm|layernorm)\.(weight|bias)$|\.(relative_position_index|attn_mask)$/,
+    unused: /\.(relative_position_index|attn_mask)$|^((backbone|swin)\.)?(head|classifier|norm|layernorm)\./,
   },
+  // Numbered layers in TensorFlow's order, as the engine's own has.
+  mobileNet(/^\d\d\.(dw)?conv\.\w+$/),
 ];
 
 export function kindOf(tensors: Tensors): ModelKind {
@@ -127,11 +126,22 @@ function samName(tensors: Tensors): string {
   return named ? named[2] : "SAM (ViT)";
 }
 
-/** A Swin is called after its blocks and the heads of the first. */
+/** [width, blocks] */
+const SWINS: readonly (readonly [number, number, string])[] = [
+  [96, 12, "Swin-T"],
+  [96, 24, "Swin-S"],
+  [128, 24, "Swin-B"],
+  [192, 24, "Swin-L"],
+];
+
 function swinName(tensors: Tensors): string {
-  const heads = [...tensors].flatMap(([key, { shape }]) => (SWIN_TABLE.test(key) ? [shape[1] ?? 0] : []));
-  const names: Record<string, string> = { "12 3": "-T", "24 3": "-S", "24 4": "-B", "24 6": "-L" };
-  return `Swin${names[`${heads.length} ${Math.min(...heads)}`] ?? ""}`;
+  const keys = [...tensors.keys()];
+  const blocks = keys.filter((key) => key.endsWith(".relative_position_bias_table")).length;
+  const embedding = keys.find((key) =>
+    /(patch_embed\.proj|patch_embeddings\.projection|^features\.0\.0)\.weight$/.test(key),
+  );
+  const width = embedding === undefined ? undefined : tensors.get(embedding)?.shape[0];
+  return SWINS.find(([dim, count]) => dim === width && count === blocks)?.[2] ?? "Swin";
 }
 
 /** A ResNet is called after its layers with weights: the first, those of the blocks, the classifier. */

@@ -49,7 +49,8 @@ test("sam answers with a mask for each prompt and candidate, and dumps its tenso
   ];
   const done = await wish(["sam", ...args, "--point", "20,30", "--point", "60,10,0", "--box", "5,5,60,70", "--json"]);
   assert.is(done.code, 0, done.stderr);
-  const { image, masks } = JSON.parse(done.stdout);
+  const { image, masks, memory } = JSON.parse(done.stdout);
+  assert.ok(memory.highWaterBytes >= memory.liveBytes && memory.liveBytes > 0);
   assert.equal(image, { width: 80, height: 80 });
   assert.equal(
     masks.map((m: { prompt: number; candidate: number }) => [m.prompt, m.candidate]),
@@ -76,6 +77,30 @@ test("sam answers with a mask for each prompt and candidate, and dumps its tenso
     dense_embeddings: [2, 32, 12, 12],
     low_res_masks: [2, 3, 48, 48],
     iou_predictions: [2, 3],
+  });
+});
+
+test("sam --half answers alike in less memory", async () => {
+  const args = [
+    "--checkpoint",
+    fixture("sam-vit.pt"),
+    "--image",
+    at("scene.png"),
+    "--out",
+    at("out"),
+    "--box",
+    "5,5,60,70",
+  ];
+  const [full, half] = await Promise.all(
+    [[], ["--half"]].map(async (more) => {
+      const done = await wish(["sam", ...args, ...more, "--json"]);
+      assert.is(done.code, 0, done.stderr);
+      return JSON.parse(done.stdout);
+    }),
+  );
+  assert.ok(half.memory.liveBytes < full.memory.liveBytes);
+  full.masks.forEach(({ iou }: { iou: number }, i: number) => {
+    assert.ok(Math.abs(half.masks[i].iou - iou) < 0.02);
   });
 });
 

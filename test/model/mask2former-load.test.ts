@@ -115,7 +115,7 @@ test("what is no ResNet or Swin Mask2Former, or not all of one, is refused in a 
 test("ResNets of the usual depths are told by their depth, others by their blocks", async () => {
   const gpu = await testDevice();
   const shapes = (backbone: WishConfig["backbone"]) => {
-    const model = nn.init.undrawn(() => new Wish(gpu, { ...SIZES, backbone }));
+    const model = nn.init.skip(() => new Wish(gpu, { ...SIZES, backbone }));
     return mask2FormerConfig(model.stateDict()).backbone;
   };
   for (const depth of [18, 34, 50, 101] as const) {

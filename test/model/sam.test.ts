@@ -77,7 +77,7 @@ async function loadTiny(gpu: Device): Promise<Sam> {
     "sam-tiny-vit.pth",
   );
   const sam = new Sam(gpu, TINY);
-  loadSamTensors(sam, tensors, "sam-tiny-vit.pth");
+  await loadSamTensors(sam, tensors, "sam-tiny-vit.pth");
   sam.eval().freeze();
   return sam;
 }
@@ -198,10 +198,8 @@ test("weights that do not fit are refused with the keys' names", async () => {
   const gpu = await testDevice();
   const { tensors } = readCheckpoint(bytesOf("sam-vit.pt"), "x.pt");
   tensors.delete("mask_decoder.mask_tokens.weight");
-  assert.throws(
-    () => loadSamTensors(new Sam(gpu, TINY), tensors, "x.pt"),
-    /x\.pt: the weights do not fit the model: \d+ missing/,
-  );
+  const refusal = await loadSamTensors(new Sam(gpu, TINY), tensors, "x.pt").catch((error: Error) => error.message);
+  assert.match(refusal ?? "", /x\.pt: the weights do not fit the model: \d+ missing/);
 });
 
 test.run();

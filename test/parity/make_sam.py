@@ -121,6 +121,19 @@ def answers(sam: Sam, image: np.ndarray, shift: float = 0.0) -> dict[str, torch.
     return {key: value.clone().contiguous() for key, value in out.items()}
 
 
+def hub_model() -> SamModel:
+    return SamModel(
+        SamConfig(
+            vision_config=SamVisionConfig(
+                hidden_size=32, output_channels=16, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=8, window_size=3,
+                global_attn_indexes=[1], mlp_dim=48, num_pos_feats=8,
+            ).to_dict(),
+            prompt_encoder_config=SamPromptEncoderConfig(hidden_size=16, image_size=64, patch_size=8, mask_input_channels=8).to_dict(),
+            mask_decoder_config=SamMaskDecoderConfig(hidden_size=16, mlp_dim=32, num_attention_heads=8, iou_head_hidden_dim=16).to_dict(),
+        )
+    ).eval()  # fmt: skip
+
+
 def check_sensitive(name: str, reference: dict, other: dict, keys: list[str]) -> None:
     for key in keys:
         ratio = (reference[key] - other[key]).abs().mean() / reference[key].std()
@@ -181,16 +194,7 @@ def main() -> None:
     record("tiny-vit", fresh, image, out)
 
     # transformers' SamModel: other names, and the shared embedding twice.
-    hub = SamModel(
-        SamConfig(
-            vision_config=SamVisionConfig(
-                hidden_size=32, output_channels=16, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=8, window_size=3,
-                global_attn_indexes=[1], mlp_dim=48, num_pos_feats=8,
-            ).to_dict(),
-            prompt_encoder_config=SamPromptEncoderConfig(hidden_size=16, image_size=64, patch_size=8, mask_input_channels=8).to_dict(),
-            mask_decoder_config=SamMaskDecoderConfig(hidden_size=16, mlp_dim=32, num_attention_heads=8, iou_head_hidden_dim=16).to_dict(),
-        )
-    ).eval()  # fmt: skip
+    hub = hub_model()
     randomise(hub)
     hub.prompt_encoder.shared_embedding = hub.shared_image_embedding
     pixels = torch.randn(1, 3, 64, 64)

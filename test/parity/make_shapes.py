@@ -13,7 +13,7 @@ import timm
 import torch
 import torchvision
 from segment_anything import sam_model_registry
-from transformers import SamConfig, SamModel, SamVisionConfig
+from transformers import SamConfig, SamModel, SamVisionConfig, SwinConfig, SwinModel
 
 with torch.device("meta"):
     models = {
@@ -31,6 +31,9 @@ with torch.device("meta"):
         "MobileNetV2 of torchvision": torchvision.models.mobilenet_v2(),
         "MobileNetV2 of timm": timm.create_model("mobilenetv2_100"),
         "MobileNetV2 of timm, wider": timm.create_model("mobilenetv2_140"),
+        "Swin-T of torchvision": torchvision.models.swin_t(),
+        "Swin-S of timm": timm.create_model("swin_small_patch4_window7_224"),
+        "Swin-B of transformers": SwinModel(SwinConfig(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32])),
         "unknown": torchvision.models.vgg11(),
     }
 models["MobileSAM"] = mobile_sam.sam_model_registry["vit_t"]()  # reads numbers while it is made

@@ -166,6 +166,7 @@ def mask2former() -> None:
         else:
             state[key] = x
     other = make()
+    state["criterion.empty_weight"] = model.state_dict()["criterion.empty_weight"]  # the loss's, which is left out
     other.load_state_dict(state)  # batch norm's counters may be absent from a plain dict
     want = {key: x for key, x in model.state_dict().items() if not key.endswith("num_batches_tracked")}
     got = {key: x for key, x in other.state_dict().items() if key in want}

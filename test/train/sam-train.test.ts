@@ -147,6 +147,34 @@ test("a run that was interrupted ends with the same weights bit for bit, and its
   assert.is(second.scores!.scenes!.images, 2);
 });
 
+test("a frozen part stays as it is while the others learn", async () => {
+  const gpu = await testDevice();
+  const after = async (run: string, ...settings: string[]) => {
+    const { weights } = await trainSam(gpu, configAt(run, "eval.scenes=1", "eval.every=1", ...settings));
+    return parseSafetensors(new Uint8Array(readFileSync(weights!))).tensors;
+  };
+  const started = await after("frozen-1", "steps=1", "freeze=[image_encoder]");
+  const frozen = await after("frozen-3", "steps=3", "freeze=[image_encoder]");
+  const free = await after("free-3", "steps=3");
+  const same = (a: typeof started, part: string) =>
+    [...started]
+      .filter(([key]) => key.startsWith(part))
+      .every(([key, x]) => a.get(key)!.data.every((v, i) => v === x.data[i]));
+  assert.ok(same(frozen, "image_encoder.")); // Batch norm's statistics among them.
+  assert.not.ok(same(frozen, "mask_decoder."));
+  assert.not.ok(same(free, "image_encoder."));
+  const refusal = (...settings: string[]) =>
+    trainSam(gpu, configAt("refused", ...settings)).catch((error: Error) => `${error.name}: ${error.message}`);
+  assert.match(
+    String(await refusal("freeze=[image_encoder,prompt_encoder,mask_decoder]")),
+    /^BadInput: .*leave one to learn/,
+  );
+  assert.match(
+    String(await refusal("batch=1000000")),
+    /^BadInput: .*with batch=1000000 and prompts=2 .* takes a tensor of \d+ bytes, more than the \d+ that .* can bind/,
+  );
+});
+
 test("a run goes on after a torn line, and refuses what it cannot go on with", async () => {
   const gpu = await testDevice();
   const at = (...settings: string[]) => configAt("torn", "log=1", "save=1", "eval.scenes=1", ...settings);

@@ -5,13 +5,13 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { encode, scope } from "../../engine/index.ts";
-import { longestSide, Sam, SamPredictor, samMini } from "../../model/index.ts";
+import { longestSide, maskOfLogits, Sam, SamPredictor, samMini } from "../../model/index.ts";
 import { writePng } from "../../train/data/image.ts";
 import type { Item } from "../../train/data/loader.ts";
 import { makeScene } from "../../train/data/scenes.ts";
 import { BadInput } from "../../train/errors.ts";
 import { makeProxies } from "../../train/proxies.ts";
-import { loadTeacher, maskOfLogits, type Prompted, type Teacher } from "../../train/teacher.ts";
+import { loadTeacher, type Prompted, type Teacher } from "../../train/teacher.ts";
 import { testDevice } from "../device.ts";
 
 const test = suite("teacher");

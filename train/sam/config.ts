@@ -38,6 +38,8 @@ const encoder = z.discriminatedUnion("kind", [
 
 const PRESETS = { mini: samMini, mobileSam, vitB: samVitB, vitL: samVitL, vitH: samVitH };
 
+export const PARTS = ["image_encoder", "prompt_encoder", "mask_decoder"] as const;
+
 export const samTrainSchema = z.strictObject({
   /** Folder of the run. */
   run: z.string().min(1).default("runs/sam"),
@@ -60,6 +62,8 @@ export const samTrainSchema = z.strictObject({
       decoder: decoder.partial().optional(),
     })
     .prefault({}),
+  /** Parts whose weights stay as they are, for fine-tuning: a frozen image encoder needs neither gradients nor their memory. */
+  freeze: z.array(z.enum(PARTS)).default([]),
   init: z
     .strictObject({
       /** Spread of the positional frequencies in cycles over half the image: 1 in SAM; lower is smoother and learned faster at a small size. */

@@ -31,7 +31,8 @@ export async function evaluateSam(
   at: (i: number) => Annotated,
   onImage?: (done: number) => void,
 ): Promise<SamScores> {
-  const wasTraining = sam.training;
+  // Each as it was: a frozen part is in evaluation mode while the others train.
+  const training = [...sam.modules()].filter((module) => module.training);
   sam.eval();
   const predictor = new SamPredictor(sam);
   const sums = { point: [0, 0, 0], box: [0, 0, 0] };
@@ -71,7 +72,7 @@ export async function evaluateSam(
     });
     onImage?.(i + 1);
   }
-  sam.train(wasTraining);
+  for (const module of training) module.training = true;
   const mean = ([selected, single, oracle]: number[]): PromptScores => {
     const n = Math.max(1, instances);
     return { selected: selected! / n, single: single! / n, oracle: oracle! / n };

@@ -1,8 +1,8 @@
 /** Trains the SAM architecture on instance masks: the loop, its log and its checkpoints. */
 import { appendFile } from "node:fs/promises";
 import { join } from "node:path";
-import { backward, type Device, detach, F, optim, scope, type Tensor } from "../../engine/index.ts";
-import { gridSize, Sam, type SamConfig } from "../../model/sam/index.ts";
+import { backward, type Device, detach, F, noGrad, optim, scope, type Tensor } from "../../engine/index.ts";
+import { bindingExcess, gridSize, largestTensor, Sam, type SamConfig } from "../../model/sam/index.ts";
 import {
   keepingGood,
   latestCheckpoint,
@@ -18,7 +18,7 @@ import { NotFinite } from "../finite.ts";
 import { forgetAfter } from "../metrics.ts";
 import { configText, refuseChanges } from "../settings.ts";
 import { openSam } from "../weights.ts";
-import { modelOf, type SamTrainConfig } from "./config.ts";
+import { modelOf, PARTS, type SamTrainConfig } from "./config.ts";
 import { drawBatch, Photographs, type SamBatch, type SamDataOptions, scene } from "./data.ts";
 import { evaluateSam, type SamScores } from "./evaluate.ts";
 import { samLoss, TERMS } from "./loss.ts";
@@ -26,7 +26,7 @@ import { samLoss, TERMS } from "./loss.ts";
 /** Scenes of an evaluation between steps. */
 const GLANCE = 16;
 /** What a run's weights, its optimizer's moments or its batches depend on. */
-const FIXED = ["seed", "batch", "prompts", "boxSteps", "weights", "model", "init", "data"];
+const FIXED = ["seed", "batch", "prompts", "boxSteps", "weights", "model", "freeze", "init", "data"];
 
 export interface SamTrainOptions {
   readonly resume?: boolean | undefined;
@@ -70,7 +70,9 @@ async function trainClaimed(gpu: Device, config: SamTrainConfig, options: SamTra
   gpu.manualSeed(config.seed);
   const sam = await startingModel(gpu, config);
   sam.train();
+  for (const part of config.freeze) sam[part].freeze().eval();
   const sizes = modelSizes(sam);
+  checkFits(gpu, sizes, config);
   const resolved = { ...config, model: sizes };
   const groups = decayGroups(sam, config.optim.weightDecay);
   const optimizer = new optim.AdamW(groups.map((group) => ({ ...group, lr: config.optim.lr })));
@@ -163,12 +165,21 @@ async function trainClaimed(gpu: Device, config: SamTrainConfig, options: SamTra
   return { steps: step, interrupted: false, weights, scores, highWaterBytes: gpu.memory.highWaterBytes };
 }
 
+/** Refuses, before the first step, what would not fit a binding of the adapter's in it. */
+function checkFits(gpu: Device, sizes: SamConfig, { batch, prompts, run, freeze }: SamTrainConfig): void {
+  if (PARTS.every((part) => freeze.includes(part)))
+    throw new BadInput(`${run}: freeze names every part of the model; leave one to learn`);
+  const excess = bindingExcess(gpu, largestTensor(sizes, { images: batch, prompts: batch * prompts }));
+  if (excess) throw new BadInput(`${run}: with batch=${batch} and prompts=${prompts} ${excess}`);
+}
+
 /** Loss and gradients of a batch: the loss's TERMS and the gradients' norm, (terms + 1). The weights are as they were. */
 function trainStep(gpu: Device, sam: Sam, optimizer: optim.AdamW, batch: SamBatch, config: SamTrainConfig): Tensor {
   const side = sam.config.imageSize;
   const P = batch.labels.length / 2;
   const images = gpu.tensor(batch.images, [batch.images.length / (3 * side * side), 3, side, side]);
-  const embedding = sam.encodeImage(images);
+  const encode = () => sam.encodeImage(images);
+  const embedding = config.freeze.includes("image_encoder") ? noGrad(encode) : encode();
   // Every prompt is two labelled tokens, point and padding or two corners, so that both kinds fit one batch.
   const { sparse, dense } = sam.encodePrompts({
     points: { coords: batch.coords, labels: batch.labels, count: P, complete: true },
@@ -204,7 +215,7 @@ export async function evaluateOn(sam: Sam, config: SamTrainConfig, scenes: numbe
 
 /** Weights to evaluate or ship: a file, or the last checkpoint of the run. */
 export async function trainedSam(gpu: Device, config: SamTrainConfig): Promise<Sam> {
-  if (config.weights) return (await openSam(gpu, config.weights, "weights of a SAM model")).sam;
+  if (config.weights) return openSam(gpu, config.weights, "weights of a SAM model");
   const last = latestCheckpoint(config.run);
   if (!last) throw new BadInput(`${config.run}: holds no checkpoint; train first or name weights=FILE`);
   const sam = new Sam(gpu, modelOf(config));
@@ -214,7 +225,7 @@ export async function trainedSam(gpu: Device, config: SamTrainConfig): Promise<S
 
 async function startingModel(gpu: Device, config: SamTrainConfig): Promise<Sam> {
   if (config.weights) {
-    const { sam } = await openSam(gpu, config.weights, "weights of a SAM model");
+    const sam = await openSam(gpu, config.weights, "weights of a SAM model");
     sam.freeze(false);
     return sam;
   }
@@ -260,6 +271,7 @@ function decayGroups(sam: Sam, weightDecay: number): { params: Tensor[]; weightD
   const decayed: Tensor[] = [];
   const free: Tensor[] = [];
   for (const [name, x] of sam.namedParameters()) {
+    if (!x.requiresGrad) continue;
     const exempt =
       x.shape.length < 2 || /embed|token\.|tokens\.|attention_biases|rel_pos/.test(name.replace("patch_embed", ""));
     (exempt ? free : decayed).push(x);

@@ -1,0 +1,108 @@
+"""Exports a small SAM to ONNX as its users do, for test/cli/sam-onnx.test.ts.
+
+    python test/parity/make_sam_onnx.py        # what make_sam.py needs, onnx, onnxscript
+
+Writes beside itself: sam-encoder.onnx, and sam-decoder.onnx as segment-anything's scripts/export_onnx_model.py makes it, of the model of
+sam-training.safetensors; sam-hf-encoder.onnx and sam-hf-decoder.onnx with the inputs and outputs of optimum's export of transformers' SamModel
+(vision_encoder.onnx, prompt_encoder_mask_decoder.onnx), of the model of sam-hf.safetensors. The other engine reads those weights.
+"""
+from pathlib import Path
+
+import torch
+from torch import nn
+from safetensors.torch import load_file
+from segment_anything.utils.onnx import SamOnnxModel
+
+from make_sam import hub_model
+from make_sam_training import DIM, GRID, SIZE, model
+
+HERE = Path(__file__).parent
+
+
+def export_original() -> None:
+    sam = model().eval()
+    weights = load_file(HERE / "sam-training.safetensors")
+    sam.load_state_dict({key[7:]: x for key, x in weights.items() if key.startswith("weight/")}, strict=False)
+    pixels = torch.zeros(1, 3, SIZE, SIZE)
+    torch.onnx.export(
+        sam.image_encoder, (pixels,), HERE / "sam-encoder.onnx", input_names=["x"], output_names=["image_embeddings"], opset_version=17,
+        dynamo=False,
+    )  # fmt: skip
+    inputs = {
+        "image_embeddings": torch.randn(1, DIM, GRID, GRID),
+        "point_coords": torch.randint(0, SIZE, (1, 5, 2)).float(),
+        "point_labels": torch.randint(0, 4, (1, 5)).float(),
+        "mask_input": torch.randn(1, 1, 4 * GRID, 4 * GRID),
+        "has_mask_input": torch.tensor([1.0]),
+        "orig_im_size": torch.tensor([150.0, 225.0]),
+    }
+    torch.onnx.export(
+        SamOnnxModel(sam, return_single_mask=False), tuple(inputs.values()), HERE / "sam-decoder.onnx", input_names=list(inputs),
+        output_names=["masks", "iou_predictions", "low_res_masks"],
+        dynamic_axes={"point_coords": {1: "num_points"}, "point_labels": {1: "num_points"}}, opset_version=17, dynamo=False,
+    )  # fmt: skip
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, sam) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(self, pixel_values):
+        positions = self.sam.get_image_wide_positional_embeddings()
+        return self.sam.vision_encoder(pixel_values)[0], positions
+
+
+class Decoder(nn.Module):
+    def __init__(self, sam) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(self, input_points, input_labels, image_embeddings, image_positional_embeddings):
+        sparse, dense = self.sam.prompt_encoder(
+            input_points=input_points, input_labels=input_labels, input_boxes=None, input_masks=None
+        )
+        masks, iou = self.sam.mask_decoder(
+            image_embeddings=image_embeddings,
+            image_positional_embeddings=image_positional_embeddings,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )[:2]
+        return iou, masks
+
+
+def export_hub() -> None:
+    sam = hub_model()
+    sam.load_state_dict(load_file(HERE / "sam-hf.safetensors"), strict=False)
+    sam.prompt_encoder.shared_embedding = sam.shared_image_embedding
+    pixels = torch.zeros(1, 3, 64, 64)
+    torch.onnx.export(
+        VisionEncoder(sam), (pixels,), HERE / "sam-hf-encoder.onnx", input_names=["pixel_values"],
+        output_names=["image_embeddings", "image_positional_embeddings"], dynamic_axes={"pixel_values": {0: "batch_size"}},
+        opset_version=17, dynamo=False,
+    )  # fmt: skip
+    embeddings, positions = VisionEncoder(sam)(pixels)
+    inputs = {
+        "input_points": torch.rand(1, 1, 5, 2) * 64,
+        "input_labels": torch.tensor([[[1, 0, 1, 1, 0]]]),
+        "image_embeddings": embeddings,
+        "image_positional_embeddings": positions,
+    }
+    points = {1: "point_batch_size", 2: "nb_points_per_image"}
+    torch.onnx.export(
+        Decoder(sam), tuple(inputs.values()), HERE / "sam-hf-decoder.onnx", input_names=list(inputs), output_names=["iou_scores", "pred_masks"],
+        dynamic_axes={"input_points": points, "input_labels": points}, opset_version=17, dynamo=False,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def main() -> None:
+    export_original()
+    export_hub()
+    for file in sorted(HERE.glob("sam-*.onnx")):
+        print(file.name, file.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
