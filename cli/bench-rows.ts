@@ -1,7 +1,7 @@
 /** What `wgpu-wish bench` measures. */
 import { backward, type Device, F, nn, optim, type Tensor } from "../index.ts";
 import { samModels } from "./bench-sam.ts";
-import { wishStep } from "./bench-step.ts";
+import { paperStep, wishStep } from "./bench-step.ts";
 import { wishKernels } from "./bench-wish.ts";
 import { type Bench, gradients } from "./bench-work.ts";
 
@@ -164,6 +164,21 @@ export const benches: readonly Bench[] = [
     name: "wish-step",
     note: "a training step of configs/scenes.yaml: 4 scenes of 96 x 96 with boxes",
     prepare: async (gpu) => ({ run: await wishStep(gpu) }),
+  },
+  // For GPUs: on a software adapter these take minutes.
+  { ...matmul(4096), slow: true },
+  { ...matmul(4096, "ab"), slow: true },
+  {
+    name: "r50-step",
+    note: "a WISH training step, ResNet-50, one image at 1024 px",
+    slow: true,
+    prepare: async (gpu) => ({ run: await paperStep(gpu) }),
+  },
+  {
+    name: "r50-step-checkpoint",
+    note: "the same with memory.checkpoint",
+    slow: true,
+    prepare: async (gpu) => ({ run: await paperStep(gpu, { checkpoint: true }) }),
   },
   ...samModels,
 ];

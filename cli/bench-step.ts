@@ -1,6 +1,6 @@
 /**
- * One WISH training step at the sizes of configs/scenes.yaml, nothing but the step: four scenes with boxes, held in memory, whose true masks
- * stand in for SAM's.
+ * One WISH training step, nothing but the step: scenes with boxes, held in memory, whose true masks stand in for SAM's. At the sizes of
+ * configs/scenes.yaml, or at the paper's.
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import { parse } from "yaml";
 import { type Device, optim } from "../index.ts";
 import { parameterGroups, Wish } from "../model/index.ts";
 import { packageRoot } from "../platform/root.ts";
-import { resolveConfig } from "../train/config.ts";
+import { type Config, resolveConfig } from "../train/config.ts";
 import type { Sample } from "../train/data/loader.ts";
 import { makeScene, sceneCategories } from "../train/data/scenes.ts";
 import { modelConfig } from "../train/models.ts";
@@ -17,8 +17,17 @@ import { openTeacher } from "../train/train.ts";
 
 const SEED = 5;
 
-export async function wishStep(gpu: Device): Promise<() => Promise<unknown>> {
-  const config = resolveConfig(parse(readFileSync(join(packageRoot, "configs", "scenes.yaml"), "utf8")));
+/** Of four images at 96 px. */
+export function wishStep(gpu: Device): Promise<() => Promise<unknown>> {
+  return stepOf(gpu, resolveConfig(parse(readFileSync(join(packageRoot, "configs", "scenes.yaml"), "utf8"))));
+}
+
+/** ResNet-50, 100 queries, nine layers, one image at 1024 px: the settings' defaults. */
+export function paperStep(gpu: Device, memory: Partial<Config["memory"]> = {}): Promise<() => Promise<unknown>> {
+  return stepOf(gpu, resolveConfig({ batch: 1, data: { maskStride: 4 }, cam: { warmup: 0 }, memory }));
+}
+
+async function stepOf(gpu: Device, config: Config): Promise<() => Promise<unknown>> {
   const teacher = await openTeacher(gpu, config);
   gpu.manualSeed(SEED);
   const model = new Wish(gpu, modelConfig(config, sceneCategories.length, teacher.promptDim)).train();

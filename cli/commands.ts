@@ -239,7 +239,7 @@ export const commands: readonly Command[] = [
   {
     name: "bench",
     summary: "measure kernels and whole steps",
-    args: [["[name...]", "what to measure (default: all but sam-vit-b, sam-vit-l, sam-vit-h and mobile-sam)"]],
+    args: [["[name...]", "what to measure (default: all but what takes minutes without a GPU)"]],
     options: [
       {
         flags: "--compare <engines>",
@@ -249,7 +249,7 @@ export const commands: readonly Command[] = [
     ],
     notes:
       "A name stands for all that begin with it. Figures are medians of repeats on the adapter that --adapter names. " +
-      "SAM's models take from half a minute to half an hour on a software adapter and are measured only when named: once after a first image, with the most memory that tensors took.",
+      "Measured only when named, since they take from half a minute to half an hour on a software adapter, and with the most memory that tensors took: sam-vit-b, sam-vit-l, sam-vit-h and mobile-sam (one image), r50-step and r50-step-checkpoint (a training step at 1024 px), matmul-4096.",
     examples: [
       "wgpu-wish bench",
       "wgpu-wish bench matmul --json",
