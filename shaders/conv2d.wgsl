@@ -62,9 +62,12 @@ fn locate(p: u32, g: u32) -> vec2u {
   return vec2u(at, row * params.out_w + q * params.out_step_x + params.out_x);
 }
 
+// What workgroup memory holds: vec4<f16> where f16 is exact, see matmul.wgsl.
+alias Four = vec4f;
+
 // By step of the sum, then pixels (or k) in fours, or channels in fours.
-var<workgroup> tile_x: array<vec4f, DEPTH * SLOTS>;
-var<workgroup> tile_w: array<vec4f, DEPTH * WIDTH>;
+var<workgroup> tile_x: array<Four, DEPTH * SLOTS>;
+var<workgroup> tile_w: array<Four, DEPTH * WIDTH>;
 
 // `rest`, in the order of y, is added before the activation.
 override REST: bool = false;
@@ -263,16 +266,16 @@ fn tiled_forward(
       workgroupBarrier();
       for (var d = i / SLOTS; d < depth; d += WIDTH / 2u) {
         let places = at + u32(table[k + d]);
-        tile_x[d * SLOTS + i % SLOTS] = vec4f(x[places.x], x[places.y], x[places.z], x[places.w]);
+        tile_x[d * SLOTS + i % SLOTS] = Four(vec4f(x[places.x], x[places.y], x[places.z], x[places.w]));
       }
       for (var n = i; n < depth * WIDTH; n += 8u * WIDTH) {
-        tile_w[n] = packed[(panel * params.rows + k) * WIDTH + n];
+        tile_w[n] = Four(packed[(panel * params.rows + k) * WIDTH + n]);
       }
       workgroupBarrier();
       for (var step = 0u; step < depth; step++) {
-        let even = tile_x[step * SLOTS + lane];
-        let odd = tile_x[step * SLOTS + lane + 8u];
-        let w = tile_w[step * WIDTH + vector];
+        let even = vec4f(tile_x[step * SLOTS + lane]);
+        let odd = vec4f(tile_x[step * SLOTS + lane + 8u]);
+        let w = vec4f(tile_w[step * WIDTH + vector]);
         c0 = fma(vec4f(even.x), w, c0);
         c1 = fma(vec4f(odd.x), w, c1);
         c2 = fma(vec4f(even.y), w, c2);
@@ -358,16 +361,16 @@ fn tiled_weight(
     let at = locate(min(p + pixel, pixels - 1u), g).x;
     for (var s = i / DEPTH; s < SLOTS; s += WIDTH / 4u) {
       let places = at + vec4u(table4[min(first_slot + s, slots - 1u)]);
-      tile_x[pixel * SLOTS + (s ^ (pixel % SLOTS))] = vec4f(x[places.x], x[places.y], x[places.z], x[places.w]);
+      tile_x[pixel * SLOTS + (s ^ (pixel % SLOTS))] = Four(vec4f(x[places.x], x[places.y], x[places.z], x[places.w]));
     }
     for (var n = i; n < depth * WIDTH; n += 8u * WIDTH) {
-      tile_w[n] = packed[(panel * params.filled + p) * WIDTH + n];
+      tile_w[n] = Four(packed[(panel * params.filled + p) * WIDTH + n]);
     }
     workgroupBarrier();
     for (var step = 0u; step < depth; step++) {
-      let low = tile_x[step * SLOTS + (slot ^ (step % SLOTS))];
-      let high = tile_x[step * SLOTS + ((slot + 8u) ^ (step % SLOTS))];
-      let v = tile_w[step * WIDTH + vector];
+      let low = vec4f(tile_x[step * SLOTS + (slot ^ (step % SLOTS))]);
+      let high = vec4f(tile_x[step * SLOTS + ((slot + 8u) ^ (step % SLOTS))]);
+      let v = vec4f(tile_w[step * WIDTH + vector]);
       c0 = fma(vec4f(low.x), v, c0);
       c1 = fma(vec4f(low.y), v, c1);
       c2 = fma(vec4f(low.z), v, c2);

@@ -19,6 +19,8 @@ export interface Conv2dOptions extends FinishOptions {
   groups?: number | undefined;
 }
 
+const isHalf = (x: Tensor): boolean => x.dtype === "f16";
+
 function checkImages(op: string, x: Tensor, weight: Tensor): void {
   checkFloats(op, { x, weight }, ["weight"]);
   if (x.shape.length !== 4) throw new Error(`${op}: x must be (B, C, H, W); got ${show(x.shape)}`);
@@ -89,12 +91,12 @@ export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): 
     { x, weight, bias },
     [batch, out, ...s.output],
     options,
-    (finish) => widened([X], (full) => correlate(full!, W, s, finish)),
+    (finish) => widened([X], (full) => correlate(full!, W, s, isHalf(X), finish)),
     (g) => {
       const G = low(g);
       return [
-        x.requiresGrad ? widened([G], (gy) => spread(gy!, W, s)) : null,
-        weight.requiresGrad ? widened([X, G], (full, gy) => weigh(full!, gy!, W, s)) : null,
+        x.requiresGrad ? widened([G], (gy) => spread(gy!, W, s, isHalf(G))) : null,
+        weight.requiresGrad ? widened([X, G], (full, gy) => weigh(full!, gy!, W, s, isHalf(X) && isHalf(G))) : null,
         bias?.requiresGrad ? sum(g, [0, 2, 3]) : null,
       ];
     },
@@ -142,12 +144,12 @@ export function convTranspose2d(x: Tensor, weight: Tensor, options: ConvTranspos
   };
   const low = rounding();
   const [X, W] = [low(x), low(weight)];
-  const y = widened([X], (full) => spread(full!, W, s, bias));
+  const y = widened([X], (full) => spread(full!, W, s, isHalf(X), bias));
   return record("convTranspose2d", bias ? [x, weight, bias] : [x, weight], y, (gy) => {
     const G = low(gy);
     return [
-      x.requiresGrad ? widened([G], (full) => correlate(full!, W, s)) : null,
-      weight.requiresGrad ? widened([G, X], (g, full) => weigh(g!, full!, W, s)) : null,
+      x.requiresGrad ? widened([G], (full) => correlate(full!, W, s, isHalf(G))) : null,
+      weight.requiresGrad ? widened([G, X], (g, full) => weigh(g!, full!, W, s, isHalf(G) && isHalf(X))) : null,
       bias?.requiresGrad ? sum(gy, [0, 2, 3]) : null,
     ];
   });

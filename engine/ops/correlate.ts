@@ -132,6 +132,8 @@ interface Product {
   grid: Grid;
   read: readonly [number, number];
   out: readonly [number, number];
+  /** Images and weights are numbers that f16 holds. */
+  halves: boolean;
   /** It sums over output channels and gives input channels. */
   transposed: boolean;
 }
@@ -254,6 +256,7 @@ function dispatch(variant: Variant, product: Product, weight: Tensor, finish: Fi
       ...(lanes && { QUADS: quads ? 1 : 0 }),
       ...(variant === "tiled" && { WIDTH: p.width }),
     },
+    halves: variant === "tiled" && product.halves && device.hasHalves,
     groups: linearGroups(workgroups),
     flops: 2 * pixels * params.groups * params.co * params.ci * p.params.taps_y! * p.params.taps_x!,
   });
@@ -287,8 +290,11 @@ function multiply(product: Product, weight: Tensor, finish: Finish, y: Tensor): 
   dispatch(variant as Variant, product, weight, finish, y);
 }
 
-/** y (B, groups * co, output) = activation(windows of x (B, groups * ci, input) times weight (groups * co, ci, kernel) + bias + rest). */
-export function correlate(x: Tensor, weight: Tensor, s: ConvSizes, finish: Finish = {}): Tensor {
+/**
+ * y (B, groups * co, output) = activation(windows of x (B, groups * ci, input) times weight (groups * co, ci, kernel) + bias + rest). `halves`, here
+ * and below: x, or the gradient in its place, was rounded to f16.
+ */
+export function correlate(x: Tensor, weight: Tensor, s: ConvSizes, halves: boolean, finish: Finish = {}): Tensor {
   const { device } = x;
   const y = empty(device, [s.batch, s.groups * s.co, ...s.output]);
   if (y.size === 0) return y;
@@ -300,13 +306,14 @@ export function correlate(x: Tensor, weight: Tensor, s: ConvSizes, finish: Finis
   const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
   scope(() => {
     const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
-    multiply({ s, taps, frame, grid, read: s.stride, out: s.output, transposed: false }, weight, finish, y);
+    const product = { s, taps, frame, grid, read: s.stride, out: s.output, transposed: false };
+    multiply({ ...product, halves: halves && weight.dtype === "f16" }, weight, finish, y);
   });
   return y;
 }
 
 /** The transpose of `correlate`: gx (B, groups * ci, input) from gy (B, groups * co, output). `bias` (groups * ci) is added to it. */
-export function spread(gy: Tensor, weight: Tensor, s: ConvSizes, bias?: Tensor): Tensor {
+export function spread(gy: Tensor, weight: Tensor, s: ConvSizes, halves: boolean, bias?: Tensor): Tensor {
   const { device } = gy;
   const gx = empty(device, [s.batch, s.groups * s.ci, ...s.input]);
   if (gx.size === 0) return gx;
@@ -326,14 +333,15 @@ export function spread(gy: Tensor, weight: Tensor, s: ConvSizes, bias?: Tensor):
     }
   scope(() => {
     const frame = frameOf(gy, s.output, windows, [1, 1]);
+    const product = { s, frame, read: [1, 1], out: s.input, transposed: true } as const;
     for (const { taps, grid } of windows)
-      multiply({ s, taps, frame, grid, read: [1, 1], out: s.input, transposed: true }, weight, { bias }, gx);
+      multiply({ ...product, taps, grid, halves: halves && weight.dtype === "f16" }, weight, { bias }, gx);
   });
   return gx;
 }
 
 /** Gradient of the weights (groups * co, ci, kernel) from x and gy. The sum over pixels is cut into splits which a second pass adds up. */
-export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tensor {
+export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes, halves: boolean): Tensor {
   const { device } = x;
   const pixels = s.batch * area(s.output);
   if (weight.size === 0) return empty(device, weight.shape);
@@ -348,19 +356,19 @@ export function weigh(x: Tensor, gy: Tensor, weight: Tensor, s: ConvSizes): Tens
     variantsFor(device, rowsFor(s.ci * area(s.kernel)), s.co),
     () => {
       const inputs = [device.randn(x.shape, { seed: 1 }), device.randn(gy.shape, { seed: 2 })] as const;
-      return (variant) => weighBy(variant as Variant, ...inputs, weight.shape, s);
+      return (variant) => weighBy(variant as Variant, ...inputs, weight.shape, s, false);
     },
   );
-  return weighBy(variant as Variant, x, gy, weight.shape, s);
+  return weighBy(variant as Variant, x, gy, weight.shape, s, halves);
 }
 
-function weighBy(variant: Variant, x: Tensor, gy: Tensor, shape: Shape, s: ConvSizes): Tensor {
+function weighBy(variant: Variant, x: Tensor, gy: Tensor, shape: Shape, s: ConvSizes, halves: boolean): Tensor {
   const { device } = x;
   const gw = empty(device, shape);
   const taps = allTaps(s);
   const grid: Grid = { size: s.output, offset: [0, 0], step: [1, 1] };
   const frame = frameOf(x, s.input, [{ taps, grid }], s.stride);
-  const product: Product = { s, taps, frame, grid, read: s.stride, out: s.output, transposed: false };
+  const product: Product = { s, taps, frame, grid, read: s.stride, out: s.output, halves, transposed: false };
   const p = layoutOf(device, variant, product);
   const { lanes, width, rows } = p;
   const plane = area(s.output);
@@ -388,7 +396,7 @@ function weighBy(variant: Variant, x: Tensor, gy: Tensor, shape: Shape, s: ConvS
     lanes,
     bind: { x: frame.x, packed: turned, [variant === "tiled" ? "table4" : "table"]: p.table, parts },
     params: { ...kernelParams(product, p), split, splits, filled },
-    ...(variant === "tiled" && { constants: { WIDTH: width } }),
+    ...(variant === "tiled" && { constants: { WIDTH: width }, halves: halves && device.hasHalves }),
     groups: linearGroups(workgroups),
     flops: 2 * pixels * s.groups * s.co * s.ci * area(s.kernel),
   });

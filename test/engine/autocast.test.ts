@@ -1,7 +1,18 @@
 /** Mixed precision: what products round, what they keep, and the scale that saves small gradients. */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { autocast, backward, checkpoint, F, halfBits, halfValue, optim, scope, type Tensor } from "../../index.ts";
+import {
+  autocast,
+  backward,
+  checkpoint,
+  Device,
+  F,
+  halfBits,
+  halfValue,
+  optim,
+  scope,
+  type Tensor,
+} from "../../index.ts";
 import { testDevice } from "../device.ts";
 
 const test = suite("mixed precision");
@@ -44,6 +55,22 @@ for (const [name, [xs, ws, op]] of Object.entries(OPERATIONS))
       assert.equal(await values(w.grad!), await values(wRounded.grad!), "w");
     });
   });
+
+test("every kernel of convolution gives the same bits, also the one whose workgroup memory holds f16", async () => {
+  const own = await Device.open();
+  const bits = async (variant: string): Promise<number[][]> => {
+    own.tuner.prefer = variant;
+    const x = own.randn([1, 24, 9, 8], { seed: 1, requiresGrad: true });
+    const w = own.randn([40, 24, 3, 3], { seed: 2, requiresGrad: true });
+    const y = autocast(() => F.conv2d(x, w, { padding: 1 }));
+    backward(y, own.randn(y.shape, { seed: 3 }));
+    return [await values(y), await values(x.grad!), await values(w.grad!)];
+  };
+  assert.equal(await bits("tiled"), await bits("plain"));
+  const tiled = [...own.cache.pipelines.keys()].filter((name) => /^conv2d in f16\/tiled/.test(name));
+  assert.is(tiled.length > 1, own.hasHalves);
+  await own.close();
+});
 
 test("a bias and its gradient stay f32", async () => {
   await scope(async () => {
