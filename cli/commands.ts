@@ -37,6 +37,30 @@ export const commands: readonly Command[] = [
     load: () => import("./doctor.ts"),
   },
   {
+    name: "dataset",
+    summary: "turn VOC, SBD, labelme, YOLO, COCO or a CSV of tags into the JSON that other commands read",
+    args: [["<source...>", "where the labels lie; several are joined, each image being labelled in one of them"]],
+    options: [
+      { flags: "--out <file>", help: "JSON to write", required: true },
+      { flags: "--weak", help: "write weak labels as they were drawn: boxes, points or tags, one kind an image" },
+      { flags: "--set <name>", help: "VOC: train, val, trainval, train_aug or Main/NAME; SBD, YOLO: train, val, test" },
+      { flags: "--sbd <dir>", help: "SBD's dataset folder, for VOC's train_aug" },
+      { flags: "--images <dir>", help: "folder that file names are relative to (default: the format's own)" },
+      { flags: "--classes <file>", help: "the classes: a name on each line, or a JSON made before, whose ids stay" },
+    ],
+    notes:
+      "VOC: a root such as VOCdevkit/VOC2012; without --set all images that are segmented. train_aug is VOC's train and SBD's train and val without VOC's val: 10,582 images. Lists under ImageSets/Main give boxes, from Annotations; difficult objects become crowd.\n\n" +
+      "labelme: a folder with a JSON for each image. Polygons, circles and masks are masks, rectangles boxes, points points, image flags tags. YOLO: a data.yaml; lines of five numbers are boxes. CSV: the columns file_name and tags (a;b;c), with --images.\n\n" +
+      "Without --weak comes a COCO instances JSON, whose masks `weaken` can turn into weak labels. With --classes training and evaluation data get the same classes.",
+    examples: [
+      "wgpu-wish dataset VOCdevkit/VOC2012 --set train_aug --sbd benchmark_RELEASE/dataset --out train_aug.json",
+      "wgpu-wish dataset photos --weak --out weak.json",
+      "wgpu-wish dataset photos-val --classes weak.json --out val.json",
+      "wgpu-wish dataset photos tags.csv --images photos --weak --out weak.json",
+    ],
+    load: () => import("./dataset.ts"),
+  },
+  {
     name: "weaken",
     summary: "derive weak labels (tags, points, boxes) from full masks",
     options: [

@@ -12,9 +12,9 @@ import {
   instanceRuns,
   instancesByImage,
 } from "./data/coco.ts";
-import { type Image, readImage, writePng } from "./data/image.ts";
+import { checkSize, type Image, readImage, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
-import { checkSize, evalSample } from "./data/loader.ts";
+import { evalSample } from "./data/loader.ts";
 import { encodeMask, maskOfRuns } from "./data/mask.ts";
 import { BadInput } from "./errors.ts";
 import { type Curve, evaluateDetailed, type Metrics, type Result } from "./eval/coco-ap.ts";

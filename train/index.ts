@@ -17,6 +17,7 @@ export { type Config, configText, readConfig, resolveConfig, type SettingDoc, se
 export { type SegmentationLosses, type SegmentationOptions, samplePoints, segmentationLosses } from "./criterion.ts";
 export { type Instances, instanceRuns, readInstances } from "./data/coco.ts";
 export { type Image, readImage, resizeImage, writeMaskPng, writePng } from "./data/image.ts";
+export { instancesDocument, type Labelled } from "./data/labelled.ts";
 export {
   areaOfRuns,
   boxOfRuns,
@@ -29,7 +30,9 @@ export {
   runsOfMask,
   runsOfRle,
 } from "./data/mask.ts";
+export { ownWeakLabels } from "./data/own-labels.ts";
 export { makeScene, type Scene, sceneCategories, writeScenes } from "./data/scenes.ts";
+export { readSource, type SourceOptions } from "./data/sources.ts";
 export { readWeak, type WeakenOptions, type WeakLabels, weaken, writeWeak } from "./data/weak.ts";
 export { BadInput } from "./errors.ts";
 export { type EvaluateOptions, evaluate, type Metrics } from "./eval/coco-ap.ts";

@@ -9,8 +9,8 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { decodeImage, type Image } from "./data/image.ts";
-import { checkSize, type Item } from "./data/loader.ts";
+import { checkSize, decodeImage, type Image } from "./data/image.ts";
+import type { Item } from "./data/loader.ts";
 import { encodeMask, maskOfRuns, type Rle, type Runs, runsOfMask, runsOfRle } from "./data/mask.ts";
 import { BadInput } from "./errors.ts";
 import { readNamed, writeWhole } from "./files.ts";

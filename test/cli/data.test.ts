@@ -1,5 +1,5 @@
 /** scenes, weaken, show and eval as a user runs them. */
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
@@ -77,6 +77,62 @@ test("show draws ground truth and weak labels", async () => {
     await done(["show", what, "--run", run, "--out", join(folder, `of-${what}`), "--limit", "2"]);
   assert.is(readdirSync(join(folder, "of-weak")).length, 3);
   assert.equal(readFileSync(join(folder, "of-gt", "000001.png")), readFileSync(join(out, "000001.png")));
+});
+
+test("dataset turns labels of other formats into the JSON that the other commands read", async () => {
+  const photos = join(folder, "photos");
+  mkdirSync(photos);
+  const shapes = [
+    {
+      label: "ball",
+      shape_type: "rectangle",
+      points: [
+        [4, 4],
+        [20, 30],
+      ],
+    },
+  ];
+  for (const name of ["000001", "000002"]) {
+    cpSync(join(images, `${name}.png`), join(photos, `${name}.png`));
+    writeFileSync(join(photos, `${name}.json`), JSON.stringify({ imagePath: `${name}.png`, shapes, flags: {} }));
+  }
+  const own = join(photos, "weak.json");
+  const made = JSON.parse(await done(["dataset", photos, "--weak", "--out", own, "--json"]));
+  assert.equal(made, {
+    out: own,
+    images: 2,
+    classes: ["ball"],
+    folder: photos,
+    counts: { tags: 0, points: 0, boxes: 2 },
+  });
+  await done(["show", "weak", "--ann", own, "--images", photos, "--out", join(folder, "own"), "--quiet"]);
+  const truth = join(folder, "truth.json");
+  const text = await done(["dataset", photos, "--classes", own, "--out", truth]);
+  assert.match(text, /truth\.json: 2 images, 2 instances of 1 classes; the images' folder is .*photos/);
+  const table = join(folder, "tags.csv");
+  writeFileSync(table, "file_name,tags\n000003.png,ball;star\n");
+  const more = ["dataset", photos, table, "--images", images, "--weak", "--out", join(folder, "more.json"), "--json"];
+  await refused(more, /000001\.png lies outside|lies outside/);
+  cpSync(join(images, "000003.png"), join(photos, "000003.png"));
+  more[4] = photos;
+  assert.equal(JSON.parse(await done(more)).counts, { tags: 1, points: 0, boxes: 2 });
+  await Promise.all([
+    refused(
+      ["dataset", photos, table, "--weak", "--out", own],
+      /--images: name the folder that holds the images of all/,
+    ),
+    refused(["dataset", own, "--out", own], /is read here; name another file/),
+    refused(["dataset", photos, "--out", join(own, "x.json")], /cannot be written/),
+    refused(["dataset", own, "--out", truth], /holds weak labels; instances/),
+    refused(
+      ["weaken", "--ann", photos, "--out", weak, "--boxes", "1"],
+      /is a folder; .*wgpu-wish dataset .*photos --out/,
+    ),
+    refused(
+      ["show", "weak", "--ann", photos, "--images", photos, "--out", join(folder, "z")],
+      /is a folder; .*--weak --out weak\.json/,
+    ),
+  ]);
 });
 
 test("scenes takes the place of earlier scenes and of nothing else", async () => {

@@ -13,6 +13,7 @@ import {
   writeMaskPng,
   writePng,
 } from "../../train/data/image.ts";
+import { decodeIndices } from "../../train/data/index-png.ts";
 import { makeScene } from "../../train/data/scenes.ts";
 import { BadInput } from "../../train/errors.ts";
 
@@ -75,6 +76,57 @@ test("an image is turned as its EXIF orientation says", async () => {
   assert.equal(await imageSize(path), { width: 32, height: 64 });
   // Orientation 6: the stored image's lower left corner is the upright one's upper left.
   assert.equal([...upright.data.slice(0, 3)], [...image.data.slice(31 * 64 * 3, 31 * 64 * 3 + 3)]);
+});
+
+test("every kind of file gives Pillow's pixels: progressive, CMYK, turned, palette, 16 bits, alpha, interlaced", async () => {
+  const recorded: { name: string; file: string; width: number; height: number; rgb: string }[] = JSON.parse(
+    readFileSync(new URL("../parity/data/images.json", import.meta.url), "utf8"),
+  );
+  assert.ok(recorded.length > 30);
+  for (const { name, file, width, height, rgb } of recorded) {
+    const bytes = Buffer.from(file, "base64");
+    const got = await decodeImage(bytes, name);
+    assert.equal([got.width, got.height], [width, height], name);
+    const want = Buffer.from(rgb, "base64");
+    const worst = want.reduce((most, v, i) => Math.max(most, Math.abs(v - got.data[i]!)), 0);
+    assert.is(worst, 0, name);
+    const path = join(folder, name);
+    writeFileSync(path, bytes);
+    assert.equal(await imageSize(path), { width, height }, name);
+    const cut = bytes.subarray(0, Math.floor(bytes.length * 0.6));
+    assert.match(await refusal(decodeImage(cut, name)), new RegExp(`^${name}: cannot be read as an image`), name);
+  }
+});
+
+test("an image that would fill the memory is refused by its header", async () => {
+  const png = Buffer.from(await encodePng(image));
+  png.writeUInt32BE(60_000, 16);
+  png.writeUInt32BE(60_000, 20);
+  png.writeInt32BE(crc32(png.subarray(12, 29)), 29);
+  assert.match(await refusal(decodeImage(png, "huge.png")), /huge\.png: .*exceeds pixel limit/);
+  const path = join(folder, "huge.png");
+  writeFileSync(path, png);
+  assert.match(await refusal(imageSize(path)), /huge\.png: .*exceeds pixel limit/);
+});
+
+function crc32(bytes: Uint8Array): number {
+  let crc = ~0;
+  for (const byte of bytes) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  }
+  return ~crc;
+}
+
+test("numbers of a palette or grey PNG, whatever its colours and bits", async () => {
+  const recorded: { name: string; bits: number; file: string; want: number[] }[] = JSON.parse(
+    readFileSync(new URL("../parity/data/indices.json", import.meta.url), "utf8"),
+  );
+  for (const { name, file, want } of recorded) {
+    const { width, height, data } = await decodeIndices(Buffer.from(file, "base64"), name);
+    assert.equal([width, height, [...data]], [7, 5, want], name);
+  }
+  assert.is(recorded.length, 7);
 });
 
 test("a missing, empty, truncated, corrupt or foreign file is refused in one line that names it", async () => {

@@ -2,6 +2,7 @@
  * COCO instances JSON: images, categories and annotations with polygons or RLE. Everything is checked on reading, so that what
  * comes after may rely on it; each way to be wrong has one line that names the file and the entry.
  */
+import { statSync } from "node:fs";
 import { join } from "node:path";
 import { BadInput } from "../errors.ts";
 import { imageSize } from "./image.ts";
@@ -50,6 +51,7 @@ export interface ReadOptions {
 
 /** Reads and checks a COCO instances file. Throws BadInput. */
 export function readInstances(path: string, { supercategories = false }: ReadOptions = {}): Instances {
+  refuseFolder(path, "--out instances.json");
   const document = documentOf(readJson(path, "the annotations file"), path);
   if (Array.isArray(document.weak) && !Array.isArray(document.annotations)) {
     throw new BadInput(`${path}: holds weak labels; instances with masks are expected here (a COCO instances JSON)`);
@@ -64,6 +66,12 @@ export function readInstances(path: string, { supercategories = false }: ReadOpt
   const grouped = groupCategories(categories, path);
   for (const instance of instances) instance.categoryId = grouped.idOf.get(instance.categoryId)!;
   return { file: path, images, categories: grouped.categories, instances };
+}
+
+/** Throws BadInput where a data set of another format may be meant. */
+export function refuseFolder(path: string, options: string): void {
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory())
+    throw new BadInput(`${path}: is a folder; turn its labels into JSON first: wgpu-wish dataset ${path} ${options}`);
 }
 
 export function documentOf(value: unknown, path: string): Fields {

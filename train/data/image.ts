@@ -1,7 +1,10 @@
-/** Images from and to files, as 8-bit RGB on the host. Decoding is sharp's (libvips), whose pixels equal Pillow's. */
+/**
+ * Images from and to files, as 8-bit RGB on the host. Decoding is sharp's (libvips), whose pixels equal Pillow's. An image is always turned
+ * upright as its EXIF orientation says: so do the programs that people label with, detectron2 and Ultralytics; COCO's and VOC's have none.
+ */
 import { readFile, writeFile } from "node:fs/promises";
 import { PNG } from "pngjs";
-import sharp from "sharp";
+import sharp, { type Sharp } from "sharp";
 import { resizeBilinear } from "../../model/sam/preprocess.ts";
 import { BadInput } from "../errors.ts";
 import { MAX_PIXELS } from "./mask.ts";
@@ -17,17 +20,19 @@ const FORMATS = new Set(["jpeg", "png", "webp"]);
 
 /** Reads a JPEG, PNG or WebP file. Throws BadInput naming the file when it is missing, no image, truncated or corrupt. */
 export async function readImage(path: string): Promise<Image> {
-  let bytes: Uint8Array;
+  return decodeImage(await bytesOf(path), path);
+}
+
+async function bytesOf(path: string): Promise<Uint8Array> {
   try {
-    bytes = await readFile(path);
+    return await readFile(path);
   } catch (error) {
     throw new BadInput(`${path}: ${reasonOf(error, "the image")}`);
   }
-  return decodeImage(bytes, path);
 }
 
 /**
- * Decodes a file's bytes: turned upright as EXIF says, grey and palette to RGB, 16 bits to 8; alpha is left out, as Pillow's
+ * Decodes a file's bytes: turned upright as EXIF says, grey, palette and CMYK to RGB, 16 bits to 8; alpha is left out, as Pillow's
  * convert("RGB") does. Throws BadInput as readImage does.
  * @param name what errors call the image
  */
@@ -35,17 +40,35 @@ export async function decodeImage(bytes: Uint8Array, name: string): Promise<Imag
   if (bytes.length === 0) throw new BadInput(`${name}: the image file is empty`);
   try {
     const source = sharp(bytes, { limitInputPixels: MAX_PIXELS, failOn: "warning" });
-    const { format, hasAlpha } = await source.metadata();
+    const { format, hasAlpha, space } = await source.metadata();
     if (!FORMATS.has(format ?? "")) throw new Error(`format ${format} is none of JPEG, PNG and WebP`);
     const upright = source.autoOrient();
-    const rgb = (hasAlpha ? upright.removeAlpha() : upright).toColourspace("srgb");
-    const { data, info } = await rgb.raw({ depth: "uchar" }).toBuffer({ resolveWithObject: true });
-    if (info.channels !== 3) throw new Error(`${info.channels} channels where red, green and blue are expected`);
-    return { width: info.width, height: info.height, data: new Uint8Array(data.buffer, data.byteOffset, data.length) };
+    if (space === "cmyk") return rgbOfCmyk(await rawOf(upright.pipelineColourspace("cmyk").toColourspace("cmyk"), 4));
+    return await rawOf((hasAlpha ? upright.removeAlpha() : upright).toColourspace("srgb"), 3);
   } catch (error) {
-    const reason = error instanceof Error ? error.message.trim().replace(/\s*\n\s*/g, "; ") : String(error);
-    throw new BadInput(`${name}: cannot be read as an image (${reason}); it may be truncated or corrupt`);
+    throw new BadInput(`${name}: cannot be read as an image (${clauseOf(error)}); it may be truncated or corrupt`);
   }
+}
+
+async function rawOf(pipeline: Sharp, channels: number): Promise<Image> {
+  const { data, info } = await pipeline.raw({ depth: "uchar" }).toBuffer({ resolveWithObject: true });
+  if (info.channels !== channels) throw new Error(`${info.channels} channels where ${channels} are expected`);
+  return { width: info.width, height: info.height, data: new Uint8Array(data.buffer, data.byteOffset, data.length) };
+}
+
+/** Without colour profiles, as Pillow does it: what a network was trained on elsewhere is what it sees here. */
+function rgbOfCmyk({ width, height, data: inks }: Image): Image {
+  const data = new Uint8Array(width * height * 3);
+  for (let i = 0; i < width * height; i++) {
+    const light = 255 - inks[4 * i + 3]!;
+    for (let c = 0; c < 3; c++) data[3 * i + c] = light - Math.round((inks[4 * i + c]! * light) / 255);
+  }
+  return { width, height, data };
+}
+
+/** What a library says, on one line. */
+export function clauseOf(error: unknown): string {
+  return error instanceof Error ? error.message.trim().replace(/\s*\n\s*/g, "; ") : String(error);
 }
 
 /** Width and height of the upright image without decoding it. Throws BadInput as readImage does. */
@@ -59,6 +82,23 @@ export async function imageSize(path: string): Promise<{ width: number; height: 
     const { width, height } = await readImage(path);
     return { width, height };
   }
+}
+
+/** Throws BadInput where an image is not as large as what was said about it. */
+export function checkSize(
+  path: string,
+  image: { width: number; height: number },
+  said: { width: number; height: number },
+): void {
+  if (image.width === said.width && image.height === said.height) return;
+  const turned = image.width === said.height && image.height === said.width;
+  throw new BadInput(
+    `${path}: is ${image.width}x${image.height}, but the labels are for ${said.width}x${said.height} (width x height); ${
+      turned
+        ? "it may be turned by its EXIF orientation: save it upright and label that"
+        : "give the image that was labelled, or mend its size in the labels file"
+    }`,
+  );
 }
 
 /** Pillow's bilinear resize with antialias, rounded to 8 bits. */

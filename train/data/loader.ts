@@ -16,7 +16,7 @@ import {
   warpMask,
 } from "./augment.ts";
 import { classIndex, type Instances, imagePath, instanceRuns, instancesByImage } from "./coco.ts";
-import { type Image, readImage, resizeImage } from "./image.ts";
+import { checkSize, type Image, readImage, resizeImage } from "./image.ts";
 import { type Box, boxOfRuns, type Runs, runsOfMask } from "./mask.ts";
 import type { Kind, WeakLabels } from "./weak.ts";
 
@@ -135,18 +135,6 @@ export interface SampleOptions {
   maskStride?: number;
   /** SAM's candidates of an item's targets, in the item's order; undefined for items that have none. */
   proxies?: (item: Item, index: number) => readonly Proxy[] | undefined | Promise<readonly Proxy[] | undefined>;
-}
-
-/** Throws BadInput where an image is not as large as what was said about it. */
-export function checkSize(
-  path: string,
-  image: { width: number; height: number },
-  said: { width: number; height: number },
-): void {
-  if (image.width !== said.width || image.height !== said.height)
-    throw new BadInput(
-      `${path}: is ${image.width}x${image.height}, but the labels are for ${said.width}x${said.height} (width x height); give the image that was labelled, or mend its size in the labels file`,
-    );
 }
 
 /** Reads and augments one item. Throws BadInput naming the image when it cannot be read or is not as large as the labels say. */

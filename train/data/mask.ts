@@ -339,3 +339,28 @@ export function iouOfBoxes(a: readonly Box[], b: readonly Box[], crowd: readonly
   }
   return iou;
 }
+
+/** The mask of each number that occurs in an image of numbers (row by row). */
+export function runsByIndex(indices: Uint8Array, width: number, height: number): Map<number, Runs> {
+  const found = new Map<number, { counts: number[]; end: number }>();
+  let [value, start] = [indices[0]!, 0];
+  const close = (end: number) => {
+    const mask = found.get(value) ?? { counts: [], end: 0 };
+    mask.counts.push(start - mask.end, end - start);
+    mask.end = end;
+    found.set(value, mask);
+  };
+  for (let x = 0, at = 0; x < width; x++)
+    for (let y = 0; y < height; y++, at++) {
+      const next = indices[y * width + x]!;
+      if (next === value) continue;
+      close(at);
+      [value, start] = [next, at];
+    }
+  close(width * height);
+  const masks = [...found].map(([index, { counts, end }]): [number, Runs] => {
+    const rest = end < width * height ? [width * height - end] : [];
+    return [index, { height, width, counts: Uint32Array.from([...counts, ...rest]) }];
+  });
+  return new Map(masks.sort(([a], [b]) => a - b));
+}

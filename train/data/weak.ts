@@ -25,6 +25,7 @@ import {
   isId,
   listOf,
   type ReadOptions,
+  refuseFolder,
   show,
 } from "./coco.ts";
 import { readJson, writeJson } from "./json.ts";
@@ -245,6 +246,7 @@ export function writeWeak(path: string, document: WeakDocument): void {
 
 /** Reads and checks a weak labels file. Throws BadInput, also where a file with masks is given. */
 export function readWeak(path: string, { supercategories = false }: ReadOptions = {}): WeakLabels {
+  refuseFolder(path, "--weak --out weak.json");
   const document = documentOf(readJson(path, "the weak labels file"), path);
   if (Array.isArray(document.annotations)) {
     throw new BadInput(

@@ -5,8 +5,7 @@
 import { Random } from "../../engine/index.ts";
 import { prepareImage, type RgbImage } from "../../model/sam/index.ts";
 import { imagePath, instanceRuns, instancesByImage, readInstances } from "../data/coco.ts";
-import { readImage } from "../data/image.ts";
-import { checkSize } from "../data/loader.ts";
+import { checkSize, readImage } from "../data/image.ts";
 import { maskOfRuns, type Runs } from "../data/mask.ts";
 import { makeScene } from "../data/scenes.ts";
 import { BadInput } from "../errors.ts";
