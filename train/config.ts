@@ -106,6 +106,11 @@ export const configSchema = z.strictObject({
     ),
     colour: option(share.default(0), "ours", "strength of the colour jitter"),
     maskStride: option(whole.default(1), "ours", "masks are warped to the input's size divided by this"),
+    threads: option(
+      z.union([z.literal("auto"), z.number().int().min(0).max(64)]).default("auto"),
+      "ours",
+      "threads that decode and augment images beside the GPU; 0: none; auto: by the input's size and the processor's cores. Results are the same",
+    ),
   }),
   val: section({
     images: option(z.string().default(""), "ours", "folder of the evaluation images"),

@@ -88,11 +88,26 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
 }
 
 async function trainClaimed(gpu: Device, config: Config, data: TrainData, options: TrainOptions): Promise<TrainResult> {
-  const { display, signal } = options;
-  const { run } = config;
   gpu.resetHighWater();
   const previous = await previousState(config, options);
-  const { trainer, loader, sizes, notes } = await prepare(gpu, config, data, options);
+  const prepared = await prepare(gpu, config, data, options);
+  try {
+    return await trainPrepared(gpu, config, data, options, previous, prepared);
+  } finally {
+    prepared.loader.close();
+  }
+}
+
+async function trainPrepared(
+  gpu: Device,
+  config: Config,
+  data: TrainData,
+  options: TrainOptions,
+  previous: Checkpoint | undefined,
+  { trainer, loader, sizes, notes }: Prepared,
+): Promise<TrainResult> {
+  const { display, signal } = options;
+  const { run } = config;
   const { model, optimizer } = trainer;
   const saved = previous && (previous.state as unknown as SavedState);
   let step = saved?.step ?? 0;
@@ -188,7 +203,6 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
     await save();
   }
   if (!interrupted && data.validation && evaluatedAt !== step) await evaluate();
-  loader.close();
   await writeReport(run, { config, categories: data.categories, evaluation });
   const highWaterBytes = memory.mostBytes;
   return { model, categories: data.categories, step, interrupted, evaluation, highWaterBytes };
@@ -293,10 +307,19 @@ function newLoader(
   items: readonly Item[],
   proxies: readonly (readonly SamProxy[] | undefined)[],
 ): Loader {
-  const { width, height, flip, scale, tagScale, colour, maskStride } = config.data;
+  const { width, height, flip, scale, tagScale, colour, maskStride, threads } = config.data;
   const augment = { width, height, flip, scale, tagScale, colour };
   const options = config.mode === "wish" ? { proxies: (_: Item, index: number) => proxies[index] } : {};
-  return new Loader({ items, batch: config.batch, seed: config.seed, augment, maskStride, ...options });
+  const { batch, seed } = config;
+  return new Loader({
+    items,
+    batch,
+    seed,
+    augment,
+    maskStride,
+    threads: threads === "auto" ? undefined : threads,
+    ...options,
+  });
 }
 
 /** Evaluates the model and writes down what comes out; undefined where it was cut short, which leaves no trace. */

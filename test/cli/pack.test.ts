@@ -3,6 +3,7 @@ import { spawnSync } from "node:child_process";
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import { pathToFileURL } from "node:url";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { packageRoot } from "../../platform/root.ts";
@@ -88,6 +89,26 @@ test("the library, its models and its training parts import from the tarball", a
   const { code, stdout, stderr } = await node([file], { cwd: dirname(file) });
   assert.is(code, 0, stderr);
   assert.is(stdout, "2 2 true true\n");
+});
+
+test("threads read images from the tarball", async () => {
+  const file = join(work, "empty", "threads.mjs");
+  const module = (name: string) => JSON.stringify(pathToFileURL(join(installed, "train", "data", `${name}.js`)).href);
+  writeFileSync(
+    file,
+    `import { writeScenes } from ${module("scenes")};
+     import { readInstances } from ${module("coco")};
+     import { Loader, maskItems } from ${module("loader")};
+     const { annotations, imagesDir } = await writeScenes("scenes", { images: 2, size: 32, seed: 1 });
+     const items = maskItems(readInstances(annotations), imagesDir);
+     const augment = { width: 32, height: 32, flip: true, scale: [1, 1] };
+     const loader = new Loader({ items, batch: 2, seed: 1, augment, threads: 1 });
+     console.log((await loader.next()).map(({ rgb }) => rgb.length));
+     loader.close();`,
+  );
+  const { code, stdout, stderr } = await node([file], { cwd: dirname(file) });
+  assert.is(code, 0, stderr);
+  assert.is(stdout, "[ 3072, 3072 ]\n");
 });
 
 test("the same imports work in the checkout with tsx", async () => {

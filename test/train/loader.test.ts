@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,6 +16,7 @@ import {
   weakItems,
 } from "../../train/data/loader.ts";
 import { runsOfMask } from "../../train/data/mask.ts";
+import { SamplePool } from "../../train/data/sample-pool.ts";
 import { writeScenes } from "../../train/data/scenes.ts";
 import { readWeak, weaken, writeWeak } from "../../train/data/weak.ts";
 import { BadInput } from "../../train/errors.ts";
@@ -142,6 +144,61 @@ test("an image that is missing, broken or of another size is named when its batc
   assert.match(await refusal(() => load({ path: broken })), /broken.png: the image file is empty/);
   assert.match(await refusal(() => load({ width: 31 })), /is 32x32, but the labels are for 31x32/);
   assert.match(await refusal(() => new Loader({ ...base, items: [] })), /no labelled images/);
+});
+
+test("threads give the samples that the caller's own thread gives, in the same order", async () => {
+  const full = runsOfMask(new Uint8Array(32 * 32).fill(1), 32, 32);
+  const proxies = (item: Item) => item.classes.map(() => ({ candidates: [full, full, full], iou: [1, 0.5, 0] }));
+  for (const given of [
+    { ...base, proxies },
+    { ...base, items: maskItems(data, imagesDir), batch: 4, maskStride: 2 },
+  ]) {
+    const [alone, threaded] = [new Loader({ ...given, threads: 0 }), new Loader({ ...given, threads: 2 })];
+    for (let i = 0; i < 6; i++) assert.equal(await threaded.next(), await alone.next());
+    threaded.close();
+  }
+});
+
+test("what fails on a thread is told as it is without", async () => {
+  const [item] = items;
+  const load = (change: Partial<Item>) => new Loader({ ...base, threads: 1, items: [{ ...item!, ...change }] }).next();
+  assert.match(await refusal(() => load({ path: join(folder, "none.png") })), /none.png: the image does not exist/);
+  assert.match(await refusal(() => load({ width: 31 })), /is 32x32, but the labels are for 31x32/);
+  const pool = new SamplePool(1);
+  const job = {
+    item: item!,
+    index: 0,
+    proxies: [],
+    augment,
+    maskStride: 1,
+    random: { key: [1, 2], counter: 0 },
+  } as const;
+  const wrong = await pool.run({ ...job, random: { key: [1, 2], counter: 0 } }).then(String, (error: Error) => error);
+  if (item!.classes.length > 0) assert.match(String(wrong), /^Error: .*but proxies for 0/);
+  pool.close();
+  assert.match(await pool.run({ ...job, random: { key: [1, 2], counter: 0 } }).then(String, String), /is closed/);
+});
+
+test("a process ends by itself while its threads read ahead, closed or not", async () => {
+  const script = join(folder, "ends.ts");
+  const source = (name: string) => JSON.stringify(new URL(`../../train/data/${name}.ts`, import.meta.url).href);
+  const options = JSON.stringify({ ...base, threads: 2, prefetch: 8 });
+  writeFileSync(
+    script,
+    `import(${source("loader")}).then(async ({ Loader }) => {
+      const loader = new Loader(${options});
+      await loader.next();
+      if (process.argv[2] === "close") loader.close();
+      console.log("read");
+    });`,
+  );
+  for (const how of ["close", "leave"]) {
+    const { status, stdout, stderr } = spawnSync(process.execPath, ["--import", "tsx", script, how], {
+      encoding: "utf8",
+      timeout: 60_000,
+    });
+    assert.equal([status, stdout], [0, "read\n"], stderr);
+  }
 });
 
 test("evaluation shows the whole image: by its sides, or in a frame", async () => {

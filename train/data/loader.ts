@@ -4,79 +4,14 @@
  */
 import { Random } from "../../engine/random.ts";
 import { BadInput } from "../errors.ts";
-import {
-  type Affine,
-  type AugmentOptions,
-  applyAugment,
-  boxToNetwork,
-  drawAugment,
-  fitAugment,
-  isInside,
-  pointToNetwork,
-  warpMask,
-} from "./augment.ts";
+import { type Affine, type AugmentOptions, applyAugment, fitAugment } from "./augment.ts";
 import { classIndex, type Instances, imagePath, instanceRuns, instancesByImage } from "./coco.ts";
-import { checkSize, type Image, readImage, resizeImage } from "./image.ts";
-import { type Box, boxOfRuns, type Runs, runsOfMask } from "./mask.ts";
-import type { Kind, WeakLabels } from "./weak.ts";
+import { type Image, readImage, resizeImage } from "./image.ts";
+import { ascending, type Item, loadSample, type Sample, type SampleJob, type TargetMasks } from "./sample.ts";
+import { SamplePool, threadsFor } from "./sample-pool.ts";
+import type { WeakLabels } from "./weak.ts";
 
-/** An image and its labels, in the original frame. */
-export interface Item {
-  imageId: number;
-  path: string;
-  width: number;
-  height: number;
-  kind: Kind | "masks";
-  /** Class index (0..K-1) of each target; for tags empty. */
-  classes: number[];
-  /** Kind points: the pixel of each target. */
-  points: [x: number, y: number][];
-  /** Kinds boxes and masks. */
-  boxes: Box[];
-  /** Kind masks. */
-  runs: Runs[];
-  /** The set of classes in the image, ascending. */
-  tags: number[];
-}
-
-/** SAM's candidates for one target, computed once on the original image. */
-export interface Proxy {
-  candidates: Runs[];
-  /** SAM's own estimate for each candidate. */
-  iou: number[];
-}
-
-/** What one training step sees of an image; frame: the network's. */
-export interface Sample {
-  imageId: number;
-  /** Index in the loader's items. */
-  item: number;
-  /** (height, width, 3), padded at the right and below. */
-  rgb: Uint8Array;
-  width: number;
-  height: number;
-  /** Part of the frame that shows the image; it starts at the left upper corner. */
-  valid: [width: number, height: number];
-  kind: Kind | "masks";
-  /** Classes for the tag loss. Kind tags: of the whole image, whatever the crop shows; else of the targets that are left. */
-  tags: number[];
-  /** Class index of each target. Targets that the crop leaves outside are dropped. */
-  classes: number[];
-  /** Index of each target in its item. */
-  source: number[];
-  /** Kind points: pixel coordinates, the centre of pixel (x, y) lies at (x + 0.5, y + 0.5). */
-  points: [x: number, y: number][];
-  /** Kinds boxes (clipped to the crop) and masks (of the mask in the crop): edges. */
-  boxes: [x0: number, y0: number, x1: number, y1: number][];
-  /** Kind masks: 0/1, (height / maskStride, width / maskStride). */
-  masks: Uint8Array[];
-  /** Where the loader was given proxies: each target's candidates in the masks' form. */
-  proxies?: { masks: Uint8Array[]; iou: number[] }[];
-  /** From the original image to this frame. */
-  affine: Affine;
-  originalWidth: number;
-  originalHeight: number;
-}
+export type { Item, Sample, TargetMasks };
 
 /** The labelled images of a weak labels file. */
 export function weakItems(weak: WeakLabels, imagesDir: string): Item[] {
@@ -125,75 +60,6 @@ export function maskItems(data: Instances, imagesDir: string): Item[] {
   });
 }
 
-function ascending(classes: readonly number[]): number[] {
-  return [...new Set(classes)].sort((a, b) => a - b);
-}
-
-export interface SampleOptions {
-  augment: AugmentOptions;
-  /** Masks are given at this fraction of the frame (default 1: whole). */
-  maskStride?: number;
-  /** SAM's candidates of an item's targets, in the item's order; undefined for items that have none. */
-  proxies?: (item: Item, index: number) => readonly Proxy[] | undefined | Promise<readonly Proxy[] | undefined>;
-}
-
-/** Reads and augments one item. Throws BadInput naming the image when it cannot be read or is not as large as the labels say. */
-export async function loadSample(item: Item, index: number, options: SampleOptions, random: Random): Promise<Sample> {
-  const [image, proxies] = await Promise.all([readImage(item.path), options.proxies?.(item, index)]);
-  checkSize(item.path, image, item);
-  const { augment: jitter, maskStride = 1 } = options;
-  const { width, height } = jitter;
-  const augment = drawAugment(item, jitter, item.kind, random);
-  const { affine, valid } = augment;
-  const warp = (runs: Runs) => warpMask(runs, affine, width, height, maskStride);
-
-  const sample: Sample = {
-    imageId: item.imageId,
-    item: index,
-    rgb: applyAugment(image, augment, jitter),
-    width,
-    height,
-    valid,
-    kind: item.kind,
-    tags: item.tags,
-    classes: [],
-    source: [],
-    points: [],
-    boxes: [],
-    masks: [],
-    affine,
-    originalWidth: item.width,
-    originalHeight: item.height,
-  };
-  if (proxies !== undefined) sample.proxies = [];
-  item.classes.forEach((label, i) => {
-    if (item.kind === "points") {
-      const point = pointToNetwork(affine, ...item.points[i]!);
-      if (!isInside(point, valid)) return;
-      sample.points.push(point);
-    } else if (item.kind === "boxes") {
-      const box = boxToNetwork(affine, item.boxes[i]!, valid);
-      if (box === undefined) return;
-      sample.boxes.push(box);
-    } else {
-      const mask = warp(item.runs[i]!);
-      const [x, y, w, h] = boxOfRuns(runsOfMask(mask, Math.ceil(width / maskStride), Math.ceil(height / maskStride)));
-      if (w === 0) return;
-      sample.masks.push(mask);
-      sample.boxes.push([x * maskStride, y * maskStride, (x + w) * maskStride, (y + h) * maskStride]);
-    }
-    sample.classes.push(label);
-    sample.source.push(i);
-    if (proxies === undefined) return;
-    const proxy = proxies[i];
-    if (proxy === undefined)
-      throw new Error(`${item.path}: has ${item.classes.length} targets, but proxies for ${proxies.length}`);
-    sample.proxies?.push({ masks: proxy.candidates.map(warp), iou: proxy.iou });
-  });
-  if (item.kind !== "tags") sample.tags = ascending(sample.classes);
-  return sample;
-}
-
 /** Where a run stands in its data: samples handed out so far are `epoch` times all items and `position` more. */
 export interface LoaderState {
   seed: number;
@@ -202,11 +68,18 @@ export interface LoaderState {
   position: number;
 }
 
-export interface LoaderOptions extends SampleOptions {
+export interface LoaderOptions {
   items: readonly Item[];
   batch: number;
   seed: number;
-  /** Batches read ahead (default 2). */
+  augment: AugmentOptions;
+  /** Masks are given at this fraction of the frame (default 1: whole). */
+  maskStride?: number;
+  /** SAM's candidates of an item's targets, in the item's order; undefined for items that have none. */
+  proxies?: (item: Item, index: number) => readonly TargetMasks[] | undefined;
+  /** Threads that make samples; 0: the caller's own. Default: by the size of the frame. What comes out is the same. */
+  threads?: number | undefined;
+  /** Batches read ahead (default 2, more where that leaves threads idle). */
   prefetch?: number;
 }
 
@@ -216,6 +89,8 @@ export class Loader {
   /** Samples handed out. */
   #done = 0;
   #ahead: Promise<Sample[]>[] = [];
+  readonly #pool: SamplePool | undefined;
+  readonly #prefetch: number;
   #order: { epoch: number; items: number[] } = { epoch: -1, items: [] };
 
   /** Throws BadInput where there is nothing to train on. */
@@ -227,6 +102,9 @@ export class Loader {
     }
     this.#options = options;
     this.#random = new Random(options.seed).fork("loader");
+    const threads = options.threads ?? threadsFor(options.augment);
+    this.#pool = threads > 0 ? new SamplePool(threads) : undefined;
+    this.#prefetch = options.prefetch ?? Math.max(2, Math.ceil((2 * threads) / options.batch));
   }
 
   /** Batches in an epoch, the last of which is filled up from the next epoch. */
@@ -236,8 +114,8 @@ export class Loader {
 
   /** The next batch, always full. Rejects with BadInput when one of its images cannot be read. */
   next(): Promise<Sample[]> {
-    const { batch, prefetch = 2 } = this.#options;
-    while (this.#ahead.length <= prefetch) this.#ahead.push(this.#load(this.#done + this.#ahead.length * batch));
+    const { batch } = this.#options;
+    while (this.#ahead.length <= this.#prefetch) this.#ahead.push(this.#load(this.#done + this.#ahead.length * batch));
     this.#done += batch;
     return this.#ahead.shift()!;
   }
@@ -265,22 +143,33 @@ export class Loader {
     this.#done = state.epoch * items + state.position;
   }
 
-  /** Drops what was read ahead. */
+  /** Drops what was read ahead and ends the threads. */
   close(): void {
     this.#ahead = [];
+    this.#pool?.close();
   }
 
   #load(first: number): Promise<Sample[]> {
     const places = Array.from({ length: this.#options.batch }, (_, i) => first + i);
     const batch = Promise.all(
       places.map((place) => {
-        const index = this.#itemAt(place);
-        return loadSample(this.#options.items[index]!, index, this.#options, this.#random.fork(`sample ${place}`));
+        const job = this.#jobAt(place);
+        return this.#pool?.run(job) ?? loadSample(job);
       }),
     );
     // A failure is reported when its batch is asked for, not while it is read ahead.
     batch.catch(() => {});
     return batch;
+  }
+
+  #jobAt(place: number): SampleJob {
+    const { items, proxies, augment, maskStride = 1 } = this.#options;
+    const index = this.#itemAt(place);
+    const item = items[index]!;
+    const random = this.#random.fork(`sample ${place}`).state;
+    // Whatever else is known of a proxy stays here.
+    const masks = proxies?.(item, index)?.map(({ candidates, iou }) => ({ candidates, iou }));
+    return { item, index, proxies: masks, augment, maskStride, random };
   }
 
   #itemAt(place: number): number {
