@@ -197,7 +197,11 @@ export const commands: readonly Command[] = [
       { flags: "--data <file>", help: "instances JSON to evaluate the run on (default: the config's)" },
       { flags: "--gt <file>", help: "instances JSON (with --dt)" },
       { flags: "--dt <file>", help: "COCO results JSON (with --gt)" },
-      { flags: "--iou <kind>", help: "overlap of masks or of boxes", choices: ["segm", "bbox"], default: "segm" },
+      {
+        flags: "--iou <kind>",
+        help: "overlap of masks (default), or of boxes (default where the data has no masks)",
+        choices: ["segm", "bbox"],
+      },
       { flags: "--protocol <name>", help: "voc adds VOC's metrics", choices: ["coco", "voc"], default: "coco" },
     ],
     examples: ["wgpu-wish eval --run runs/quickstart", "wgpu-wish eval --gt instances.json --dt results.json --json"],

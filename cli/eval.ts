@@ -1,5 +1,5 @@
 /** `wgpu-wish eval`: COCO's metrics, and VOC's on request, of a results file. */
-import { readInstances } from "../train/data/coco.ts";
+import { overlapOf, readInstances } from "../train/data/coco.ts";
 import { BadInput } from "../train/errors.ts";
 import { evaluate, type Metrics, readResults } from "../train/eval/coco-ap.ts";
 import { evaluateVoc, type VocMetrics } from "../train/eval/voc.ts";
@@ -14,16 +14,17 @@ export interface EvalOptions {
   data?: string;
   gt?: string;
   dt?: string;
-  iou: "segm" | "bbox";
+  iou?: "segm" | "bbox";
   protocol: "coco" | "voc";
 }
 
 export async function run(call: Call<EvalOptions>): Promise<number | undefined> {
   const { options, terminal } = call;
-  const { run: folder, gt, dt, iou, protocol } = options;
+  const { run: folder, gt, dt, protocol } = options;
   if (folder !== undefined) return evaluateModelOf(folder, call);
   if (gt === undefined || dt === undefined) throw new BadInput("eval: give --run, or --gt and --dt");
   const truth = readInstances(gt);
+  const { iou = overlapOf(truth) } = options;
   const results = readResults(dt, truth);
   const metrics = evaluate(truth, results, { iou });
   const voc = protocol === "voc" ? evaluateVoc(truth, results, { iou }) : undefined;
@@ -42,9 +43,9 @@ async function evaluateModelOf(folder: string, call: Call<EvalOptions>): Promise
   let bar: ReturnType<typeof terminal.progress> | undefined;
   const { metrics, voc, file } = await evaluateRun(gpu, {
     run: folder,
-    iou,
     protocol,
     signal,
+    ...(iou === undefined ? {} : { iou }),
     ...(data === undefined ? {} : { data }),
     onImage: (done, total) => {
       bar ??= terminal.progress(total);

@@ -173,14 +173,19 @@ function truthOverlay(
   entry: ImageEntry,
 ): Overlay {
   const index = classIndex(truth.categories);
+  const named = instances
+    .filter((instance) => !instance.crowd)
+    .map((instance) => {
+      const classIndex = index.get(instance.categoryId)!;
+      return { instance, classIndex, label: truth.categories[classIndex]!.name };
+    });
   return {
-    masks: instances
-      .filter((instance) => !instance.crowd)
-      .map((instance) => ({
-        mask: maskOfRuns(instanceRuns(instance, entry)),
-        classIndex: index.get(instance.categoryId)!,
-        label: truth.categories.find((c) => c.id === instance.categoryId)!.name,
-      })),
+    masks: named
+      .filter(({ instance }) => instance.segmentation !== undefined)
+      .map(({ instance, ...rest }) => ({ ...rest, mask: maskOfRuns(instanceRuns(instance, entry)) })),
+    boxes: named
+      .filter(({ instance }) => instance.segmentation === undefined)
+      .map(({ instance, ...rest }) => ({ ...rest, box: instance.box })),
     caption: "truth",
   };
 }

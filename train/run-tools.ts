@@ -5,7 +5,7 @@ import { type Device, noGrad, scope } from "../engine/index.ts";
 import type { Wish } from "../model/index.ts";
 import { findPeaks } from "./cam.ts";
 import type { Config } from "./config.ts";
-import { type Instances, imagePath, readInstances } from "./data/coco.ts";
+import { type Instances, imagePath, overlapOf, readInstances } from "./data/coco.ts";
 import { type Image, readImage, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
 import { evalSample } from "./data/loader.ts";
@@ -53,7 +53,7 @@ export async function evaluateRun(gpu: Device, options: EvaluateRunOptions): Pro
     );
   const truth = readInstances(annotations, { supercategories: config.data.supercategories });
   const folder = options.images ?? (options.data ? imagesBeside(options.data, truth, config) : config.val.images);
-  const { iou = "segm", protocol, onImage, signal } = options;
+  const { iou = overlapOf(truth), protocol, onImage, signal } = options;
   const { short, long, topk } = config.val;
   const evaluation = await evaluateModel(gpu, trained.model, trained.categories, truth, folder, {
     short,

@@ -14,7 +14,7 @@ import {
 } from "./checkpoint.ts";
 import { type Claim, claimRun, makeWritable } from "./claim.ts";
 import { type Config, configText } from "./config.ts";
-import type { Category } from "./data/coco.ts";
+import { type Category, overlapOf } from "./data/coco.ts";
 import { type Item, Loader, type LoaderState, type Sample } from "./data/loader.ts";
 import { BadInput } from "./errors.ts";
 import { type Evaluation, evaluateModel } from "./evaluate.ts";
@@ -124,6 +124,9 @@ async function trainPrepared(
     `${data.items.length} images (${kinds.map((kind) => `${data.items.filter((item) => item.kind === kind).length} with ${kind}`).join(", ")}), ` +
       `${data.categories.length} classes, ${(model.parameters().reduce((n, x) => n + x.size, 0) / 1e6).toFixed(2)} M parameters`,
   );
+
+  if (data.validation && overlapOf(data.validation) === "bbox")
+    display.log(`${data.validation.file}: has no masks, so results are judged by how boxes overlap`);
 
   const diary = await Diary.open(run, step);
   let best = await bestOf(run, diary);
@@ -332,6 +335,7 @@ async function assess(
   const bar = display.progress(config.val.limit || data.validation!.images.length, "img");
   const evaluation = await evaluateModel(gpu, model, data.categories, data.validation!, config.val.images, {
     ...config.val,
+    iou: overlapOf(data.validation!),
     pictures: { count: config.val.pictures, folder: join(config.run, "pictures") },
     onImage: (done) => bar.update(done, { evaluated: "val" }),
     ...(signal ? { signal } : {}),

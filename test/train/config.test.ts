@@ -38,7 +38,7 @@ test("configs/README.md says what the schema says", () => {
 });
 
 test("the shipped configurations are valid", () => {
-  for (const name of ["scenes.yaml", "coco-mini.yaml"])
+  for (const name of ["scenes.yaml", "coco-mini.yaml", "own.yaml"])
     assert.ok(readConfig(join(packageRoot, "configs", name)).steps > 0, name);
 });
 

@@ -220,6 +220,11 @@ function segmentationOf(value: unknown, image: ImageEntry, at: string): number[]
   return rle;
 }
 
+/** What results on this data can be judged by: masks, or boxes where nothing but boxes was drawn. */
+export function overlapOf({ instances }: Instances): "segm" | "bbox" {
+  return instances.length === 0 || instances.some(({ segmentation }) => segmentation !== undefined) ? "segm" : "bbox";
+}
+
 /** The instance's mask. Throws where it has none: check `segmentation` before. */
 export function instanceRuns(instance: Instance, image: { width: number; height: number }): Runs {
   if (instance.segmentation === undefined) {
