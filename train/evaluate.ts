@@ -98,14 +98,15 @@ export async function evaluateModel(
   const pictures: { path: string; panels: Image[] }[] = [];
   let complete = true;
   model.eval();
+  // The next image is decoded while the GPU works on this one.
+  let ahead = readEntry(images[0], imagesDir);
   for (const [i, entry] of images.entries()) {
     if (options.signal?.aborted) {
       complete = false;
       break;
     }
-    const file = imagePath(imagesDir, entry);
-    const image = await readImage(file);
-    checkSize(file, image, entry);
+    const image = (await ahead)!;
+    ahead = readEntry(images[i + 1], imagesDir);
     const found = await segment(gpu, model, image, options);
     results.push(...resultsOf(found, entry.id, categories));
     if (options.pictures && i < options.pictures.count) {
@@ -125,6 +126,20 @@ export async function evaluateModel(
     imageIds: images.map((image) => image.id),
   });
   return { metrics, curves, results, pictures: pictures.map(({ path }) => path), complete };
+}
+
+/** An image of the data set. What is wrong with it is told when it is waited for. */
+function readEntry(entry: ImageEntry | undefined, imagesDir: string): Promise<Image | undefined> {
+  const read = async (): Promise<Image | undefined> => {
+    if (entry === undefined) return undefined;
+    const file = imagePath(imagesDir, entry);
+    const image = await readImage(file);
+    checkSize(file, image, entry);
+    return image;
+  };
+  const image = read();
+  image.catch(() => {});
+  return image;
 }
 
 /** Each image's panels in a file, and all of them on a sheet. */
