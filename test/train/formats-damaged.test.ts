@@ -1,8 +1,11 @@
 // What is wrong with a data set is said in one line that names its file, whatever the format.
-import { cpSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { Random } from "../../engine/random.ts";
+import { readInstances } from "../../train/data/coco.ts";
+import { categoriesOfLabels, instancesDocument } from "../../train/data/labelled.ts";
 import { readSource, type SourceOptions } from "../../train/data/sources.ts";
 import { BadInput } from "../../train/errors.ts";
 import { copyOf, labelme, refused, root, sbd, voc } from "./trees.ts";
@@ -170,6 +173,49 @@ test("a MAT-file damaged at any place is read or refused, in one line", async ()
     });
   }
   assert.ok(refusals > 5, String(refusals));
+});
+
+test("trees damaged anywhere at random are read or refused, in one line; what is read is written and read again", async () => {
+  const random = new Random(1);
+  const sources: [string, SourceOptions][] = [
+    [voc, {}],
+    [voc, { set: "Main/train" }],
+    [sbd, {}],
+    [labelme, {}],
+    [join(root, "yolo"), {}],
+  ];
+  const outcomes = { read: 0, refused: 0 };
+  for (let n = 0; n < 150; n++) {
+    const [tree, options] = sources[n % sources.length]!;
+    const paths = readdirSync(tree, { recursive: true }).map((name) => join(tree, String(name)));
+    const files = paths.filter((path) => statSync(path).isFile());
+    const file = files[random.int(files.length)]!;
+    const whole = readFileSync(file);
+    const bytes = Buffer.from(whole);
+    const at = random.int(bytes.length);
+    if (n % 2 === 0) for (let i = at; i < Math.min(at + 3, bytes.length); i++) bytes[i] = random.int(256);
+    writeFileSync(
+      file,
+      n % 2 === 0 ? bytes : Buffer.concat([bytes.subarray(0, at), bytes.subarray(at + random.int(20))]),
+    );
+    try {
+      const labelled = await readSource(tree, options);
+      const written = join(root, "written.json");
+      const classes = categoriesOfLabels(labelled);
+      if (tree !== labelme) {
+        writeFileSync(written, JSON.stringify(instancesDocument(labelled, classes)));
+        readInstances(written);
+      }
+      outcomes.read++;
+    } catch (error) {
+      assert.instance(error, BadInput, `${file}: ${(error as Error).stack}`);
+      const { message } = error as Error;
+      assert.ok(message.includes(root) && !message.includes("\n") && message.length < 600, message);
+      outcomes.refused++;
+    }
+    writeFileSync(file, whole);
+  }
+  assert.ok(outcomes.read > 30 && outcomes.refused > 30, JSON.stringify(outcomes));
 });
 
 test("damaged labelme folders", async () => {

@@ -170,7 +170,7 @@ test("COCO's boxes become weak labels; masks are left to weaken", async () => {
     ],
     categories: [{ id: 3, name: "dog", supercategory: "animal" }],
     annotations: [
-      { id: 1, image_id: 7, category_id: 3, bbox: [1, 2, 3, 4] },
+      { id: 1, image_id: 7, category_id: 3, bbox: [1, 2, 3, 4], segmentation: [] },
       {
         id: 2,
         image_id: 7,

@@ -159,7 +159,12 @@ function instanceOf(
   if (iscrowd !== 0 && iscrowd !== 1 && typeof iscrowd !== "boolean") {
     throw new BadInput(`${at}: "iscrowd" must be 0 or 1, got ${show(iscrowd)}`);
   }
-  const outline = segmentation === undefined ? undefined : segmentationOf(segmentation, image, at);
+  // Tools that draw boxes alone write an empty list or null.
+  const isEmpty = segmentation === undefined || segmentation === null;
+  const outline =
+    isEmpty || (Array.isArray(segmentation) && segmentation.length === 0)
+      ? undefined
+      : segmentationOf(segmentation, image, at);
   if (bbox === undefined && outline === undefined) throw new BadInput(`${at}: has neither "bbox" nor "segmentation"`);
   if (area !== undefined && !(typeof area === "number" && Number.isFinite(area) && area >= 0)) {
     throw new BadInput(`${at}: "area" must be a number from 0, got ${show(area)}`);

@@ -66,9 +66,10 @@ function rgbOfCmyk({ width, height, data: inks }: Image): Image {
   return { width, height, data };
 }
 
-/** What a library says, on one line. */
+/** What a library says, on one line and each thing once. */
 export function clauseOf(error: unknown): string {
-  return error instanceof Error ? error.message.trim().replace(/\s*\n\s*/g, "; ") : String(error);
+  const lines = (error instanceof Error ? error.message : String(error)).split("\n").map((line) => line.trim());
+  return [...new Set(lines)].filter((line) => line !== "").join("; ");
 }
 
 /** Width and height of the upright image without decoding it. Throws BadInput as readImage does. */
