@@ -50,7 +50,7 @@ export const commands: readonly Command[] = [
     ],
     notes:
       "VOC: a root such as VOCdevkit/VOC2012; without --set all images that are segmented. train_aug is VOC's train and SBD's train and val without VOC's val: 10,582 images. Lists under ImageSets/Main give boxes, from Annotations; difficult objects become crowd.\n\n" +
-      "labelme: a folder with a JSON for each image. Polygons, circles and masks are masks, rectangles boxes, points points, image flags tags. YOLO: a data.yaml; lines of five numbers are boxes. CSV: the columns file_name and tags (a;b;c), with --images.\n\n" +
+      "labelme: a folder with a JSON for each labelled image; others are left out. Polygons, circles and masks are masks, rectangles boxes, points points, image flags tags. YOLO: a data.yaml; lines of five numbers are boxes. CSV: the columns file_name and tags (a;b;c), with --images.\n\n" +
       "Without --weak comes a COCO instances JSON, whose masks `weaken` can turn into weak labels. With --classes training and evaluation data get the same classes.",
     examples: [
       "wgpu-wish dataset VOCdevkit/VOC2012 --set train_aug --sbd benchmark_RELEASE/dataset --out train_aug.json",

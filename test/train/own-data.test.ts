@@ -9,7 +9,7 @@ import { ownWeakLabels } from "../../train/data/own-labels.ts";
 import { readSource } from "../../train/data/sources.ts";
 import { evaluateRun } from "../../train/run-tools.ts";
 import { train } from "../../train/train.ts";
-import { config, folder, gpu, removeFolder, scenes, silent } from "./tiny-run.ts";
+import { config, folder, gpu, refused, removeFolder, scenes, silent } from "./tiny-run.ts";
 
 const test = suite("own data");
 test.after(removeFolder);
@@ -46,6 +46,14 @@ test("boxes drawn in labelme become weak labels, and boxes to be judged by", asy
   );
   assert.is(overlapOf(readInstances(truth)), "bbox");
   assert.is(overlapOf(data), "segm");
+});
+
+test("full supervision needs masks", async () => {
+  const supervised = config("supervised", ["mode=supervised", `data.images=${photos}`, `data.labels=${truth}`]);
+  await refused(
+    () => train(gpu, supervised, { display: silent }),
+    /truth\.json: annotation 1 has no segmentation, and full supervision needs masks; .*dataset .*--weak/,
+  );
 });
 
 test("a run on them is judged by boxes, by itself and afterwards", async () => {

@@ -44,6 +44,11 @@ export function maskItems(data: Instances, imagesDir: string): Item[] {
   const index = classIndex(data.categories);
   return data.images.map((image): Item => {
     const instances = byImage.get(image.id)!.filter(({ crowd }) => !crowd);
+    const bare = instances.find(({ segmentation }) => segmentation === undefined);
+    if (bare !== undefined)
+      throw new BadInput(
+        `${data.file}: annotation ${bare.id} has no segmentation, and full supervision needs masks; boxes alone are weak labels: wgpu-wish dataset ${data.file} --weak --out weak.json`,
+      );
     const classes = instances.map(({ categoryId }) => index.get(categoryId)!);
     return {
       imageId: image.id,
