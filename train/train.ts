@@ -159,14 +159,15 @@ async function trainPrepared(
   const memory = new MemoryWatch(gpu, (line) => display.log(line));
   const perStep = config.batch * config.accumulate;
   // Steps and their seconds since the last line: evaluations and checkpoints are no part of the speed.
-  let pace = { steps: 0, seconds: 0 };
+  let pace = { steps: 0, seconds: 0, waited: 0 };
   let lr = 0;
   const writeLine = (): void => {
     const { liveBytes, liveBuffers } = gpu.memory;
     const highWaterBytes = memory.mostBytes;
     const imagesPerSecond = (pace.steps * perStep) / pace.seconds;
-    diary.step({ step, ...means.values, lr, imagesPerSecond, liveBytes, liveBuffers, highWaterBytes });
-    pace = { steps: 0, seconds: 0 };
+    const waiting = pace.waited / pace.seconds;
+    diary.step({ step, ...means.values, lr, imagesPerSecond, waiting, liveBytes, liveBuffers, highWaterBytes });
+    pace = { steps: 0, seconds: 0, waited: 0 };
     means.clear();
   };
 
@@ -182,6 +183,7 @@ async function trainPrepared(
     const began = performance.now();
     const batches: Sample[][] = [];
     for (let i = 0; i < config.accumulate; i++) batches.push(await loader.next());
+    const waited = (performance.now() - began) / 1000;
     const whole = !trainer.hasTags || step >= config.cam.warmup;
     const report = await memory.around(trainer, batches, whole, () =>
       keepingGood(run, () => trainStep(trainer, batches, step)),
@@ -189,7 +191,8 @@ async function trainPrepared(
     step++;
     lr = report.lr!;
     means.add(report);
-    pace = { steps: pace.steps + 1, seconds: pace.seconds + (performance.now() - began) / 1000 };
+    const seconds = (performance.now() - began) / 1000;
+    pace = { steps: pace.steps + 1, seconds: pace.seconds + seconds, waited: pace.waited + waited };
     bar.update(step, shownTerms(means.values), perStep);
     const last = step === config.steps;
     if (step % config.log.every === 0 || last) writeLine();

@@ -7,6 +7,7 @@ import { overlapOf, readInstances } from "../../train/data/coco.ts";
 import { categoriesOfLabels, instancesDocument, readClasses } from "../../train/data/labelled.ts";
 import { ownWeakLabels } from "../../train/data/own-labels.ts";
 import { readSource } from "../../train/data/sources.ts";
+import { isEvaluation, readDiary } from "../../train/metrics.ts";
 import { evaluateRun } from "../../train/run-tools.ts";
 import { train } from "../../train/train.ts";
 import { config, folder, gpu, refused, removeFolder, scenes, silent } from "./tiny-run.ts";
@@ -65,6 +66,8 @@ test("a run on them is judged by boxes, by itself and afterwards", async () => {
   assert.ok(lines.some((line) => /truth\.json: has no masks, so results are judged by how boxes overlap/.test(line)));
   const again = await evaluateRun(gpu, { run: own.run, data: truth });
   assert.ok(again.metrics.AP >= 0 && again.metrics.AR100 >= 0);
+  for (const entry of readDiary(own.run))
+    if (!isEvaluation(entry)) assert.ok(entry.waiting! > 0 && entry.waiting! < 1, String(entry.waiting));
   const rows = readFileSync(join(own.run, "results.csv"), "utf8").trim().split("\n");
   assert.is(rows.length, 2);
 });

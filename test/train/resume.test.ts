@@ -17,6 +17,7 @@ function lines(run: string): object[] {
   return readDiary(join(folder, run)).map((entry) => {
     const {
       imagesPerSecond: _,
+      waiting: _____,
       liveBytes: __,
       liveBuffers: ___,
       highWaterBytes: ____,
