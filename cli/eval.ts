@@ -25,6 +25,13 @@ export async function run(call: Call<EvalOptions>): Promise<number | undefined> 
   if (gt === undefined || dt === undefined) throw new BadInput("eval: give --run, or --gt and --dt");
   const truth = readInstances(gt);
   const results = readResults(dt, truth);
+  const known = new Set(truth.categories.map(({ id }) => id));
+  const strange = results.filter(({ categoryId }) => !known.has(categoryId));
+  if (strange.length > 0) {
+    terminal.warn(
+      `${dt}: ${strange.length} of ${results.length} results are of categories that ${gt} does not have, such as ${strange[0]!.categoryId}; they count for nothing`,
+    );
+  }
   const metrics = evaluate(truth, results, { iou });
   const voc = protocol === "voc" ? evaluateVoc(truth, results, { iou }) : undefined;
   terminal.result({ ...metrics, ...voc }, describeMetrics(metrics, voc));

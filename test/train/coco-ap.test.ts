@@ -58,6 +58,37 @@ test("random ground truth and results give pycocotools' figures to 1e-9", () => 
   });
 });
 
+type Odd = Omit<Case, "segm" | "bbox"> & { seed: number; want: Record<string, Record<string, unknown>> };
+const odd: Odd[] = JSON.parse(readFileSync(new URL("../parity/data/ap-odd.json", import.meta.url), "utf8"));
+
+test("ties, crowds, runs of no length, empty masks and areas at borders give pycocotools' and VOC's figures to 1e-9", () => {
+  assert.ok(odd.length >= 20);
+  for (const { seed, truth: file, results: found, want } of odd) {
+    const truth = readInstances(write("truth.json", file));
+    const results = readResults(write("results.json", found), truth);
+    const got: Record<string, object> = { voc: evaluateVoc(truth, results) };
+    for (const iou of ["segm", "bbox"] as const) if (want[iou]) got[iou] = evaluate(truth, results, { iou });
+    for (const [kind, figures] of Object.entries(want)) {
+      const { perClass = {}, ...rest } = figures as { perClass?: Record<string, number> };
+      const { perClass: ours = {}, ...others } = got[kind] as { perClass?: Record<string, number> };
+      for (const [name, value] of Object.entries({ ...perClass, ...(rest as Record<string, number>) })) {
+        const mine = ({ ...ours, ...others } as Record<string, number>)[name]!;
+        assert.ok(Math.abs(mine - value) <= 1e-9, `seed ${seed} ${kind} ${name}: ${mine}, wanted ${value}`);
+      }
+    }
+  }
+});
+
+test("results of classes that the ground truth does not have count for nothing", () => {
+  const other: Result[] = [{ imageId: 1, categoryId: 77, score: 0.99, box: [10, 10, 20, 20] }];
+  assert.equal(evaluate(truth, [...exact, ...other], bbox), evaluate(truth, exact, bbox));
+});
+
+test("VOC counts all results, however many", () => {
+  const noise: Result[] = Array.from({ length: 120 }, () => ({ ...exact[0]!, score: 0.9, box: [60, 60, 5, 5] }));
+  assert.ok(evaluateVoc(truth, [...noise, ...exact], bbox).voc50 > 0);
+});
+
 const shared = process.env.WGPU_WISH_SHARED ?? join(import.meta.dirname, "../../../shared");
 const fixture = join(shared, "data/coco-eval-fixture");
 (existsSync(fixture) ? test : test.skip)("COCO's own fake results give the figures recorded for them", () => {
@@ -143,7 +174,7 @@ test("each fault of a results file is refused in one line that names it", () => 
   const faults: [unknown, RegExp][] = [
     [{ annotations: [] }, /expected a list of results/],
     [[{ ...entry, image_id: 3 }], /results\[0\]: image_id 3 names no image of truth.json/],
-    [[entry, { ...entry, category_id: 9 }], /results\[1\]: category_id 9 names no category/],
+    [[entry, { ...entry, category_id: "9" }], /results\[1\]: "category_id" must be a whole number, got "9"/],
     [[{ ...entry, score: null }], /"score" must be a number, got null/],
     [[{ ...entry, bbox: [0, 0, 4] }], /"bbox" must be/],
     [[{ ...entry, bbox: [] }], /neither "segmentation" nor "bbox"/],
