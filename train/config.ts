@@ -299,6 +299,11 @@ export const configSchema = z.strictObject({
     every: option(whole.default(20), "reference", "steps between lines of metrics.jsonl"),
     checkpoint: option(whole.default(5000), "reference", "steps between checkpoints"),
     keep: option(whole.default(2), "ours", "newest checkpoints kept, besides the best"),
+    tensorboard: option(
+      z.boolean().default(false),
+      "ours",
+      "write TensorBoard's event files, too: losses, rate, speed, memory, AP, pictures; in <run>/tensorboard",
+    ),
   }),
 });
 

@@ -1,6 +1,6 @@
 /** Training as a whole: data, teacher, model, the loop, checkpoints, evaluation. */
-import { existsSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, readFileSync } from "node:fs";
+import { basename, join } from "node:path";
 import { type Device, optim } from "../engine/index.ts";
 import { parameterGroups, type Wish, type WishConfig } from "../model/index.ts";
 import {
@@ -110,7 +110,7 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
       `${data.categories.length} classes, ${(model.parameters().reduce((n, x) => n + x.size, 0) / 1e6).toFixed(2)} M parameters`,
   );
 
-  const diary = await Diary.open(run, step);
+  const diary = await Diary.open(run, step, config.log);
   let best = await bestOf(run, diary);
   let interrupted = false;
   let evaluation: Evaluation | undefined;
@@ -315,7 +315,9 @@ async function assess(
   });
   bar.end();
   if (!evaluation.complete) return undefined;
-  diary.evaluation(step, evaluation.metrics, memory.mostBytes);
+  diary.evaluation(step, evaluation.metrics, memory.mostBytes, () =>
+    evaluation.pictures.map((path) => ({ tag: `val/${basename(path, ".png")}`, png: readFileSync(path) })),
+  );
   const { AP, AP50, AP75 } = evaluation.metrics;
   display.log(`step ${step}: AP ${AP.toFixed(3)}, AP50 ${AP50.toFixed(3)}, AP75 ${AP75.toFixed(3)}`);
   await writeReport(config.run, { config, categories: data.categories, evaluation });
