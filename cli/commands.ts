@@ -59,8 +59,8 @@ export const commands: readonly Command[] = [
   },
   {
     name: "show",
-    summary: "write PNG previews of labels, CAMs, SAM proxies or predictions",
-    args: [["<what>", "what to draw", ["gt", "weak", "cam", "proxies", "predictions"]]],
+    summary: "write PNG previews of labels, augmentation, CAMs, SAM proxies or predictions",
+    args: [["<what>", "what to draw", ["gt", "weak", "augmented", "cam", "proxies", "predictions"]]],
     options: [
       {
         flags: "--run <dir>",
@@ -73,6 +73,7 @@ export const commands: readonly Command[] = [
     ],
     examples: [
       "wgpu-wish show gt --ann data/scenes/annotations/instances.json --images data/scenes/images --out previews",
+      "wgpu-wish show augmented --ann data/scenes/weak.json --images data/scenes/images --out previews",
       "wgpu-wish show cam --run runs/quickstart --out previews",
     ],
     load: () => import("./show.ts"),
@@ -174,6 +175,7 @@ export const commands: readonly Command[] = [
       { flags: "--gt <file>", help: "instances JSON (with --dt)" },
       { flags: "--dt <file>", help: "COCO results JSON (with --gt)" },
       { flags: "--iou <kind>", help: "overlap of masks or of boxes", choices: ["segm", "bbox"], default: "segm" },
+      { flags: "--details <file>", help: "write precision-recall curves and the confusion matrix as JSON" },
       { flags: "--protocol <name>", help: "voc adds VOC's metrics", choices: ["coco", "voc"], default: "coco" },
     ],
     examples: ["wgpu-wish eval --run runs/quickstart", "wgpu-wish eval --gt instances.json --dt results.json --json"],

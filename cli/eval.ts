@@ -1,7 +1,9 @@
 /** `wgpu-wish eval`: COCO's metrics, and VOC's on request, of a results file. */
 import { readInstances } from "../train/data/coco.ts";
+import { writeJson } from "../train/data/json.ts";
 import { BadInput } from "../train/errors.ts";
-import { evaluate, type Metrics, readResults } from "../train/eval/coco-ap.ts";
+import { evaluateDetailed, type Metrics, readResults } from "../train/eval/coco-ap.ts";
+import { judge } from "../train/eval/confusion.ts";
 import { evaluateVoc, type VocMetrics } from "../train/eval/voc.ts";
 import { evaluateRun } from "../train/run-tools.ts";
 import type { Call } from "./command.ts";
@@ -16,11 +18,12 @@ export interface EvalOptions {
   dt?: string;
   iou: "segm" | "bbox";
   protocol: "coco" | "voc";
+  details?: string;
 }
 
 export async function run(call: Call<EvalOptions>): Promise<number | undefined> {
   const { options, terminal } = call;
-  const { run: folder, gt, dt, iou, protocol } = options;
+  const { run: folder, gt, dt, iou, protocol, details } = options;
   if (folder !== undefined) return evaluateModelOf(folder, call);
   if (gt === undefined || dt === undefined) throw new BadInput("eval: give --run, or --gt and --dt");
   const truth = readInstances(gt);
@@ -32,7 +35,8 @@ export async function run(call: Call<EvalOptions>): Promise<number | undefined> 
       `${dt}: ${strange.length} of ${results.length} results are of categories that ${gt} does not have, such as ${strange[0]!.categoryId}; they count for nothing`,
     );
   }
-  const metrics = evaluate(truth, results, { iou });
+  const { metrics, curves } = evaluateDetailed(truth, results, { iou });
+  if (details !== undefined) writeJson(details, { curves, confusion: judge(truth, results, { iou }).confusion });
   const voc = protocol === "voc" ? evaluateVoc(truth, results, { iou }) : undefined;
   terminal.result({ ...metrics, ...voc }, describeMetrics(metrics, voc));
   return undefined;
@@ -41,13 +45,13 @@ export async function run(call: Call<EvalOptions>): Promise<number | undefined> 
 /** Predicts with a run's model, then as above. */
 async function evaluateModelOf(folder: string, call: Call<EvalOptions>): Promise<number | undefined> {
   const { options, terminal } = call;
-  const { data, gt, dt, iou, protocol } = options;
+  const { data, gt, dt, iou, protocol, details } = options;
   if (gt !== undefined || dt !== undefined)
     throw new BadInput("eval: --run brings its own results; give --data to evaluate it on another file");
   const gpu = await call.open();
   const signal = call.interruptible();
   let bar: ReturnType<typeof terminal.progress> | undefined;
-  const { metrics, voc, file } = await evaluateRun(gpu, {
+  const { metrics, voc, file, curves, confusion } = await evaluateRun(gpu, {
     run: folder,
     iou,
     protocol,
@@ -60,6 +64,7 @@ async function evaluateModelOf(folder: string, call: Call<EvalOptions>): Promise
   });
   bar?.end();
   if (signal.aborted) return INTERRUPTED;
+  if (details !== undefined) writeJson(details, { curves, confusion });
   terminal.log(`weights: ${file}`);
   terminal.result({ ...metrics, ...voc }, describeMetrics(metrics, voc));
   return undefined;

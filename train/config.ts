@@ -116,6 +116,11 @@ export const configSchema = z.strictObject({
     long: option(whole.default(1333), "reference", "limit of its long side"),
     topk: option(whole.default(100), "reference", "instances kept for an image"),
     pictures: option(z.number().int().min(0).default(8), "ours", "overlays drawn at each evaluation"),
+    stages: option(
+      z.number().int().min(0).default(3),
+      "ours",
+      "best, worst and training images of which the report shows label, CAM, SAM's answer and prediction",
+    ),
   }),
   model: section({
     preset: option(

@@ -3,6 +3,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { type Device, optim } from "../engine/index.ts";
 import { parameterGroups, type Wish, type WishConfig } from "../model/index.ts";
+import { sampleOptions } from "./augmented.ts";
 import {
   type Checkpoint,
   checkpointPath,
@@ -19,12 +20,13 @@ import { type Item, Loader, type LoaderState, type Sample } from "./data/loader.
 import { BadInput } from "./errors.ts";
 import { type Evaluation, evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
+import { writeGallery } from "./gallery.ts";
 import { checkModel, checkResumed, checkValidation, readData, type TrainData } from "./inputs.ts";
 import { Diary, Means } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
 import { MemoryWatch } from "./plan.ts";
 import { filledBoxes, makeProxies, type SamProxy } from "./proxies.ts";
-import { writeReport } from "./report.ts";
+import { writeDetails, writeReport } from "./report.ts";
 import { type StepReport, type Trainer, trainStep } from "./step.ts";
 import { loadTeacher, type Teacher } from "./teacher.ts";
 
@@ -92,7 +94,7 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
   const { run } = config;
   gpu.resetHighWater();
   const previous = await previousState(config, options);
-  const { trainer, loader, sizes, notes } = await prepare(gpu, config, data, options);
+  const { trainer, teacher, loader, sizes, notes } = await prepare(gpu, config, data, options);
   const { model, optimizer } = trainer;
   const saved = previous && (previous.state as unknown as SavedState);
   let step = saved?.step ?? 0;
@@ -116,7 +118,7 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
   let evaluation: Evaluation | undefined;
   let evaluatedAt = -1;
   const evaluate = async (): Promise<void> => {
-    const found = await assess(trainer, data, step, { diary, display, memory, ...(signal ? { signal } : {}) });
+    const found = await assess(trainer, data, step, { teacher, diary, display, memory, ...(signal ? { signal } : {}) });
     if (!found) {
       interrupted = true;
       return;
@@ -189,7 +191,7 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
   }
   if (!interrupted && data.validation && evaluatedAt !== step) await evaluate();
   loader.close();
-  await writeReport(run, { config, categories: data.categories, evaluation });
+  await writeReport(run, { config, categories: data.categories });
   const highWaterBytes = memory.mostBytes;
   return { model, categories: data.categories, step, interrupted, evaluation, highWaterBytes };
 }
@@ -210,6 +212,7 @@ async function previousState(config: Config, { display, resume, file }: TrainOpt
 
 interface Prepared {
   trainer: Trainer;
+  teacher: Teacher | undefined;
   loader: Loader;
   sizes: WishConfig;
   /** What the model started from. */
@@ -242,7 +245,7 @@ async function prepare(
     proxies,
     hasTags: data.items.some((item) => item.kind === "tags"),
   };
-  return { trainer, loader: newLoader(config, data.items, proxies), sizes, notes };
+  return { trainer, teacher, loader: newLoader(config, data.items, proxies), sizes, notes };
 }
 
 /** Best AP among the evaluations whose checkpoint is still there, -1 where there is none; `best` then names that checkpoint. */
@@ -293,19 +296,26 @@ function newLoader(
   items: readonly Item[],
   proxies: readonly (readonly SamProxy[] | undefined)[],
 ): Loader {
-  const { width, height, flip, scale, tagScale, colour, maskStride } = config.data;
-  const augment = { width, height, flip, scale, tagScale, colour };
   const options = config.mode === "wish" ? { proxies: (_: Item, index: number) => proxies[index] } : {};
-  return new Loader({ items, batch: config.batch, seed: config.seed, augment, maskStride, ...options });
+  return new Loader({ items, batch: config.batch, seed: config.seed, ...sampleOptions(config), ...options });
+}
+
+interface AssessParts {
+  teacher: Teacher | undefined;
+  diary: Diary;
+  display: Display;
+  memory: MemoryWatch;
+  signal?: AbortSignal;
 }
 
 /** Evaluates the model and writes down what comes out; undefined where it was cut short, which leaves no trace. */
 async function assess(
-  { gpu, config, model }: Trainer,
+  trainer: Trainer,
   data: TrainData,
   step: number,
-  { diary, display, memory, signal }: { diary: Diary; display: Display; memory: MemoryWatch; signal?: AbortSignal },
+  { teacher, diary, display, memory, signal }: AssessParts,
 ): Promise<Evaluation | undefined> {
+  const { gpu, config, model } = trainer;
   const bar = display.progress(config.val.limit || data.validation!.images.length, "img");
   const evaluation = await evaluateModel(gpu, model, data.categories, data.validation!, config.val.images, {
     ...config.val,
@@ -320,7 +330,11 @@ async function assess(
   );
   const { AP, AP50, AP75 } = evaluation.metrics;
   display.log(`step ${step}: AP ${AP.toFixed(3)}, AP50 ${AP50.toFixed(3)}, AP75 ${AP75.toFixed(3)}`);
-  await writeReport(config.run, { config, categories: data.categories, evaluation });
+  await writeDetails(config.run, step, evaluation);
+  const { categories, items, validation } = data;
+  const source = { items, truth: validation!, quality: evaluation.quality };
+  await writeGallery(config.run, { gpu, model, categories, config, teacher }, source);
+  await writeReport(config.run, { config, categories });
   return evaluation;
 }
 

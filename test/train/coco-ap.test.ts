@@ -13,6 +13,7 @@ import {
   readResults,
   resultsDocument,
 } from "../../train/eval/coco-ap.ts";
+import { judge } from "../../train/eval/confusion.ts";
 import { evaluateVoc } from "../../train/eval/voc.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "wgpu-wish-ap-"));
@@ -161,6 +162,36 @@ test("VOC's figure is the area under the whole curve; a second hit is wrong", ()
   assert.ok(Math.abs(voc75 - (1 / 2 + 1 / 3)) < 1e-12);
   assert.is(voc25, voc75);
   assert.is(evaluateVoc({ ...truth, instances: [] }, results, bbox).voc50, -1);
+});
+
+test("results are paired with objects of any class, one to one; what stays alone is made up or missed", () => {
+  const at = (imageId: number, categoryId: number, score: number, x: number): Result => ({
+    imageId,
+    categoryId,
+    score,
+    box: [x, 10, 20, 20],
+  });
+  const crowd = {
+    id: 9,
+    imageId: 2,
+    categoryId: 2,
+    box: [60, 10, 30, 30] as [number, number, number, number],
+    area: 900,
+  };
+  const scene = { ...truth, instances: [...truth.instances, { ...crowd, crowd: true }] };
+  // Image 1: the square is taken for "none", and found again less well. Image 2: nearly right, one on the crowd, one too unsure.
+  const results = [at(1, 2, 0.6, 10), at(1, 1, 0.9, 12), at(2, 1, 0.5, 14), at(2, 1, 0.5, 65), at(2, 1, 0.1, 40)];
+  const { confusion, quality } = judge(scene, results, bbox);
+  assert.equal(confusion.counts, [
+    [1, 0, 1],
+    [1, 0, 0],
+    [0, 0, 0],
+  ]);
+  const iou = 16 / 24;
+  assert.is(quality.get(1), 0);
+  assert.ok(Math.abs(quality.get(2)! - iou) < 1e-12);
+  assert.is(judge(scene, [], bbox).confusion.counts[2]![0], 2);
+  assert.equal([...judge(scene, [], { ...bbox, imageIds: [2] }).quality], [[2, 0]]);
 });
 
 test("results are written as COCO has them and read back", () => {
