@@ -184,7 +184,7 @@ export const commands: readonly Command[] = [
   {
     name: "predict",
     summary: "segment images with a trained model",
-    args: [["<image...>", "images"]],
+    args: [["<image...>", "images, folders of them, or patterns"]],
     options: [
       { flags: "--run <dir>", help: "a run's folder" },
       {
@@ -209,7 +209,7 @@ export const commands: readonly Command[] = [
     ],
     examples: [
       "wgpu-wish predict --run runs/quickstart photo.jpg --out out",
-      "wgpu-wish predict --run runs/a *.png --out out --score 0.5",
+      'wgpu-wish predict --run runs/a photos "more/**/*.jpg" --out out --score 0.5',
       "wgpu-wish predict --checkpoint model_final_3c8ec9.pkl photo.jpg --out out",
     ],
     load: () => import("./predict.ts"),
