@@ -348,7 +348,7 @@ export function settings(): SettingDoc[] {
 const INTRODUCTION = `# Settings of \`wgpu-wish train\`
 
 A YAML file holds those that differ from the defaults; \`key=value\` on the command line changes single ones, in YAML's notation
-(\`optim.lr=1e-4 "data.scale=[0.5, 2]"\`). An unknown key is an error that names the nearest one. The resolved settings are saved as
+(\`optim.lr=1e-4 "data.scale=[0.5, 2]"\`). \`extends: OTHER.yaml\` takes another file's settings, for all that a file does not set itself. An unknown key is an error that names the nearest one. The resolved settings are saved as
 \`config.yaml\` in the run's folder. Paths are relative to the working folder; \`assets/…\` is also looked up in the package.
 
 Origin of a default: **paper** as far as it is known, **reference** Mask2Former, SAM or detectron2, **ours** where the paper leaves the
