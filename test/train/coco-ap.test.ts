@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { type Instances, readInstances } from "../../train/data/coco.ts";
+import { readJsonList } from "../../train/data/json.ts";
 import { BadInput } from "../../train/errors.ts";
 import {
   evaluate,
@@ -198,6 +199,38 @@ test("results are written as COCO has them and read back", () => {
   const path = write("results.json", resultsDocument(exact));
   assert.equal(readResults(path, truth), exact);
   assert.equal(readResults(write("empty.json", []), truth), []);
+});
+
+test("a list that is too long for one string is read in pieces", () => {
+  const list = [
+    { a: '[",]\\', b: [1, { c: "é}" }] },
+    7,
+    "x, y",
+    [],
+    { d: null },
+    ...Array.from({ length: 40 }, (_, i) => ({ i })),
+  ];
+  for (const text of [JSON.stringify(list), ` \n${JSON.stringify(list, null, 2)}\n`]) {
+    writeFileSync(join(folder, "long.json"), text);
+    for (const atOnce of [1, 10, 100, 1e6])
+      assert.equal(readJsonList(join(folder, "long.json"), "a list", atOnce), list, String(atOnce));
+  }
+  assert.equal(readJsonList(write("none.json", { a: [1, 2] }), "a list", 1), { a: [1, 2] });
+  for (const [name, text] of Object.entries({
+    cut: '[{"a": 1}, {"a": ',
+    open: "[1, 2",
+    behind: "[1, 2] 3",
+    hole: "[1,, 2]",
+    end: "[1, 2,]",
+  })) {
+    writeFileSync(join(folder, "long.json"), text);
+    const read = () => readJsonList(join(folder, "long.json"), "a list", 1);
+    assert.throws(
+      read,
+      (error: Error) => error instanceof BadInput && /long\.json: not JSON/.test(error.message),
+      name,
+    );
+  }
 });
 
 test("each fault of a results file is refused in one line that names it", () => {

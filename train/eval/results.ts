@@ -1,6 +1,6 @@
 /** COCO results: what a model found, one entry an instance. */
 import { boxOf, type Fields, type Instances, isFields, isId, show } from "../data/coco.ts";
-import { readJson } from "../data/json.ts";
+import { readJsonList } from "../data/json.ts";
 import { type Box, type Rle, runsOfRle } from "../data/mask.ts";
 import { BadInput } from "../errors.ts";
 
@@ -18,7 +18,7 @@ export interface Result {
  * count for nothing, as with pycocotools.
  */
 export function readResults(path: string, truth: Instances): Result[] {
-  const document = readJson(path, "the results file");
+  const document = readJsonList(path, "the results file");
   if (!Array.isArray(document)) {
     throw new BadInput(
       `${path}: expected a list of results [{image_id, category_id, score, segmentation or bbox}], got ${show(document)}`,
