@@ -209,7 +209,7 @@ h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:c
 .row{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:1 1 480px;max-width:560px}svg{width:100%;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:currentColor}svg .title{font-size:13px;font-weight:600}.grid,.cell{stroke:var(--line)}
 figcaption{display:flex;flex-wrap:wrap;gap:.2rem .9rem;font-size:12px;padding-left:52px}figcaption i{display:inline-block;width:10px;height:10px;margin-right:5px;border-radius:2px}
-.pictures{display:flex;flex-wrap:wrap;gap:.6rem}.pictures img{max-width:100%;border:1px solid var(--line)}.stages{width:min(96vw,2000px);position:relative;left:50%;transform:translateX(-50%)}.stages figure{max-width:none;margin:0 0 .8rem}.stages img{border:1px solid var(--line)}.stages p{margin:.1rem 0;font-size:12px}pre{overflow:auto;font-size:12px}
+.pictures{display:flex;flex-wrap:wrap;gap:.6rem}.pictures img{max-width:max(300px,calc(50% - .3rem));border:1px solid var(--line)}.stages{width:min(96vw,2000px);position:relative;left:50%;transform:translateX(-50%)}.stages figure{max-width:none;margin:0 0 .8rem}.stages img{border:1px solid var(--line)}.stages p{margin:.1rem 0;font-size:12px}pre{overflow:auto;font-size:12px}
 </style></head><body>
 ${body}
 </body></html>
