@@ -46,36 +46,53 @@ export interface GallerySource {
   quality: ReadonlyMap<number, number>;
 }
 
+export interface GalleryOptions {
+  onImage?: (done: number, total: number) => void;
+  /** Where it is aborted, there is no gallery. */
+  signal?: AbortSignal;
+}
+
 /** Draws `config.val.stages` of the best, as many of the worst, and as many training images. */
-export async function writeGallery(run: string, parts: StageParts, source: GallerySource): Promise<void> {
+export async function writeGallery(
+  run: string,
+  parts: StageParts,
+  source: GallerySource,
+  { onImage, signal }: GalleryOptions = {},
+): Promise<void> {
   const count = parts.config.val.stages;
   const folder = folderOf(run);
   // The index goes first: without it a reader sees no gallery rather than half of one.
   rmSync(folder, { recursive: true, force: true });
   if (count === 0) return;
   await makeFolder(folder);
-  const rows: Row[] = [];
-  const add = async (section: Row["section"], name: string, caption: string, panels: readonly Image[]) => {
-    const file = `${section}-${rows.length + 1}.jpg`;
-    const sheet = contactSheet(panels, { columns: panels.length, most: Number.POSITIVE_INFINITY });
-    await writeWhole(join(folder, file), await jpegOf(sheet, PANEL * panels.length));
-    rows.push({ section, caption: `${name}${caption}`, file, panels: panels.length });
-  };
-  parts.model.eval();
   const { best, worst } = extremes(source.quality, count);
-  for (const [section, ids] of [["best", best] as const, ["worst", worst] as const]) {
-    for (const id of ids) {
-      const entry = source.truth.images.find((image) => image.id === id)!;
-      const panels = await evaluationPanels(parts, source, entry);
-      await add(section, entry.fileName, `, quality ${source.quality.get(id)!.toFixed(2)}`, panels);
-    }
-  }
-  if (parts.teacher) {
-    for (const item of examples(source.items, count))
-      await add("training", `image ${item.imageId}`, `, labelled with ${item.kind}`, await drawStages(parts, item));
+  const evaluated = (section: Row["section"]) => (id: number) => {
+    const entry = source.truth.images.find((image) => image.id === id)!;
+    const caption = `${entry.fileName}, quality ${source.quality.get(id)!.toFixed(2)}`;
+    return { section, caption, draw: () => evaluationPanels(parts, source, entry) };
+  };
+  const trained = (item: Item) => {
+    const caption = `image ${item.imageId}, labelled with ${item.kind}`;
+    return { section: "training" as const, caption, draw: () => drawStages(parts, item) };
+  };
+  const wanted = [
+    ...best.map(evaluated("best")),
+    ...worst.map(evaluated("worst")),
+    ...(parts.teacher ? examples(source.items, count).map(trained) : []),
+  ];
+  const rows: Row[] = [];
+  parts.model.eval();
+  for (const { section, caption, draw } of wanted) {
+    if (signal?.aborted) break;
+    const panels = await draw();
+    const sheet = contactSheet(panels, { columns: panels.length, most: Number.POSITIVE_INFINITY });
+    const file = `${section}-${rows.length + 1}.jpg`;
+    await writeWhole(join(folder, file), await jpegOf(sheet, PANEL * panels.length));
+    rows.push({ section, caption, file, panels: panels.length });
+    onImage?.(rows.length, wanted.length);
   }
   parts.model.train();
-  await writeWhole(join(folder, INDEX), JSON.stringify(rows));
+  if (rows.length === wanted.length) await writeWhole(join(folder, INDEX), JSON.stringify(rows));
 }
 
 /** Ids of the images that came out best and worst; none stands in both. */

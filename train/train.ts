@@ -333,7 +333,12 @@ async function assess(
   await writeDetails(config.run, step, evaluation);
   const { categories, items, validation } = data;
   const source = { items, truth: validation!, quality: evaluation.quality };
-  await writeGallery(config.run, { gpu, model, categories, config, teacher }, source);
+  let drawing: ReturnType<Display["progress"]> | undefined;
+  await writeGallery(config.run, { gpu, model, categories, config, teacher }, source, {
+    onImage: (done, total) => (drawing ??= display.progress(total, "img")).update(done, { drawn: "stages" }),
+    ...(signal ? { signal } : {}),
+  });
+  drawing?.end();
   await writeReport(config.run, { config, categories });
   return evaluation;
 }

@@ -5,7 +5,9 @@
 Every case is a ground truth and a results file with what is rare in real ones: ties, crowds, images without anything, classes without
 ground truth, areas at the borders of the ranges, masks with runs of no length, empty masks, polygons that leave the image, more than
 100 results of a class. All cases go through one process of fuzz_eval.ts. Exits with 1 where a figure differs by more than 1e-9.
---record writes the smallest cases, with pycocotools' figures, for npm test.
+--record writes the smallest cases, with pycocotools' figures, for npm test: data/ap-odd.json came from pycocotools 2.0.11 by
+
+    python fuzz_eval.py --seed 120 --cases 60 --record data/ap-odd.json
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Records what TensorBoard's own writer makes of a few scalars, into test/parity/data/events.json; or reads a run's event file:
+"""Records what the writer of TensorBoard 2.21.0 makes of a few scalars, into test/parity/data/events.json; or reads a run's event file:
 
     python make_events.py
     python make_events.py RUN     prints tags and steps as TensorBoard's reader finds them, and fails on what it cannot read
