@@ -26,7 +26,7 @@ export async function run(call: Call<EvalOptions>): Promise<number | undefined> 
   const { run: folder, gt, dt, iou, protocol, details } = options;
   if (folder !== undefined) return evaluateModelOf(folder, call);
   if (gt === undefined || dt === undefined) throw new BadInput("eval: give --run, or --gt and --dt");
-  const truth = readInstances(gt);
+  const truth = readInstances(gt, { bare: true });
   const results = readResults(dt, truth);
   const known = new Set(truth.categories.map(({ id }) => id));
   const strange = results.filter(({ categoryId }) => !known.has(categoryId));

@@ -8,14 +8,13 @@ const [folder = "", count = "0"] = process.argv.slice(2);
 
 function figuresOf(i: number): object {
   try {
-    const truth = readInstances(join(folder, `${i}.gt.json`));
+    const truth = readInstances(join(folder, `${i}.gt.json`), { bare: true });
     const results = readResults(join(folder, `${i}.dt.json`), truth);
     const hasBoxes = results.every(({ box, segmentation }) => box !== undefined || segmentation !== undefined);
-    const segm = evaluate(truth, results, { iou: "segm" });
+    const hasMasks = truth.instances.every(({ segmentation }) => segmentation !== undefined);
     return {
-      segm,
       ...(hasBoxes ? { bbox: evaluate(truth, results, { iou: "bbox" }) } : {}),
-      voc: evaluateVoc(truth, results),
+      ...(hasMasks ? { segm: evaluate(truth, results), voc: evaluateVoc(truth, results) } : {}),
     };
   } catch (error) {
     return { error: String((error as Error).stack) };

@@ -1,5 +1,5 @@
 /** COCO results: what a model found, one entry an instance. */
-import { boxOf, type Fields, type Instances, isFields, isId, show } from "../data/coco.ts";
+import { type Fields, type Instances, isFields, isId, show } from "../data/coco.ts";
 import { readJsonList } from "../data/json.ts";
 import { type Box, type Rle, runsOfRle } from "../data/mask.ts";
 import { BadInput } from "../errors.ts";
@@ -35,13 +35,20 @@ export function readResults(path: string, truth: Instances): Result[] {
     if (typeof score !== "number") throw new BadInput(`${at}: "score" must be a number, got ${show(score)}`);
     const result: Result = { imageId: image.id, categoryId, score };
     // pycocotools takes an empty list for no box.
-    if (bbox !== undefined && !(Array.isArray(bbox) && bbox.length === 0)) result.box = boxOf(bbox, at);
+    if (bbox !== undefined && !(Array.isArray(bbox) && bbox.length === 0)) result.box = boxField(bbox, at);
     if (segmentation !== undefined) result.segmentation = maskField(segmentation, image, at);
     if (result.box === undefined && result.segmentation === undefined) {
       throw new BadInput(`${at}: has neither "segmentation" nor "bbox"`);
     }
     return result;
   });
+}
+
+/** As pycocotools: a box may be turned inside out, and then meets nothing. */
+function boxField(value: unknown, at: string): Box {
+  if (Array.isArray(value) && value.length === 4 && value.every((v) => typeof v === "number" && Number.isFinite(v)))
+    return value as Box;
+  throw new BadInput(`${at}: "bbox" must be [x, y, width, height], got ${show(value)}`);
 }
 
 function maskField(value: unknown, image: { width: number; height: number }, at: string): Rle | number[][] {
