@@ -83,8 +83,8 @@ export const commands: readonly Command[] = [
   },
   {
     name: "show",
-    summary: "write PNG previews of labels, CAMs, SAM proxies or predictions",
-    args: [["<what>", "what to draw", ["gt", "weak", "cam", "proxies", "predictions"]]],
+    summary: "write PNG previews of labels, augmentation, CAMs, SAM proxies or predictions",
+    args: [["<what>", "what to draw", ["gt", "weak", "augmented", "cam", "proxies", "predictions"]]],
     options: [
       {
         flags: "--run <dir>",
@@ -97,6 +97,7 @@ export const commands: readonly Command[] = [
     ],
     examples: [
       "wgpu-wish show gt --ann data/scenes/annotations/instances.json --images data/scenes/images --out previews",
+      "wgpu-wish show augmented --ann data/scenes/weak.json --images data/scenes/images --out previews",
       "wgpu-wish show cam --run runs/quickstart --out previews",
     ],
     load: () => import("./show.ts"),
@@ -202,6 +203,7 @@ export const commands: readonly Command[] = [
         help: "overlap of masks (default), or of boxes (default where the data has no masks)",
         choices: ["segm", "bbox"],
       },
+      { flags: "--details <file>", help: "write precision-recall curves and the confusion matrix as JSON" },
       { flags: "--protocol <name>", help: "voc adds VOC's metrics", choices: ["coco", "voc"], default: "coco" },
     ],
     examples: ["wgpu-wish eval --run runs/quickstart", "wgpu-wish eval --gt instances.json --dt results.json --json"],
@@ -210,7 +212,7 @@ export const commands: readonly Command[] = [
   {
     name: "predict",
     summary: "segment images with a trained model",
-    args: [["<image...>", "images"]],
+    args: [["<image...>", "images, folders of them, or patterns"]],
     options: [
       { flags: "--run <dir>", help: "a run's folder" },
       {
@@ -235,7 +237,7 @@ export const commands: readonly Command[] = [
     ],
     examples: [
       "wgpu-wish predict --run runs/quickstart photo.jpg --out out",
-      "wgpu-wish predict --run runs/a *.png --out out --score 0.5",
+      'wgpu-wish predict --run runs/a photos "more/**/*.jpg" --out out --score 0.5',
       "wgpu-wish predict --checkpoint model_final_3c8ec9.pkl photo.jpg --out out",
     ],
     load: () => import("./predict.ts"),

@@ -1,7 +1,9 @@
 /** `wgpu-wish eval`: COCO's metrics, and VOC's on request, of a results file. */
 import { overlapOf, readInstances } from "../train/data/coco.ts";
+import { writeJson } from "../train/data/json.ts";
 import { BadInput } from "../train/errors.ts";
-import { evaluate, type Metrics, readResults } from "../train/eval/coco-ap.ts";
+import { evaluateDetailed, type Metrics, readResults } from "../train/eval/coco-ap.ts";
+import { judge } from "../train/eval/confusion.ts";
 import { evaluateVoc, type VocMetrics } from "../train/eval/voc.ts";
 import { evaluateRun } from "../train/run-tools.ts";
 import type { Call } from "./command.ts";
@@ -16,17 +18,26 @@ export interface EvalOptions {
   dt?: string;
   iou?: "segm" | "bbox";
   protocol: "coco" | "voc";
+  details?: string;
 }
 
 export async function run(call: Call<EvalOptions>): Promise<number | undefined> {
   const { options, terminal } = call;
-  const { run: folder, gt, dt, protocol } = options;
+  const { run: folder, gt, dt, protocol, details } = options;
   if (folder !== undefined) return evaluateModelOf(folder, call);
   if (gt === undefined || dt === undefined) throw new BadInput("eval: give --run, or --gt and --dt");
-  const truth = readInstances(gt);
+  const truth = readInstances(gt, { bare: true });
   const { iou = overlapOf(truth) } = options;
   const results = readResults(dt, truth);
-  const metrics = evaluate(truth, results, { iou });
+  const known = new Set(truth.categories.map(({ id }) => id));
+  const strange = results.filter(({ categoryId }) => !known.has(categoryId));
+  if (strange.length > 0) {
+    terminal.warn(
+      `${dt}: ${strange.length} of ${results.length} results are of categories that ${gt} does not have, such as ${strange[0]!.categoryId}; they count for nothing`,
+    );
+  }
+  const { metrics, curves } = evaluateDetailed(truth, results, { iou });
+  if (details !== undefined) writeJson(details, { curves, confusion: judge(truth, results, { iou }).confusion });
   const voc = protocol === "voc" ? evaluateVoc(truth, results, { iou }) : undefined;
   terminal.result({ ...metrics, ...voc }, describeMetrics(metrics, voc));
   return undefined;
@@ -35,13 +46,13 @@ export async function run(call: Call<EvalOptions>): Promise<number | undefined> 
 /** Predicts with a run's model, then as above. */
 async function evaluateModelOf(folder: string, call: Call<EvalOptions>): Promise<number | undefined> {
   const { options, terminal } = call;
-  const { data, gt, dt, iou, protocol } = options;
+  const { data, gt, dt, iou, protocol, details } = options;
   if (gt !== undefined || dt !== undefined)
     throw new BadInput("eval: --run brings its own results; give --data to evaluate it on another file");
   const gpu = await call.open();
   const signal = call.interruptible();
   let bar: ReturnType<typeof terminal.progress> | undefined;
-  const { metrics, voc, file } = await evaluateRun(gpu, {
+  const { metrics, voc, file, curves, confusion } = await evaluateRun(gpu, {
     run: folder,
     protocol,
     signal,
@@ -54,6 +65,7 @@ async function evaluateModelOf(folder: string, call: Call<EvalOptions>): Promise
   });
   bar?.end();
   if (signal.aborted) return INTERRUPTED;
+  if (details !== undefined) writeJson(details, { curves, confusion });
   terminal.log(`weights: ${file}`);
   terminal.result({ ...metrics, ...voc }, describeMetrics(metrics, voc));
   return undefined;

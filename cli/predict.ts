@@ -1,5 +1,6 @@
 /** `predict`: segments images with a trained model. */
 import { BadInput } from "../train/errors.ts";
+import { imagePaths } from "../train/image-paths.ts";
 import { loadRun, loadTrained } from "../train/models.ts";
 import { predictImages } from "../train/predict.ts";
 import { findAsset, loadTeacher } from "../train/teacher.ts";
@@ -28,7 +29,8 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
   const { run: folder, checkpoint, out, score = LEAST_SCORE, dump } = options;
   if ((folder === undefined) === (checkpoint === undefined))
     throw new BadInput("predict: give --run or --checkpoint, one of them");
-  if (dump !== undefined && args.length !== 1) throw new BadInput(`--dump: takes one image, got ${args.length}`);
+  const paths = imagePaths(args);
+  if (dump !== undefined && paths.length !== 1) throw new BadInput(`--dump: takes one image, got ${paths.length}`);
   const gpu = await call.open();
   const trained = folder !== undefined ? await loadRun(gpu, folder) : await loadTrained(gpu, findAsset(checkpoint!));
   const { mode } = trained.model.config.prompt;
@@ -48,8 +50,8 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
         }
       : undefined;
   const signal = call.interruptible();
-  const bar = terminal.progress(args.length);
-  const predicted = await predictImages(gpu, trained, args, {
+  const bar = terminal.progress(paths.length);
+  const predicted = await predictImages(gpu, trained, paths, {
     short,
     long,
     topk,

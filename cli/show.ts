@@ -1,9 +1,19 @@
 /** `wgpu-wish show`: PNG previews of labels. */
 import { basename, extname, join } from "node:path";
-import { readConfig } from "../train/config.ts";
-import { type ImageEntry, imagePath, instanceRuns, instancesByImage, readInstances } from "../train/data/coco.ts";
+import { augmentedPicture } from "../train/augmented.ts";
+import { readConfig, resolveConfig } from "../train/config.ts";
+import {
+  type Category,
+  type ImageEntry,
+  imagePath,
+  instanceRuns,
+  instancesByImage,
+  isFields,
+  readInstances,
+} from "../train/data/coco.ts";
 import { readImage, writePng } from "../train/data/image.ts";
-import { makeFolder } from "../train/data/json.ts";
+import { makeFolder, readJson } from "../train/data/json.ts";
+import { type Item, maskItems, weakItems } from "../train/data/loader.ts";
 import { maskOfRuns } from "../train/data/mask.ts";
 import { readWeak, type WeakEntry } from "../train/data/weak.ts";
 import { BadInput } from "../train/errors.ts";
@@ -28,6 +38,7 @@ export async function run(call: Call<ShowOptions>): Promise<void> {
   const { args, options, terminal } = call;
   const [what] = args;
   if (what === "cam" || what === "proxies" || what === "predictions") return showOf(what, call);
+  if (what === "augmented") return options.run === undefined ? showAugmented(call) : showOf(what, call);
   const { out, limit = DEFAULT_LIMIT } = options;
   const { ann, images: folder } = sourceOf(what as "gt" | "weak", options);
   const { images, overlayOf } = what === "weak" ? weakOverlays(ann) : instanceOverlays(ann);
@@ -73,7 +84,7 @@ function sourceOf(what: "gt" | "weak", { run, ann, images }: ShowOptions): { ann
 }
 
 async function showOf(
-  what: "cam" | "proxies" | "predictions",
+  what: "augmented" | "cam" | "proxies" | "predictions",
   { options, terminal, open }: Call<ShowOptions>,
 ): Promise<void> {
   const { run: folder, out, limit } = options;
@@ -90,6 +101,46 @@ async function showOf(
     { files, sheet },
     `${Math.max(0, files.length - 1)} pictures in ${out}, the first of them on ${sheet}`,
   );
+}
+
+/** Without a run: the labels alone, under the settings' defaults. */
+async function showAugmented({ options, terminal }: Call<ShowOptions>): Promise<void> {
+  const { ann, images: folder, out, limit = DEFAULT_LIMIT } = options;
+  if (ann === undefined || folder === undefined)
+    throw new BadInput("show augmented: give --run, or --ann and --images");
+  const document = readJson(ann, "the labels file");
+  const isWeak = isFields(document) && "weak" in document;
+  const { categories, items } = isWeak ? weakSource(ann, folder) : maskSource(ann, folder);
+  keepApart(
+    out,
+    items.map(({ path }) => path),
+  );
+  await makeFolder(out);
+  const config = resolveConfig({});
+  const files: string[] = [];
+  const bar = terminal.progress(Math.min(limit, items.length));
+  for (const [i, item] of items.slice(0, limit).entries()) {
+    files.push(join(out, `${basename(item.path, extname(item.path))}.png`));
+    await writePng(files.at(-1)!, await augmentedPicture(item, i, { categories, config }));
+    bar.update(files.length);
+  }
+  bar.end();
+  terminal.result({ files }, `${files.length} pictures in ${out}: the image, then versions of it`);
+}
+
+interface Source {
+  categories: readonly Category[];
+  items: Item[];
+}
+
+function weakSource(ann: string, folder: string): Source {
+  const weak = readWeak(ann);
+  return { categories: weak.categories, items: weakItems(weak, folder) };
+}
+
+function maskSource(ann: string, folder: string): Source {
+  const data = readInstances(ann);
+  return { categories: data.categories, items: maskItems(data, folder) };
 }
 
 interface Overlays {

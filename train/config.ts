@@ -121,6 +121,11 @@ export const configSchema = z.strictObject({
     long: option(whole.default(1333), "reference", "limit of its long side"),
     topk: option(whole.default(100), "reference", "instances kept for an image"),
     pictures: option(z.number().int().min(0).default(8), "ours", "overlays drawn at each evaluation"),
+    stages: option(
+      z.number().int().min(0).default(3),
+      "ours",
+      "best, worst and training images of which the report shows label, CAM, SAM's answer and prediction",
+    ),
   }),
   model: section({
     preset: option(
@@ -304,6 +309,11 @@ export const configSchema = z.strictObject({
     every: option(whole.default(20), "reference", "steps between lines of metrics.jsonl"),
     checkpoint: option(whole.default(5000), "reference", "steps between checkpoints"),
     keep: option(whole.default(2), "ours", "newest checkpoints kept, besides the best"),
+    tensorboard: option(
+      z.boolean().default(false),
+      "ours",
+      "write TensorBoard's event files, too: losses, rate, speed, memory, AP, pictures; in <run>/tensorboard",
+    ),
   }),
 });
 
@@ -343,7 +353,7 @@ export function settings(): SettingDoc[] {
 const INTRODUCTION = `# Settings of \`wgpu-wish train\`
 
 A YAML file holds those that differ from the defaults; \`key=value\` on the command line changes single ones, in YAML's notation
-(\`optim.lr=1e-4 "data.scale=[0.5, 2]"\`). An unknown key is an error that names the nearest one. The resolved settings are saved as
+(\`optim.lr=1e-4 "data.scale=[0.5, 2]"\`). \`extends: OTHER.yaml\` takes another file's settings, for all that a file does not set itself. An unknown key is an error that names the nearest one. The resolved settings are saved as
 \`config.yaml\` in the run's folder. Paths are relative to the working folder; \`assets/…\` is also looked up in the package.
 
 Origin of a default: **paper** as far as it is known, **reference** Mask2Former, SAM or detectron2, **ours** where the paper leaves the

@@ -18,6 +18,7 @@ import { evalSample } from "./data/loader.ts";
 import { encodeMask, maskOfRuns } from "./data/mask.ts";
 import { BadInput } from "./errors.ts";
 import { type Curve, evaluateDetailed, type Metrics, type Result } from "./eval/coco-ap.ts";
+import { type Judgement, judge } from "./eval/confusion.ts";
 import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
 import { imageTensor } from "./step.ts";
 import type { Teacher } from "./teacher.ts";
@@ -73,7 +74,7 @@ export interface EvaluationOptions extends InferenceOptions {
   signal?: AbortSignal;
 }
 
-export interface Evaluation {
+export interface Evaluation extends Judgement {
   metrics: Metrics;
   curves: Curve[];
   results: Result[];
@@ -121,11 +122,16 @@ export async function evaluateModel(
   }
   model.train();
   if (complete && options.pictures) await writePictures(options.pictures.folder, pictures);
-  const { metrics, curves } = evaluateDetailed(truth, results, {
-    iou: options.iou ?? "segm",
-    imageIds: images.map((image) => image.id),
-  });
-  return { metrics, curves, results, pictures: pictures.map(({ path }) => path), complete };
+  const counted = { iou: options.iou ?? "segm", imageIds: images.map((image) => image.id) };
+  const { metrics, curves } = evaluateDetailed(truth, results, counted);
+  return {
+    metrics,
+    curves,
+    ...judge(truth, results, counted),
+    results,
+    pictures: pictures.map(({ path }) => path),
+    complete,
+  };
 }
 
 /** An image of the data set. What is wrong with it is told when it is waited for. */
@@ -182,7 +188,7 @@ export function predictionOverlay(found: readonly Predicted[], categories: reado
   };
 }
 
-function truthOverlay(
+export function truthOverlay(
   truth: Instances,
   instances: readonly Instances["instances"][number][],
   entry: ImageEntry,

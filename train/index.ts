@@ -36,6 +36,7 @@ export { readSource, type SourceOptions } from "./data/sources.ts";
 export { readWeak, type WeakenOptions, type WeakLabels, weaken, writeWeak } from "./data/weak.ts";
 export { BadInput } from "./errors.ts";
 export { type EvaluateOptions, evaluate, type Metrics } from "./eval/coco-ap.ts";
+export { type Confusion, type Judgement, judge } from "./eval/confusion.ts";
 export { type Result, readResults, resultsDocument } from "./eval/results.ts";
 export { evaluateVoc, type VocMetrics } from "./eval/voc.ts";
 export { type Evaluation, type EvaluationOptions, evaluateModel, type InferenceOptions, segment } from "./evaluate.ts";

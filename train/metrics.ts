@@ -3,6 +3,7 @@ import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Metrics } from "./eval/coco-ap.ts";
 import { writeWhole } from "./files.ts";
+import { EventFile, type Picture } from "./tensorboard.ts";
 
 /**
  * Means of the loss and its terms since the line before, the learning rate, images a second, and the GPU's memory: bytes and buffers that
@@ -30,18 +31,27 @@ const COLUMNS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR10
 export class Diary {
   readonly #run: string;
   readonly #evaluations: LoggedEvaluation[];
+  readonly #events: EventFile | undefined;
 
-  private constructor(run: string, evaluations: LoggedEvaluation[]) {
+  private constructor(run: string, evaluations: LoggedEvaluation[], events: EventFile | undefined) {
     this.#run = run;
     this.#evaluations = evaluations;
+    this.#events = events;
   }
 
-  /** @param from a run that goes on from this step forgets what was written after it */
-  static async open(run: string, from: number): Promise<Diary> {
-    const evaluations = (await forgetAfter(run, from)).filter(isEvaluation);
+  /**
+   * @param from a run that goes on from this step forgets what was written after it
+   * @param tensorboard TensorBoard's event files are written besides; a run that had none gets its past there, too
+   */
+  static async open(run: string, from: number, { tensorboard = false } = {}): Promise<Diary> {
+    const entries = await forgetAfter(run, from);
+    const evaluations = entries.filter(isEvaluation);
+    const isNew = !EventFile.in(run);
+    const events = tensorboard ? await EventFile.open(run, from) : undefined;
+    if (isNew) for (const entry of entries) events?.scalars(entry.step, scalarsOf(entry));
     const head = `step,${COLUMNS.join(",")},highWaterBytes`;
     await writeWhole(join(run, "results.csv"), [head, ...evaluations.map(row), ""].join("\n"));
-    return new Diary(run, evaluations);
+    return new Diary(run, evaluations, events);
   }
 
   get evaluations(): readonly LoggedEvaluation[] {
@@ -50,17 +60,45 @@ export class Diary {
 
   step(entry: LoggedStep): void {
     appendFileSync(join(this.#run, "metrics.jsonl"), `${JSON.stringify(rounded(entry))}\n`);
+    this.#events?.scalars(entry.step, scalarsOf(entry));
   }
 
   /** One that says again what stands there already, as at the end of a run that had ended before, is not repeated. */
-  evaluation(step: number, evaluation: Metrics, highWaterBytes: number): void {
+  evaluation(step: number, evaluation: Metrics, highWaterBytes: number, pictures: () => Picture[] = () => []): void {
     const result = ({ step, evaluation }: LoggedEvaluation): string => JSON.stringify({ step, evaluation });
     const entry = { step, evaluation, highWaterBytes };
     if (this.#evaluations.some((known) => result(known) === result(entry))) return;
     this.#evaluations.push(entry);
     appendFileSync(join(this.#run, "metrics.jsonl"), `${JSON.stringify(entry)}\n`);
     appendFileSync(join(this.#run, "results.csv"), `${row(entry)}\n`);
+    this.#events?.scalars(step, scalarsOf(entry));
+    this.#events?.pictures(step, pictures());
   }
+}
+
+/** TensorBoard's tags of what a step tells; the rest are terms of the loss. */
+const TAGS: Readonly<Record<string, string>> = {
+  loss: "loss/total",
+  objects: "data/objects",
+  lr: "optim/lr",
+  gradient: "optim/gradient",
+  scale: "optim/scale",
+  imagesPerSecond: "speed/imagesPerSecond",
+  liveBytes: "memory/liveBytes",
+  liveBuffers: "memory/liveBuffers",
+  highWaterBytes: "memory/highWaterBytes",
+};
+
+/** An entry's numbers by TensorBoard's tags. What an evaluation could not measure (-1) is left out. */
+function scalarsOf(entry: Entry): Record<string, number> {
+  if (!isEvaluation(entry)) {
+    const { step: _, ...values } = entry;
+    return Object.fromEntries(Object.entries(values).map(([name, value]) => [TAGS[name] ?? `loss/${name}`, value]));
+  }
+  const { perClass, ...figures } = entry.evaluation;
+  const tagged = (group: string, values: Record<string, number>): [string, number][] =>
+    Object.entries(values).flatMap(([name, value]) => (value < 0 ? [] : [[`${group}/${name}`, value]]));
+  return Object.fromEntries([...tagged("eval", figures), ...tagged("eval AP of classes", perClass)]);
 }
 
 /** Drops the lines of metrics.jsonl after a step and one that a kill has torn; returns the rest. */

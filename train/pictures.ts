@@ -200,14 +200,14 @@ function blank(width: number, height: number, grey: number): Image {
 /** A sheet is as wide as fits a screen, unless a single picture is wider. */
 const SHEET_WIDTH = 2400;
 
-/** Images side by side in rows, each in a cell as large as the largest. `columns`: at most so many. */
+/** Images side by side in rows, each in a cell as large as the largest. `columns`: at most so many; `most`: limit of the sheet's width. */
 export function contactSheet(
   images: readonly Image[],
-  { columns, gap = 6 }: { columns?: number; gap?: number } = {},
+  { columns, gap = 6, most = SHEET_WIDTH }: { columns?: number; gap?: number; most?: number } = {},
 ): Image {
   if (images.length === 0) return blank(1, 1, 24);
   const widest = Math.max(...images.map(({ width }) => width)) + gap;
-  const wanted = Math.min(columns ?? Math.ceil(Math.sqrt(images.length)), Math.floor(SHEET_WIDTH / widest));
+  const wanted = Math.min(columns ?? Math.ceil(Math.sqrt(images.length)), Math.floor(most / widest));
   const across = Math.min(images.length, Math.max(1, wanted));
   const down = Math.ceil(images.length / across);
   const cellWidth = Math.max(...images.map(({ width }) => width));

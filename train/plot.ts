@@ -65,7 +65,7 @@ export function lineChart(lines: readonly Line[], { title, x, y, width = 520, he
             )
             .join("")
         : "";
-    return `<path d="${d}" fill="none" stroke="${colour(i)}" stroke-width="1.6"><title>${escapeHtml(name)}</title></path>${dots}`;
+    return `<path d="${d}" fill="none" stroke="${colour(i)}" stroke-width="${name === "all" ? 3 : 1.6}"><title>${escapeHtml(name)}</title></path>${dots}`;
   });
   const legend = drawn
     .map(({ name }, i) => `<span><i style="background:${colour(i)}"></i>${escapeHtml(name)}</span>`)
@@ -86,6 +86,41 @@ export function barChart(
     return `<text x="${names - 6}" y="${y + 14}" text-anchor="end">${escapeHtml(name)}</text><rect x="${names}" y="${y + 3}" width="${fixed(length)}" height="${row - 6}" fill="${colour(0)}"/><text x="${fixed(names + length + 6)}" y="${y + 14}">${value < 0 ? "–" : value.toFixed(3)}</text>`;
   });
   return `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}"><text class="title" x="8" y="18">${escapeHtml(title)}</text>${drawn.join("")}</svg></figure>`;
+}
+
+/** Counts as shades of each column's share; with few classes the numbers stand in the cells. */
+export function matrixChart(
+  names: readonly string[],
+  counts: readonly (readonly number[])[],
+  { title, width = 520 }: { title: string; width?: number },
+): string {
+  const [left, top, right] = [110, TOP + 70, 50];
+  const cell = (width - left - right) / names.length;
+  const columns = names.map((_, c) => counts.reduce((sum, row) => sum + row[c]!, 0));
+  const cells = counts.flatMap((row, r) =>
+    row.map((count, c) => {
+      const [x, y] = [left + c * cell, top + r * cell];
+      const share = count / Math.max(1, columns[c]!);
+      const hint = `<title>${escapeHtml(`${names[r]} for ${names[c]}: ${count}`)}</title>`;
+      const number =
+        cell >= 24 && count > 0
+          ? `<text x="${fixed(x + cell / 2)}" y="${fixed(y + cell / 2 + 4)}" text-anchor="middle">${count}</text>`
+          : "";
+      return `<rect class="cell" x="${fixed(x)}" y="${fixed(y)}" width="${fixed(cell)}" height="${fixed(cell)}" fill="${colour(0)}" fill-opacity="${(0.85 * share).toFixed(2)}">${hint}</rect>${number}`;
+    }),
+  );
+  // Every second or third name, where all would overlap.
+  const every = Math.ceil(12 / cell);
+  const labels = names.flatMap((name, i) => {
+    if (i % every !== 0) return [];
+    const middle = (i + 0.5) * cell;
+    return [
+      `<text x="${left - 6}" y="${fixed(top + middle + 4)}" text-anchor="end">${escapeHtml(name.slice(0, 18))}</text>`,
+      `<text transform="translate(${fixed(left + middle + 4)} ${top - 6}) rotate(-45)">${escapeHtml(name.slice(0, 14))}</text>`,
+    ];
+  });
+  const height = top + names.length * cell + 8;
+  return `<figure><svg viewBox="0 0 ${width} ${fixed(height)}" role="img" aria-label="${escapeHtml(title)}"><text class="title" x="8" y="18">${escapeHtml(title)}</text>${cells.join("")}${labels.join("")}</svg></figure>`;
 }
 
 export function escapeHtml(text: string): string {

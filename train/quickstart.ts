@@ -46,7 +46,8 @@ const MADE = [
   /^cache\/[^/]+\/[\w-]+\.(json|safetensors)$/,
   /^checkpoints\/step-\d+\.safetensors(\.damaged)?$/,
   /^pictures\/(\d{6}|sheet)\.png$/,
-  /^(config\.yaml|metrics\.jsonl|results\.csv|last|best|report\.html)$/,
+  /^pictures\/stages\/((best|worst|training)-\d+\.jpg|stages\.json)$/,
+  /^(config\.yaml|metrics\.jsonl|results\.csv|last|best|details\.json|report\.html)$/,
 ];
 
 export interface QuickstartOptions {
@@ -160,7 +161,7 @@ async function quickstartClaimed(
     `${images} procedural scenes with ${shares()}, on ${gpu.name}.`,
     `Started from ${start ? `the shipped weights ${start}` : "random weights"}; AP50 ${before.AP50.toFixed(3)} before${after ? `, ${after.AP50.toFixed(3)} after` : ""} ${result.step} steps, on ${VAL_IMAGES} scenes that no weights have seen.`,
   ];
-  await writeReport(out, { config, categories: result.categories, evaluation: result.evaluation, notes });
+  await writeReport(out, { config, categories: result.categories, notes });
   await writeWhole(join(out, MARK), JSON.stringify({ maker: MAKER, ...summary }, null, 2));
   return summary;
 }

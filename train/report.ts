@@ -1,29 +1,54 @@
-/** report.html of a run: losses, AP over time, precision over recall, AP of each class, pictures and settings in one file. */
+/**
+ * report.html of a run: losses, AP over time, precision over recall, AP of each class, who is taken for whom, pictures and settings in one
+ * file.
+ */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Config, configText } from "./config.ts";
 import type { Category } from "./data/coco.ts";
-import type { Evaluation } from "./evaluate.ts";
+import { jpegOf } from "./data/image.ts";
+import type { Curve } from "./eval/coco-ap.ts";
+import type { Confusion } from "./eval/confusion.ts";
 import { writeWhole } from "./files.ts";
+import { type Row, readGallery } from "./gallery.ts";
 import { type Entry, isEvaluation, type LoggedEvaluation, type LoggedStep, readDiary } from "./metrics.ts";
-import { barChart, escapeHtml, type Line, lineChart } from "./plot.ts";
+import { barChart, escapeHtml, type Line, lineChart, matrixChart } from "./plot.ts";
 
 const TERMS = ["class", "prompt", "bce", "dice", "projection", "pairwise", "cam", "self"];
 /** A page of 30 MB helps nobody. */
 const MOST_PICTURES = 12;
+/** In pixels: what the page shows of a picture. */
+const WIDEST = 1120;
 
 export interface ReportParts {
   config: Config;
   categories: readonly Category[];
-  evaluation: Evaluation | undefined;
   /** Sentences at the top: where the run started from, on which adapter it ran. */
   notes?: readonly string[];
 }
 
-export async function writeReport(
+/** What the last evaluation found besides its figures: details.json. */
+export interface Details {
+  step: number;
+  curves: Curve[];
+  confusion: Confusion;
+}
+
+export async function writeDetails(
   run: string,
-  { config, categories, evaluation, notes = [] }: ReportParts,
+  step: number,
+  { curves, confusion }: Omit<Details, "step">,
 ): Promise<void> {
+  await writeWhole(join(run, "details.json"), `${JSON.stringify({ step, curves, confusion } satisfies Details)}\n`);
+}
+
+function readDetails(run: string): Details | undefined {
+  const path = join(run, "details.json");
+  return existsSync(path) ? (JSON.parse(readFileSync(path, "utf8")) as Details) : undefined;
+}
+
+export async function writeReport(run: string, { config, categories, notes = [] }: ReportParts): Promise<void> {
+  const details = readDetails(run);
   const entries = readDiary(run);
   const steps = entries.filter((entry: Entry): entry is LoggedStep => !isEvaluation(entry));
   const evaluations = entries.filter(isEvaluation);
@@ -36,9 +61,10 @@ export async function writeReport(
     lineChart(series(steps, TERMS), { title: "terms", x: "step" }),
     "</div>",
     evaluations.length > 0
-      ? `<h2>Accuracy</h2><div class="row">${accuracy(evaluations)}${curves(evaluation)}${perClass(evaluations)}</div>`
+      ? `<h2>Accuracy</h2><div class="row">${accuracy(evaluations)}${curves(details)}${perClass(evaluations)}${confusionOf(details)}</div>`
       : "",
-    pictures(run),
+    stages(run),
+    await pictures(run),
     `<h2>Speed and memory</h2><div class="row">${lineChart(series(steps, ["imagesPerSecond"]), { title: "images a second", x: "step" })}${lineChart(
       [
         { name: "between steps", points: mebibytes(steps, "liveBytes") },
@@ -91,20 +117,22 @@ function accuracy(evaluations: readonly LoggedEvaluation[]): string {
   return lineChart(lines, { title: "COCO AP of masks", x: "step", y: [0, 1] });
 }
 
-function curves(evaluation: Evaluation | undefined): string {
-  if (!evaluation) return "";
+/** More lines than this cannot be told apart. */
+const MOST_CURVES = 12;
+
+function curves(details: Details | undefined): string {
+  if (!details) return "";
   return [0.5, 0.75]
     .map((iou) => {
-      const lines = evaluation.curves
-        .filter((curve) => curve.iou === iou)
-        .map(
-          (curve): Line => ({
-            name: curve.name,
-            points: Array.from(curve.recall, (r, i): [number, number] => [r, curve.precision[i]!]).filter(
-              ([, p]) => p >= 0,
-            ),
-          }),
-        );
+      const of = details.curves.filter((curve) => curve.iou === iou);
+      const lines = (of.length > MOST_CURVES ? of.slice(0, 1) : of).map(
+        (curve): Line => ({
+          name: curve.name,
+          points: Array.from(curve.recall, (r, i): [number, number] => [r, curve.precision[i]!]).filter(
+            ([, p]) => p >= 0,
+          ),
+        }),
+      );
       return lineChart(lines, { title: `precision over recall, IoU ${iou}`, x: "recall", y: [0, 1] });
     })
     .join("");
@@ -118,16 +146,55 @@ function perClass(evaluations: readonly LoggedEvaluation[]): string {
   );
 }
 
-function pictures(run: string): string {
+function confusionOf(details: Details | undefined): string {
+  if (!details) return "";
+  const { classes, counts, iou, score } = details.confusion;
+  return matrixChart([...classes, "background"], counts, {
+    title: `predicted (rows) and true classes (columns), IoU ${iou}, score ${score}`,
+  });
+}
+
+const SECTIONS: Readonly<Record<Row["section"], readonly [title: string, text: string]>> = {
+  best: [
+    "Best images",
+    "Of the evaluation: truth, a weak label as it would have been given, CAM and peaks, SAM's answer to the label, prediction. Quality is panoptic quality.",
+  ],
+  worst: ["Worst images", "The same of those that came out worst."],
+  training: [
+    "Training images",
+    "Weak label, CAM and peaks, SAM's answer to the label (to the peaks, where it is tags), prediction.",
+  ],
+};
+
+function stages(run: string): string {
+  const rows = readGallery(run);
+  return Object.entries(SECTIONS)
+    .map(([section, [title, text]]) => {
+      const figures = rows
+        .filter((row) => row.section === section)
+        .map(({ caption, path, panels }) => {
+          const source = `data:image/jpeg;base64,${readFileSync(path).toString("base64")}`;
+          return `<figure><img alt="${escapeHtml(caption)}" style="width:${20 * panels}%" src="${source}"><p>${escapeHtml(caption)}</p></figure>`;
+        });
+      return figures.length > 0
+        ? `<h2>${title}</h2><p>${escapeHtml(text)}</p><div class="stages">${figures.join("")}</div>`
+        : "";
+    })
+    .join("");
+}
+
+async function pictures(run: string): Promise<string> {
   const folder = join(run, "pictures");
   if (!existsSync(folder)) return "";
   const names = readdirSync(folder)
     .filter((name) => name.endsWith(".png") && name !== "sheet.png")
     .sort()
     .slice(0, MOST_PICTURES);
-  const images = names.map(
-    (name) =>
-      `<img alt="${escapeHtml(name)}" src="data:image/png;base64,${readFileSync(join(folder, name)).toString("base64")}">`,
+  const images = await Promise.all(
+    names.map(async (name) => {
+      const source = Buffer.from(await jpegOf(join(folder, name), WIDEST)).toString("base64");
+      return `<img alt="${escapeHtml(name)}" src="data:image/jpeg;base64,${source}">`;
+    }),
   );
   return images.length > 0
     ? `<h2>Pictures</h2><p>Truth on the left, prediction on the right.</p><div class="pictures">${images.join("")}</div>`
@@ -140,9 +207,9 @@ function page(title: string, body: string): string {
 :root{color-scheme:light dark;--line:#8884}body{font:15px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}th{text-align:left;padding:.15rem 1rem .15rem 0;font-weight:600}
 .row{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:1 1 480px;max-width:560px}svg{width:100%;height:auto}
-svg text{font:11px system-ui,sans-serif;fill:currentColor}svg .title{font-size:13px;font-weight:600}.grid{stroke:var(--line)}
+svg text{font:11px system-ui,sans-serif;fill:currentColor}svg .title{font-size:13px;font-weight:600}.grid,.cell{stroke:var(--line)}
 figcaption{display:flex;flex-wrap:wrap;gap:.2rem .9rem;font-size:12px;padding-left:52px}figcaption i{display:inline-block;width:10px;height:10px;margin-right:5px;border-radius:2px}
-.pictures{display:flex;flex-wrap:wrap;gap:.6rem}.pictures img{max-width:100%;border:1px solid var(--line)}pre{overflow:auto;font-size:12px}
+.pictures{display:flex;flex-wrap:wrap;gap:.6rem}.pictures img{max-width:max(300px,calc(50% - .3rem));border:1px solid var(--line)}.stages{width:min(96vw,2000px);position:relative;left:50%;transform:translateX(-50%)}.stages figure{max-width:none;margin:0 0 .8rem}.stages img{border:1px solid var(--line)}.stages p{margin:.1rem 0;font-size:12px}pre{overflow:auto;font-size:12px}
 </style></head><body>
 ${body}
 </body></html>

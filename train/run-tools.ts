@@ -1,23 +1,24 @@
 /** What can be asked of a finished or running run: its metrics on any data, its CAMs, SAM proxies and predictions as pictures. */
 import { existsSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
-import { type Device, noGrad, scope } from "../engine/index.ts";
-import type { Wish } from "../model/index.ts";
-import { findPeaks } from "./cam.ts";
+import type { Device } from "../engine/index.ts";
+import { augmentedPicture } from "./augmented.ts";
 import type { Config } from "./config.ts";
+import { pointToOriginal, warpMask } from "./data/augment.ts";
 import { type Instances, imagePath, overlapOf, readInstances } from "./data/coco.ts";
 import { type Image, readImage, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
-import { evalSample } from "./data/loader.ts";
-import { maskOfRuns } from "./data/mask.ts";
+import type { Item, Sample } from "./data/loader.ts";
+import { maskOfRuns, runsOfMask } from "./data/mask.ts";
 import { BadInput } from "./errors.ts";
-import type { Metrics, Result } from "./eval/coco-ap.ts";
+import type { Curve, Metrics, Result } from "./eval/coco-ap.ts";
+import type { Confusion } from "./eval/confusion.ts";
 import { evaluateVoc, type VocMetrics } from "./eval/voc.ts";
 import { evaluateModel, predictionOverlay, segment } from "./evaluate.ts";
 import { keepApart } from "./folders.ts";
 import { loadRun, type Trained } from "./models.ts";
-import { contactSheet, drawOverlay, heatmap } from "./pictures.ts";
-import { imageTensor } from "./step.ts";
+import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
+import { camOf } from "./stages.ts";
 import { type Display, openTeacher, proxiesOf, readData } from "./train.ts";
 
 /** Pictures on the sheet that shows many at once. */
@@ -37,6 +38,8 @@ export interface EvaluateRunOptions {
 
 export interface RunEvaluation {
   metrics: Metrics;
+  curves: Curve[];
+  confusion: Confusion;
   voc: VocMetrics | undefined;
   truth: Instances;
   results: Result[];
@@ -64,7 +67,8 @@ export async function evaluateRun(gpu: Device, options: EvaluateRunOptions): Pro
     ...(signal ? { signal } : {}),
   });
   const voc = protocol === "voc" ? evaluateVoc(truth, evaluation.results, { iou }) : undefined;
-  return { metrics: evaluation.metrics, voc, truth, results: evaluation.results, file: trained.file };
+  const { metrics, curves, confusion, results } = evaluation;
+  return { metrics, curves, confusion, voc, truth, results, file: trained.file };
 }
 
 export interface ShowRunOptions {
@@ -77,7 +81,7 @@ export interface ShowRunOptions {
 /** Writes pictures to `out` and returns their paths; the last one is a sheet of the first ones. */
 export async function showRun(
   gpu: Device,
-  what: "cam" | "proxies" | "predictions",
+  what: "augmented" | "cam" | "proxies" | "predictions",
   options: ShowRunOptions,
 ): Promise<string[]> {
   const trained = await loadRun(gpu, options.run);
@@ -85,7 +89,12 @@ export async function showRun(
   const { data, val } = config;
   for (const folder of [data.images, val.images]) if (folder) keepApart(options.out, [join(folder, "image")]);
   await makeFolder(options.out);
-  const pictures = { cam: camPictures, proxies: proxyPictures, predictions: predictionPictures }[what];
+  const pictures = {
+    augmented: augmentedPictures,
+    cam: camPictures,
+    proxies: proxyPictures,
+    predictions: predictionPictures,
+  }[what];
   const files: string[] = [];
   const panels: Image[] = [];
   const bar = options.display.progress(options.limit ?? 64, "img");
@@ -107,6 +116,36 @@ export async function showRun(
 interface Named {
   name: string;
   picture: Image;
+}
+
+/** Training images as the network sees them, with SAM's masks of their labels or, where these are tags, of the CAM's peaks. */
+async function* augmentedPictures(
+  gpu: Device,
+  { model, categories }: Trained,
+  config: Config,
+  { limit = 64, display }: ShowRunOptions,
+): AsyncGenerator<Named> {
+  const data = readData(config);
+  const items = data.items.slice(0, limit);
+  const teacher = config.mode === "wish" ? await openTeacher(gpu, config) : undefined;
+  const all = teacher ? await proxiesOf(teacher, data, config, display) : [];
+  const pseudo = async (image: Image, sample: Sample, item: Item): Promise<Overlay> => {
+    if (!teacher || model.config.cam.feature === "none") return {};
+    const frame = { width: sample.width, height: sample.height, data: sample.rgb };
+    const { peaks } = await camOf(gpu, model, frame, item.tags, config);
+    const named = peaks.map((peak) => ({ ...peak, label: categories[peak.classIndex]!.name }));
+    const onImage = peaks.map(({ x, y }) => pointToOriginal(sample.affine, x, y));
+    const [answers = []] = await teacher.prompt([image], "point", [onImage]);
+    const masks = answers.map(({ masks: three, iou }, i) => {
+      const runs = runsOfMask(three[iou.indexOf(Math.max(...iou))]!, image.width, image.height);
+      return { mask: warpMask(runs, sample.affine, sample.width, sample.height), classIndex: named[i]!.classIndex };
+    });
+    return { points: named, masks };
+  };
+  for (const [i, item] of items.entries()) {
+    const picture = await augmentedPicture(item, i, { categories, config, proxies: (_, at) => all[at], pseudo });
+    yield { name: item.path, picture };
+  }
 }
 
 async function* predictionPictures(
@@ -142,46 +181,16 @@ async function* camPictures(
     .sort((a, b) => Number(b.kind === "tags") - Number(a.kind === "tags"));
   for (const item of tagged.slice(0, limit)) {
     const image = await readImage(item.path);
-    const sample = await evalSample(image, config.val);
-    const { values, shape } = await camOf(gpu, trained.model, sample);
-    const [K, h, w] = shape;
-    const frame = [
-      sample.width + ((32 - (sample.width % 32)) % 32),
-      sample.height + ((32 - (sample.height % 32)) % 32),
-    ] as const;
-    const peaks = findPeaks(values, [K, h, w], item.tags, sample.valid, frame, config.cam);
-    const panels = item.tags.map((tag) => {
-      const map = normalised(values.subarray(tag * h * w, (tag + 1) * h * w));
+    const { maps, peaks } = await camOf(gpu, trained.model, image, item.tags, config);
+    const panels = maps.map(({ classIndex, picture, active }) => {
       const points = peaks
-        .filter((peak) => peak.classIndex === tag)
-        .map(({ x, y, value }) => ({
-          x: x / sample.affine.scaleX - 0.5,
-          y: y / sample.affine.scaleY - 0.5,
-          classIndex: tag,
-          label: value.toFixed(2),
-        }));
-      const { name } = trained.categories[tag]!;
-      const caption = map.some((v) => v > 0) ? name : `${name}: no activation`;
-      return drawOverlay(heatmap(image, map, w, h), { points, caption });
+        .filter((peak) => peak.classIndex === classIndex)
+        .map((peak) => ({ ...peak, label: peak.value.toFixed(2) }));
+      const { name } = trained.categories[classIndex]!;
+      return drawOverlay(picture, { points, caption: active ? name : `${name}: no activation` });
     });
     yield { name: item.path, picture: contactSheet(panels) };
   }
-}
-
-async function camOf(
-  gpu: Device,
-  model: Wish,
-  sample: Parameters<typeof imageTensor>[1][number],
-): Promise<{ values: Float32Array; shape: [number, number, number] }> {
-  return scope(async () => {
-    const { cam } = noGrad(() => model.forwardCam(imageTensor(gpu, [sample])));
-    return { values: (await cam.toArray()) as Float32Array, shape: cam.shape.slice(1) as [number, number, number] };
-  });
-}
-
-function normalised(map: Float32Array): Float32Array {
-  const most = Math.max(1e-5, ...map);
-  return map.map((v) => Math.max(0, v) / most);
 }
 
 /** The label, and SAM's three masks for it with their ratings. */

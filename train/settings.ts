@@ -2,16 +2,46 @@
  * Settings from a YAML file, changed by key=value, checked by a schema and frozen: the machinery, which knows no setting by name.
  */
 import { readFileSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { parse as parseYaml, stringify } from "yaml";
 import { z } from "zod";
 import { BadInput } from "./errors.ts";
 
-/** Reads a YAML file, applies `key=value` settings, checks everything. Throws BadInput naming the file and the setting. */
+/**
+ * Reads a YAML file, applies `key=value` settings, checks everything. Throws BadInput naming the file and the setting. `extends: OTHER.yaml`
+ * in a file takes the other one's settings where it has none of its own.
+ */
 export function readSettings<T extends z.ZodObject>(
   schema: T,
   path: string,
   settings: readonly string[] = [],
 ): z.infer<T> {
+  return resolveSettings(schema, readExtended(path, []), settings, path);
+}
+
+/** @param above the files that led here */
+function readExtended(path: string, above: readonly string[]): unknown {
+  const input = readYaml(path);
+  if (!isRecord(input) || input.extends === undefined) return input;
+  const { extends: other, ...own } = input;
+  if (typeof other !== "string") throw new BadInput(`${path}: extends: must name a YAML file; got ${shown(other)}`);
+  const base = join(dirname(path), other);
+  const files = [...above, resolve(path)];
+  if (files.includes(resolve(base))) throw new BadInput(`${path}: extends: ${other} leads back to itself`);
+  const from = readExtended(base, files);
+  return isRecord(from) ? merged(from, own) : own;
+}
+
+/** Sections are taken together; of everything else the own one counts. */
+function merged(base: Record<string, unknown>, own: Record<string, unknown>): Record<string, unknown> {
+  const together = Object.entries(own).map(([key, value]) => {
+    const below = Object.hasOwn(base, key) ? base[key] : undefined;
+    return [key, isRecord(below) && isRecord(value) ? merged(below, value) : value];
+  });
+  return { ...base, ...Object.fromEntries(together) };
+}
+
+function readYaml(path: string): unknown {
   let text: string;
   try {
     text = readFileSync(path, "utf8");
@@ -20,13 +50,11 @@ export function readSettings<T extends z.ZodObject>(
       `${path}: ${(cause as NodeJS.ErrnoException).code === "ENOENT" ? "there is no such file" : (cause as Error).message}`,
     );
   }
-  let input: unknown;
   try {
-    input = parseYaml(text, { maxAliasCount: 0 }) ?? {};
+    return parseYaml(text, { maxAliasCount: 0 }) ?? {};
   } catch (cause) {
     throw new BadInput(`${path}: is not YAML: ${(cause as Error).message.split("\n")[0]}`);
   }
-  return resolveSettings(schema, input, settings, path);
 }
 
 /** Checks settings given as an object. `name` stands in the errors. */
@@ -38,14 +66,14 @@ export function resolveSettings<T extends z.ZodObject>(
 ): z.infer<T> {
   if (!isRecord(input))
     throw new BadInput(`${name}: must hold settings by name; got ${Array.isArray(input) ? "a list" : typeof input}`);
-  const merged = structuredClone(input);
-  for (const setting of settings) apply(merged, setting);
-  refuseUnknown(schema, schema, merged, name, "");
-  const result = schema.safeParse(merged);
+  const changed = structuredClone(input);
+  for (const setting of settings) apply(changed, setting);
+  refuseUnknown(schema, schema, changed, name, "");
+  const result = schema.safeParse(changed);
   if (!result.success) {
     const issue = result.error.issues[0]!;
     const where = issue.path.join(".");
-    throw new BadInput(`${name}: ${where || "the settings"}: ${issue.message}${given(merged, issue.path)}`);
+    throw new BadInput(`${name}: ${where || "the settings"}: ${issue.message}${given(changed, issue.path)}`);
   }
   return freeze(result.data);
 }

@@ -1,8 +1,9 @@
 /** Training as a whole: data, teacher, model, the loop, checkpoints, evaluation. */
-import { existsSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, readFileSync } from "node:fs";
+import { basename, join } from "node:path";
 import { type Device, optim } from "../engine/index.ts";
 import { parameterGroups, type Wish, type WishConfig } from "../model/index.ts";
+import { sampleOptions } from "./augmented.ts";
 import {
   type Checkpoint,
   checkpointPath,
@@ -19,12 +20,13 @@ import { type Item, Loader, type LoaderState, type Sample } from "./data/loader.
 import { BadInput } from "./errors.ts";
 import { type Evaluation, evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
+import { writeGallery } from "./gallery.ts";
 import { checkModel, checkResumed, checkValidation, readData, type TrainData } from "./inputs.ts";
 import { Diary, Means } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
 import { MemoryWatch } from "./plan.ts";
 import { filledBoxes, makeProxies, type SamProxy } from "./proxies.ts";
-import { writeReport } from "./report.ts";
+import { writeDetails, writeReport } from "./report.ts";
 import { type StepReport, type Trainer, trainStep } from "./step.ts";
 import { loadTeacher, type Teacher } from "./teacher.ts";
 
@@ -104,7 +106,7 @@ async function trainPrepared(
   data: TrainData,
   options: TrainOptions,
   previous: Checkpoint | undefined,
-  { trainer, loader, sizes, notes }: Prepared,
+  { trainer, teacher, loader, sizes, notes }: Prepared,
 ): Promise<TrainResult> {
   const { display, signal } = options;
   const { run } = config;
@@ -128,13 +130,13 @@ async function trainPrepared(
   if (data.validation && overlapOf(data.validation) === "bbox")
     display.log(`${data.validation.file}: has no masks, so results are judged by how boxes overlap`);
 
-  const diary = await Diary.open(run, step);
+  const diary = await Diary.open(run, step, config.log);
   let best = await bestOf(run, diary);
   let interrupted = false;
   let evaluation: Evaluation | undefined;
   let evaluatedAt = -1;
   const evaluate = async (): Promise<void> => {
-    const found = await assess(trainer, data, step, { diary, display, memory, ...(signal ? { signal } : {}) });
+    const found = await assess(trainer, data, step, { teacher, diary, display, memory, ...(signal ? { signal } : {}) });
     if (!found) {
       interrupted = true;
       return;
@@ -209,7 +211,7 @@ async function trainPrepared(
     await save();
   }
   if (!interrupted && data.validation && evaluatedAt !== step) await evaluate();
-  await writeReport(run, { config, categories: data.categories, evaluation });
+  await writeReport(run, { config, categories: data.categories });
   const highWaterBytes = memory.mostBytes;
   return { model, categories: data.categories, step, interrupted, evaluation, highWaterBytes };
 }
@@ -230,6 +232,7 @@ async function previousState(config: Config, { display, resume, file }: TrainOpt
 
 interface Prepared {
   trainer: Trainer;
+  teacher: Teacher | undefined;
   loader: Loader;
   sizes: WishConfig;
   /** What the model started from. */
@@ -262,7 +265,7 @@ async function prepare(
     proxies,
     hasTags: data.items.some((item) => item.kind === "tags"),
   };
-  return { trainer, loader: newLoader(config, data.items, proxies), sizes, notes };
+  return { trainer, teacher, loader: newLoader(config, data.items, proxies), sizes, notes };
 }
 
 /** Best AP among the evaluations whose checkpoint is still there, -1 where there is none; `best` then names that checkpoint. */
@@ -313,28 +316,35 @@ function newLoader(
   items: readonly Item[],
   proxies: readonly (readonly SamProxy[] | undefined)[],
 ): Loader {
-  const { width, height, flip, scale, tagScale, colour, maskStride, threads } = config.data;
-  const augment = { width, height, flip, scale, tagScale, colour };
+  const { threads } = config.data;
   const options = config.mode === "wish" ? { proxies: (_: Item, index: number) => proxies[index] } : {};
   const { batch, seed } = config;
   return new Loader({
     items,
     batch,
     seed,
-    augment,
-    maskStride,
+    ...sampleOptions(config),
     threads: threads === "auto" ? undefined : threads,
     ...options,
   });
 }
 
+interface AssessParts {
+  teacher: Teacher | undefined;
+  diary: Diary;
+  display: Display;
+  memory: MemoryWatch;
+  signal?: AbortSignal;
+}
+
 /** Evaluates the model and writes down what comes out; undefined where it was cut short, which leaves no trace. */
 async function assess(
-  { gpu, config, model }: Trainer,
+  trainer: Trainer,
   data: TrainData,
   step: number,
-  { diary, display, memory, signal }: { diary: Diary; display: Display; memory: MemoryWatch; signal?: AbortSignal },
+  { teacher, diary, display, memory, signal }: AssessParts,
 ): Promise<Evaluation | undefined> {
+  const { gpu, config, model } = trainer;
   const bar = display.progress(config.val.limit || data.validation!.images.length, "img");
   const evaluation = await evaluateModel(gpu, model, data.categories, data.validation!, config.val.images, {
     ...config.val,
@@ -345,10 +355,21 @@ async function assess(
   });
   bar.end();
   if (!evaluation.complete) return undefined;
-  diary.evaluation(step, evaluation.metrics, memory.mostBytes);
+  diary.evaluation(step, evaluation.metrics, memory.mostBytes, () =>
+    evaluation.pictures.map((path) => ({ tag: `val/${basename(path, ".png")}`, png: readFileSync(path) })),
+  );
   const { AP, AP50, AP75 } = evaluation.metrics;
   display.log(`step ${step}: AP ${AP.toFixed(3)}, AP50 ${AP50.toFixed(3)}, AP75 ${AP75.toFixed(3)}`);
-  await writeReport(config.run, { config, categories: data.categories, evaluation });
+  await writeDetails(config.run, step, evaluation);
+  const { categories, items, validation } = data;
+  const source = { items, truth: validation!, quality: evaluation.quality };
+  let drawing: ReturnType<Display["progress"]> | undefined;
+  await writeGallery(config.run, { gpu, model, categories, config, teacher }, source, {
+    onImage: (done, total) => (drawing ??= display.progress(total, "img")).update(done, { drawn: "stages" }),
+    ...(signal ? { signal } : {}),
+  });
+  drawing?.end();
+  await writeReport(config.run, { config, categories });
   return evaluation;
 }
 

@@ -135,6 +135,20 @@ test("dataset turns labels of other formats into the JSON that the other command
   ]);
 });
 
+test("show augmented draws weak labels and masks under the transforms of training", async () => {
+  for (const [ann_, name] of [[weak, "augmented-weak"] as const, [ann, "augmented-gt"] as const]) {
+    const out = join(folder, name);
+    const { files } = JSON.parse(
+      await done(["show", "augmented", "--ann", ann_, "--images", images, "--out", out, "--limit", "2", "--json"]),
+    );
+    assert.equal(
+      files,
+      ["000001.png", "000002.png"].map((file) => join(out, file)),
+    );
+    for (const file of files) assert.ok(existsSync(file), file);
+  }
+});
+
 test("scenes takes the place of earlier scenes and of nothing else", async () => {
   const out = join(folder, "again");
   await done(["scenes", "--out", out, "--images", "4", "--size", "32"]);
@@ -160,7 +174,16 @@ test("eval gives every figure between 0 and 1", async () => {
   const keys = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl AP25 AP70 perClass voc25 voc50 voc70 voc75";
   assert.equal(Object.keys(metrics), keys.split(" "));
   assert.ok(metrics.AP > 0.999 && metrics.voc50 > 0.999);
-  assert.match(await done(["eval", "--gt", ann, "--dt", dt, "--iou", "bbox"]), /^AP +1\.0000$/m);
+  const details = join(folder, "details.json");
+  assert.match(await done(["eval", "--gt", ann, "--dt", dt, "--iou", "bbox", "--details", details]), /^AP +1\.0000$/m);
+  const { curves, confusion } = JSON.parse(readFileSync(details, "utf8"));
+  assert.is(curves[0].precision.length, 101);
+  assert.is(confusion.counts.length, truth.categories.length + 1);
+  writeFileSync(dt, JSON.stringify([...results, { ...results[0], category_id: 99, score: 1 }]));
+  const { code, stdout, stderr } = await wish(["eval", "--gt", ann, "--dt", dt]);
+  assert.is(code, 0);
+  assert.match(stdout, /^AP +1\.0000$/m);
+  assert.match(stderr, /1 of \d+ results are of categories that .* does not have, such as 99/);
 });
 
 test("bad input ends with 2 and one line that names the file", async () => {

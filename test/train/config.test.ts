@@ -1,12 +1,18 @@
-import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { parse } from "yaml";
+import { Wish } from "../../model/index.ts";
 import { packageRoot } from "../../platform/root.ts";
 import { configText, readConfig, resolveConfig, settings, settingsPage } from "../../train/config.ts";
 import { BadInput } from "../../train/errors.ts";
+import { checkModel } from "../../train/inputs.ts";
+import { modelConfig } from "../../train/models.ts";
+import { readSamTrainConfig } from "../../train/sam/config.ts";
+import { readStudy } from "../../train/study.ts";
+import { testDevice } from "../device.ts";
 
 const test = suite("config");
 
@@ -37,9 +43,68 @@ test("configs/README.md says what the schema says", () => {
   assert.is(page, settingsPage(), "run: node --import tsx scripts/settings.ts");
 });
 
-test("the shipped configurations are valid", () => {
-  for (const name of ["scenes.yaml", "coco-mini.yaml", "own.yaml"])
-    assert.ok(readConfig(join(packageRoot, "configs", name)).steps > 0, name);
+const shipped = readdirSync(join(packageRoot, "configs")).filter((name) => name.endsWith(".yaml"));
+const others = { "sam-mini.yaml": readSamTrainConfig, "scenes-study.yaml": readStudy };
+
+test("every shipped configuration is valid, and its model can be built", async () => {
+  const kinds = ["", "-tags", "-points", "-boxes", "-supervised"];
+  for (const name of ["voc-r50", "coco-r50", "scenes"].flatMap((base) => kinds.map((kind) => `${base}${kind}.yaml`)))
+    assert.ok(shipped.includes(name), name);
+  const dry = (await testDevice()).dry();
+  const built = new Set<string>();
+  for (const name of shipped) {
+    const path = join(packageRoot, "configs", name);
+    const other = others[name as keyof typeof others];
+    if (other) {
+      other(path, []);
+      continue;
+    }
+    const config = readConfig(path);
+    assert.ok(config.run.startsWith("runs/") && config.data.labels !== "" && config.val.annotations !== "", name);
+    const sizes = modelConfig(config, 20, 256);
+    checkModel(sizes, name);
+    assert.is(sizes.prompt.mode !== "none", config.mode === "wish", name);
+    // Many are of one size, and drawing 44 M numbers takes its time.
+    if (built.has(JSON.stringify(sizes))) continue;
+    built.add(JSON.stringify(sizes));
+    const model = new Wish(dry, sizes);
+    const count = model.parameters().reduce((sum, x) => sum + x.size, 0);
+    // Mask2Former's R50 has 44.0 M parameters; a prompt and a CAM head are little more.
+    if (name.includes("r50")) assert.ok(count > 43.5e6 && count < 45e6, `${name}: ${count}`);
+  }
+  assert.ok(built.size >= 4);
+});
+
+test("the configurations for R50 have the paper's numbers", () => {
+  const [coco, voc] = ["coco-r50.yaml", "voc-r50.yaml"].map((name) => readConfig(join(packageRoot, "configs", name)));
+  for (const config of [coco!, voc!]) {
+    assert.is(config.batch * config.accumulate, 16);
+    assert.is(config.optim.lr, 1e-4);
+    const { class: c, prompt, bce, dice } = config.match;
+    assert.equal([c, prompt, bce, dice], [2, 5, 5, 5]);
+  }
+  assert.equal([coco!.steps, coco!.cam.warmup], [368750, 30000]);
+  assert.equal([voc!.steps, voc!.cam.warmup], [Math.round((50 * 10582) / 16), Math.round((3 * 10582) / 16)]);
+});
+
+test("a file takes what another one says where it says nothing itself", () => {
+  const folder = mkdtempSync(join(tmpdir(), "wgpu-wish-config-"));
+  const write = (name: string, text: string): string => {
+    writeFileSync(join(folder, name), text);
+    return join(folder, name);
+  };
+  write("base.yaml", "steps: 7\ndata: { width: 64, scale: [1, 2] }\nloss: { cam: 3 }");
+  write("middle.yaml", "extends: base.yaml\ndata: { height: 96 }");
+  const path = write("top.yaml", "extends: middle.yaml\ndata: { scale: [1, 1] }\nbatch: 2");
+  const { steps, batch, data, loss } = readConfig(path, ["loss.cam=4"]);
+  assert.equal([steps, batch, data.width, data.height, data.scale, loss.cam], [7, 2, 64, 96, [1, 1], 4]);
+  refused(
+    () => readConfig(write("ring.yaml", "extends: ring.yaml")),
+    /ring\.yaml: extends: ring\.yaml leads back to itself/,
+  );
+  refused(() => readConfig(write("list.yaml", "extends: [a]")), /extends: must name a YAML file; got \["a"\]/);
+  refused(() => readConfig(write("lost.yaml", "extends: none.yaml")), /none\.yaml: there is no such file/);
+  rmSync(folder, { recursive: true });
 });
 
 test("a resolved configuration reads back as itself", () => {

@@ -131,8 +131,10 @@ test("what is no RLE is refused with the reason", () => {
     [{ size: [1e9, 1e9], counts: "0" }, /RLE size/],
     [{ size: [2, Number.NaN], counts: "0" }, /RLE size/],
     [{ size: [2, 2], counts: "oooooooooooo" }, /more than 32 bits/],
-    [{ size: [2, 2], counts: "" }, /cover 0 pixels/],
+    [{ size: [2, 2], counts: "1" }, /cover 1 pixels/],
   ];
+  // As pycocotools: no counts are an empty mask.
+  for (const counts of ["", []]) assert.is(areaOfRuns(runsOfRle({ size: [2, 2], counts })), 0);
   for (const [rle, reason] of bad) {
     assert.throws(
       () => runsOfRle(rle),

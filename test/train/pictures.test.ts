@@ -79,6 +79,9 @@ test("a contact sheet holds all images, of any size, and none", () => {
   assert.equal([sheet.width, sheet.height], [2 * 22 + 2, 2 * 12 + 2]);
   assert.equal(pixel(sheet, 24, 2), [100, 100, 100]);
   assert.equal(pixel(sheet, 2, 14), [100, 100, 100]);
+  const wide = [grey(1000, 1), grey(1000, 1), grey(1000, 1)];
+  assert.is(contactSheet(wide, { columns: 3, gap: 0 }).width, 2000);
+  assert.is(contactSheet(wide, { columns: 3, gap: 0, most: 3000 }).width, 3000);
   assert.is(contactSheet([]).data.length, 3);
 });
 

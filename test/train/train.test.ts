@@ -6,6 +6,7 @@ import * as assert from "uvu/assert";
 import { nn, optim, parseSafetensors, scope, type Tensor } from "../../engine/index.ts";
 import { bestCheckpoint, latestCheckpoint, loadCheckpoint, saveCheckpoint } from "../../train/checkpoint.ts";
 import { claimRun } from "../../train/claim.ts";
+import { readGallery } from "../../train/gallery.ts";
 import { isEvaluation, readDiary } from "../../train/metrics.ts";
 import { exportWeights, loadRun, loadTrained } from "../../train/models.ts";
 import { predictImages } from "../../train/predict.ts";
@@ -76,7 +77,26 @@ test("the run's folder holds what the contract names", async () => {
     assert.ok(Number.isFinite(second[term]), term);
   assert.is(readdirSync(join(run, "checkpoints")).length, 2);
   const html = readFileSync(join(run, "report.html"), "utf8");
-  assert.ok(html.includes("<svg") && html.includes("data:image/png;base64,") && !/(src|href)="http/.test(html));
+  assert.ok(html.includes("<svg") && html.includes("data:image/jpeg;base64,") && !/(src|href)="http/.test(html));
+});
+
+test("the report shows the best, the worst and training images with all stages, and who is taken for whom", () => {
+  const run = join(folder, "whole");
+  const rows = readGallery(run);
+  assert.equal(
+    rows.map(({ section, panels }) => [section, panels]),
+    [
+      ["best", 5],
+      ["worst", 5],
+      ["training", 4],
+      ["training", 4],
+      ["training", 4],
+    ],
+  );
+  const html = readFileSync(join(run, "report.html"), "utf8");
+  for (const { path } of rows) assert.ok(html.includes(readFileSync(path).toString("base64")), path);
+  for (const text of ["Best images", "Worst images", "Training images", "IoU 0.75", "true classes"])
+    assert.ok(html.includes(text), text);
 });
 
 test("memory between steps does not grow", () => {
@@ -194,7 +214,7 @@ test("a trained run is evaluated, shown, and segments images; its exported weigh
     () => evaluateRun(gpu, { run, data, images: scenes.imagesDir }),
     /\.png: is 64x64, but the labels are for 128x64/,
   );
-  for (const what of ["cam", "proxies", "predictions"] as const) {
+  for (const what of ["augmented", "cam", "proxies", "predictions"] as const) {
     const files = await showRun(gpu, what, { run, out: join(folder, what), limit: 2, display: silent });
     assert.ok(files.length >= 2 && files.every(existsSync), what);
   }

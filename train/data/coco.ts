@@ -47,17 +47,20 @@ export type Fields = Record<string, unknown>;
 export interface ReadOptions {
   /** The classes are the categories' supercategories: ids from 1 on by first appearance. */
   supercategories?: boolean;
+  /** What only pictures or training need may be absent, as with pycocotools: names of files and classes, and sizes where there are no masks. */
+  bare?: boolean;
 }
 
 /** Reads and checks a COCO instances file. Throws BadInput. */
-export function readInstances(path: string, { supercategories = false }: ReadOptions = {}): Instances {
+export function readInstances(path: string, { supercategories = false, bare = false }: ReadOptions = {}): Instances {
   refuseFolder(path, "--out instances.json");
   const document = documentOf(readJson(path, "the annotations file"), path);
   if (Array.isArray(document.weak) && !Array.isArray(document.annotations)) {
     throw new BadInput(`${path}: holds weak labels; instances with masks are expected here (a COCO instances JSON)`);
   }
-  const images = imagesOf(document, path);
-  const categories = categoriesOf(document, path);
+  const complete = bare ? completed(document, path) : document;
+  const images = imagesOf(complete, path);
+  const categories = categoriesOf(complete, path);
   const byId = new Map(images.map((image) => [image.id, image]));
   const known = new Set(categories.map(({ id }) => id));
   const instances = listOf(document, "annotations", path).map((entry, i) => instanceOf(entry, i, byId, known, path));
@@ -72,6 +75,16 @@ export function readInstances(path: string, { supercategories = false }: ReadOpt
 export function refuseFolder(path: string, options: string): void {
   if (statSync(path, { throwIfNoEntry: false })?.isDirectory())
     throw new BadInput(`${path}: is a folder; turn its labels into JSON first: wgpu-wish dataset ${path} ${options}`);
+}
+
+/** Names where there are none, and sizes where nothing depends on them: a file without masks is judged by boxes alone. */
+function completed(document: Fields, path: string): Fields {
+  const hasMasks = listOf(document, "annotations", path).some(({ segmentation }) => segmentation !== undefined);
+  const size = hasMasks ? {} : { width: 1, height: 1 };
+  return {
+    images: listOf(document, "images", path).map((image) => ({ file_name: `${image.id}`, ...size, ...image })),
+    categories: listOf(document, "categories", path).map((category) => ({ name: `${category.id}`, ...category })),
+  };
 }
 
 export function documentOf(value: unknown, path: string): Fields {

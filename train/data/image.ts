@@ -116,6 +116,16 @@ export async function writePng(path: string, image: Image): Promise<void> {
   await writeFile(path, await encodePng(image));
 }
 
+/** For pages that must stay small: a picture, or a file of one, as JPEG of at most this width. */
+export async function jpegOf(source: Image | string, width: number): Promise<Uint8Array> {
+  const picture =
+    typeof source === "string"
+      ? sharp(source)
+      : sharp(source.data, { raw: { width: source.width, height: source.height, channels: 3 } });
+  const resized = picture.resize({ width, withoutEnlargement: true });
+  return resized.jpeg({ quality: 85, chromaSubsampling: "4:4:4" }).toBuffer();
+}
+
 /** A mask of 0 and 1 as a black and white PNG of one byte a pixel: pngjs writes the bytes as they are, no colour space in between. */
 export async function writeMaskPng(path: string, mask: Uint8Array, width: number, height: number): Promise<void> {
   const png = new PNG({ width, height });

@@ -1,5 +1,5 @@
 /** JSON documents and folders that the user names: what is wrong with them is said in one line. Nothing here needs the engine. */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { BadInput } from "../errors.ts";
 import { makeFolders } from "../folders.ts";
@@ -18,6 +18,64 @@ export function readJson(path: string, what: string): unknown {
   } catch (error) {
     const cut = text.trim() === "" ? "the file is empty" : (error as Error).message.replace(/\s+/g, " ");
     throw new BadInput(`${path}: not JSON (${cut}); the file may be truncated`);
+  }
+}
+
+/** V8 holds no string of 512 MiB, but a list of results may be as long as that. */
+const AT_ONCE = 2 ** 28;
+
+/**
+ * Reads and parses a file that holds a list, which may be longer than fits one string: it is then parsed in pieces. Throws BadInput. What
+ * is no list is given back as it is, for the caller to refuse.
+ * @param atOnce bytes of a piece
+ */
+export function readJsonList(path: string, what: string, atOnce = AT_ONCE): unknown {
+  if ((statSync(path, { throwIfNoEntry: false })?.size ?? 0) <= atOnce) return readJson(path, what);
+  const file = readFileSync(path);
+  if (file[skipSpace(file)] !== "[".charCodeAt(0)) return readJson(path, what);
+  const list: unknown[] = [];
+  const take = (text: string): void => {
+    const entries = JSON.parse(text) as unknown[];
+    if (entries.length === 0 && from > start) throw new Error("a comma without an entry behind it");
+    for (const entry of entries) list.push(entry);
+  };
+  const start = skipSpace(file) + 1;
+  let from = start;
+  try {
+    for (const to of cuts(file, start, atOnce)) {
+      take(`[${file.toString("utf8", from, to)}]`);
+      from = to + 1;
+    }
+    // What stands behind the list is parsed with it, and is an error but for space.
+    take(`[${file.toString("utf8", from)}`);
+    return list;
+  } catch (error) {
+    throw new BadInput(`${path}: not JSON (${(error as Error).message.slice(0, 100)}); the file may be truncated`);
+  }
+}
+
+function skipSpace(file: Uint8Array): number {
+  let at = 0;
+  while (at < file.length && file[at]! <= 32) at++;
+  return at;
+}
+
+const [QUOTE, BACKSLASH, COMMA] = [34, 92, 44];
+const [OPEN, CLOSE] = [new Set([91, 123]), new Set([93, 125])];
+
+/** Places of commas between a list's entries, about `atOnce` bytes apart. @param from behind the list's bracket */
+function* cuts(file: Uint8Array, from: number, atOnce: number): Generator<number> {
+  let [depth, next] = [0, from + atOnce];
+  for (let at = from; at < file.length; at++) {
+    const byte = file[at]!;
+    if (byte === QUOTE) {
+      for (at++; at < file.length && file[at] !== QUOTE; at++) if (file[at] === BACKSLASH) at++;
+    } else if (OPEN.has(byte)) depth++;
+    else if (CLOSE.has(byte)) depth--;
+    else if (byte === COMMA && depth === 0 && at >= next) {
+      yield at;
+      next = at + atOnce;
+    }
   }
 }
 

@@ -80,16 +80,23 @@ export function runsOfRle(rle: Rle): Runs {
       `RLE size must be [height, width] of at most ${MAX_PIXELS} pixels, got ${JSON.stringify(rle.size)}`,
     );
   }
-  const list = typeof rle.counts === "string" ? countsOfString(rle.counts) : rle.counts;
+  const size = height * width;
+  // As pycocotools: no counts at all are an empty mask.
+  if (rle.counts.length === 0) return { height, width, counts: Uint32Array.of(size) };
+  const counts = typeof rle.counts === "string" ? countsOfString(rle.counts) : checkedCounts(rle.counts);
   let sum = 0;
+  for (const count of counts) sum += count;
+  if (sum !== size) {
+    throw new BadInput(`RLE counts cover ${sum} pixels, but its size [${height}, ${width}] has ${size}`);
+  }
+  return { height, width, counts };
+}
+
+function checkedCounts(list: readonly number[]): Uint32Array {
   for (const count of list) {
     if (!isSize(count)) throw new BadInput(`RLE counts must be whole numbers from 0, got ${count}`);
-    sum += count;
   }
-  if (sum !== height * width) {
-    throw new BadInput(`RLE counts cover ${sum} pixels, but its size [${height}, ${width}] has ${height * width}`);
-  }
-  return { height, width, counts: Uint32Array.from(list) };
+  return Uint32Array.from(list);
 }
 
 export function rleOfRuns({ height, width, counts }: Runs): { size: [number, number]; counts: string } {
@@ -131,10 +138,13 @@ function stringOfCounts(counts: Uint32Array): string {
   return text;
 }
 
-function countsOfString(text: string): number[] {
-  const counts: number[] = [];
-  let value = 0;
-  let shift = 0;
+/** Each count takes a character at least, so this is never too short. */
+let scratch = new Uint32Array(1024);
+
+function countsOfString(text: string): Uint32Array {
+  if (scratch.length < text.length) scratch = new Uint32Array(2 * text.length);
+  const counts = scratch;
+  let [length, value, shift] = [0, 0, 0];
   for (let i = 0; i < text.length; i++) {
     const group = text.charCodeAt(i) - FIRST;
     if (!(group >= 0 && group < 64))
@@ -144,12 +154,14 @@ function countsOfString(text: string): number[] {
     shift += 5;
     if ((group & MORE) !== 0) continue;
     if ((group & SIGN) !== 0 && shift < 32) value |= -1 << shift;
-    counts.push(counts.length > 2 ? value + counts[counts.length - 2]! : value);
+    const count = length > 2 ? value + counts[length - 2]! : value;
+    if (!isSize(count)) throw new BadInput(`RLE counts must be whole numbers from 0, got ${count}`);
+    counts[length++] = count;
     value = 0;
     shift = 0;
   }
   if (shift !== 0) throw new BadInput("RLE counts end in the middle of a number");
-  return counts;
+  return counts.slice(0, length);
 }
 
 /** The union of polygons [x0, y0, x1, y1, …], each rasterised as pycocotools does. */
@@ -234,18 +246,19 @@ export function areaOfRuns({ counts }: Runs): number {
 }
 
 /** Smallest box around the mask; zeros for an empty one. */
-export function boxOfRuns({ height, counts }: Runs): Box {
-  let [left, top, right, bottom] = [Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY, -1, -1];
+export function boxOfRuns({ width, height, counts }: Runs): Box {
+  let [left, top, right, bottom] = [width, height, -1, -1];
   let at = 0;
   for (let i = 0; i < counts.length; i++) {
     const run = counts[i]!;
     if (i % 2 === 1 && run > 0) {
-      const [first, last] = [at, at + run - 1];
-      const [x0, x1] = [Math.floor(first / height), Math.floor(last / height)];
-      left = Math.min(left, x0);
-      right = Math.max(right, x1);
-      top = Math.min(top, x0 === x1 ? first % height : 0);
-      bottom = Math.max(bottom, x0 === x1 ? last % height : height - 1);
+      const last = at + run - 1;
+      const [x0, x1] = [Math.floor(at / height), Math.floor(last / height)];
+      const [y0, y1] = x0 === x1 ? [at - x0 * height, last - x0 * height] : [0, height - 1];
+      if (x0 < left) left = x0;
+      if (x1 > right) right = x1;
+      if (y0 < top) top = y0;
+      if (y1 > bottom) bottom = y1;
     }
     at += run;
   }
@@ -312,13 +325,29 @@ export function iouOfRuns(a: readonly Runs[], b: readonly Runs[], crowd: readonl
   return near;
 }
 
+/** As pycocotools also where runs have no length: where both masks have one in the same place, counting ends. */
 function iouOfPair(a: Runs, b: Runs, crowd: boolean): number {
   if (a.height !== b.height || a.width !== b.width) return -1;
+  const [countsA, countsB] = [a.counts, b.counts];
+  let [i, j] = [1, 1];
+  let [leftA, leftB] = [countsA[0]!, countsB[0]!];
+  let [inA, inB] = [false, false];
   let [both, either] = [0, 0];
-  sweep(a.counts, b.counts, (length, inA, inB) => {
-    if (inA && inB) both += length;
+  do {
+    const length = leftA < leftB ? leftA : leftB;
     if (inA || inB) either += length;
-  });
+    if (inA && inB) both += length;
+    leftA -= length;
+    leftB -= length;
+    if (leftA === 0 && i < countsA.length) {
+      leftA = countsA[i++]!;
+      inA = !inA;
+    }
+    if (leftB === 0 && j < countsB.length) {
+      leftB = countsB[j++]!;
+      inB = !inB;
+    }
+  } while (leftA + leftB > 0);
   return both === 0 ? 0 : both / (crowd ? areaOfRuns(a) : either);
 }
 

@@ -198,7 +198,8 @@ function tagsOf(objects: readonly Instance[], categories: readonly Category[]): 
   return categories.map(({ id }) => id).filter((id) => present.has(id));
 }
 
-function pointOf(
+/** Undefined where the mask has no pixel. */
+export function pointOf(
   object: Instance,
   image: ImageEntry,
   where: "center" | "uniform",

@@ -2,11 +2,11 @@
  * COCO's average precision and recall, figure for figure those of pycocotools' COCOeval (its oddities are marked "as
  * pycocotools"), and AP at IoU 0.25 and 0.70.
  */
-import { type Instances, instancesByImage, runsOfSegmentation } from "../data/coco.ts";
-import { areaOfRuns, type Box, boxOfRuns, iouOfBoxes, iouOfRuns, type Runs } from "../data/mask.ts";
-import { BadInput } from "../errors.ts";
+import type { Instances } from "../data/coco.ts";
+import { type EvaluateOptions, type Group, Groups } from "./groups.ts";
 import type { Result } from "./results.ts";
 
+export type { EvaluateOptions } from "./groups.ts";
 export { type Result, readResults, resultsDocument } from "./results.ts";
 
 const FIGURES = [
@@ -41,13 +41,6 @@ export interface Curve {
   precision: number[];
 }
 
-export interface EvaluateOptions {
-  /** Masks (the default) or boxes are compared. */
-  iou?: "segm" | "bbox";
-  /** Only these images count (default: all). */
-  imageIds?: readonly number[];
-}
-
 /** As numpy's linspace, whose rounding decides ties at a threshold. */
 function linspace(start: number, stop: number, count: number): number[] {
   const step = (stop - start) / (count - 1);
@@ -80,8 +73,8 @@ export function evaluateDetailed(
   options: EvaluateOptions = {},
 ): { metrics: Metrics; curves: Curve[] } {
   const classes = [...truth.categories].sort((a, b) => a.id - b.id);
-  const groups = groupUp(truth, results, options);
-  const tables = classes.map(({ id }) => tableOf(groups.get(id) ?? []));
+  const groups = new Groups(truth, results, options);
+  const tables = classes.map(({ id }) => tableOf(groups.ofClass(id, MOST.at(-1)!)));
 
   const precision = (thresholds: readonly number[], area: number, of = tables) =>
     mean(of.flatMap((table) => thresholds.flatMap((t) => [...(table.precision(t, area) ?? [])])));
@@ -125,102 +118,6 @@ function mean(values: readonly number[]): number {
   return values.length === 0 ? -1 : values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
-interface Truth {
-  id: number;
-  area: number;
-  crowd: boolean;
-}
-interface Found {
-  score: number;
-  area: number;
-}
-
-/** One class in one image: what is there, what was found (by falling score), and how they overlap. */
-export interface Group {
-  imageId: number;
-  truths: Truth[];
-  found: Found[];
-  /** (found.length * truths.length) */
-  iou: Float64Array;
-}
-
-/** Category id -> its images with anything in them, by ascending image id. */
-export function groupUp(
-  truth: Instances,
-  results: readonly Result[],
-  { iou: kind = "segm", imageIds }: EvaluateOptions,
-): Map<number, Group[]> {
-  const wanted = new Set(imageIds ?? truth.images.map(({ id }) => id));
-  const images = truth.images.filter(({ id }) => wanted.has(id)).sort((a, b) => a.id - b.id);
-  const byImage = instancesByImage(truth);
-  const found = new Map<number, Result[]>(images.map(({ id }) => [id, []]));
-  for (const result of results) {
-    if (Number.isNaN(result.score)) throw new BadInput(`a result on image ${result.imageId} has the score NaN`);
-    if (!byImage.has(result.imageId))
-      throw new BadInput(`a result is on image ${result.imageId}, which ${truth.file} does not have`);
-    found.get(result.imageId)?.push(result);
-  }
-  // As pycocotools' loadRes: the first result decides whether areas are those of the boxes, also where masks are compared.
-  const areaFromBox = results[0]?.box !== undefined;
-
-  const groups = new Map<number, Group[]>(truth.categories.map(({ id }) => [id, []]));
-  for (const image of images) {
-    for (const [categoryId, list] of groups) {
-      const truths = byImage.get(image.id)!.filter((instance) => instance.categoryId === categoryId);
-      const guesses = found
-        .get(image.id)!
-        .filter((result) => result.categoryId === categoryId)
-        .sort((a, b) => b.score - a.score)
-        .slice(0, MOST.at(-1));
-      if (truths.length === 0 && guesses.length === 0) continue;
-      const crowd = truths.map((instance) => instance.crowd);
-      const masks = guesses.map((result) => maskOf(result, image));
-      const boxes = guesses.map((result, i) => result.box ?? boxOfRuns(masks[i]!()));
-      const areas = guesses.map((result, i) => {
-        if (!areaFromBox) return areaOfRuns(masks[i]!());
-        if (result.box === undefined) {
-          throw new BadInput(`the first result has a bbox, so all must; one on image ${image.id} has none`);
-        }
-        return result.box[2] * result.box[3];
-      });
-      const iou =
-        kind === "bbox"
-          ? iouOfBoxes(
-              boxes,
-              truths.map(({ box }) => box),
-              crowd,
-            )
-          : iouOfRuns(
-              masks.map((mask) => mask()),
-              truths.map(({ segmentation, id }) => {
-                if (segmentation !== undefined) return runsOfSegmentation(segmentation, image);
-                throw new BadInput(
-                  `${truth.file}: annotation ${id} has no segmentation; compare boxes (--iou bbox) or give masks`,
-                );
-              }),
-              crowd,
-            );
-      list.push({
-        imageId: image.id,
-        truths: truths.map(({ id, area }, i) => ({ id, area, crowd: crowd[i]! })),
-        found: guesses.map(({ score }, i) => ({ score, area: areas[i]! })),
-        iou,
-      });
-    }
-  }
-  return groups;
-}
-
-/** The result's mask, made when it is first asked for; where it has a box alone, the box filled, as pycocotools' loadRes. */
-function maskOf(result: Result, image: { width: number; height: number }): () => Runs {
-  let runs: Runs | undefined;
-  return () => (runs ??= runsOfSegmentation(result.segmentation ?? [cornersOf(result.box!)], image));
-}
-
-function cornersOf([x, y, width, height]: Box): number[] {
-  return [x, y, x, y + height, x + width, y + height, x + width, y];
-}
-
 /** A class's precision at each of RECALLS, and its recall; undefined where it has no ground truth. */
 interface Table {
   precision(threshold: number, area: number): Float64Array | undefined;
@@ -228,33 +125,26 @@ interface Table {
 }
 
 function tableOf(groups: readonly Group[]): Table {
-  const precisions: (Float64Array | undefined)[][] = [];
-  const recalls: (number | undefined)[][][] = [];
+  const found = groups.flatMap((group) => group.found.map(({ score }, rank) => ({ score, rank })));
+  const order = Uint32Array.from(found.keys()).sort((a, b) => found[b]!.score - found[a]!.score || a - b);
+  const ranks = Uint32Array.from(found, ({ rank }) => rank);
+  const precisions: (Float64Array | undefined)[][] = THRESHOLDS.map(() => []);
+  const recalls: (number[] | undefined)[][] = THRESHOLDS.map(() => []);
   AREAS.forEach((range, area) => {
-    const matched = groups.map((group) => matchesOf(group, range));
-    const expected = matched.reduce((sum, { expected: count }) => sum + count, 0);
-    MOST.forEach((most, m) => {
-      // Only the full table needs precisions; the shorter ones give recalls.
-      const entries = groups.flatMap(({ found }, g) =>
-        found.slice(0, most).map(({ score }, d) => ({ score, at: d, outcomes: matched[g]!.outcomes })),
-      );
-      entries.sort((a, b) => b.score - a.score);
-      THRESHOLDS.forEach((_, t) => {
-        const curve =
-          expected === 0
-            ? undefined
-            : curveOf(
-                entries.map(({ at, outcomes }) => outcomes[t]![at]!),
-                expected,
-              );
-        ((recalls[t] ??= [])[area] ??= [])[m] = curve?.recall;
-        if (m === MOST.length - 1) (precisions[t] ??= [])[area] = curve?.precision;
+    const { outcomes, expected } = outcomesOf(groups, found.length, range);
+    if (expected === 0) return;
+    THRESHOLDS.forEach((_, t) => {
+      precisions[t]![area] = precisionsOf(outcomes[t]!, order, expected);
+      recalls[t]![area] = MOST.map((most) => {
+        let right = 0;
+        for (let i = 0; i < ranks.length; i++) if (ranks[i]! < most && outcomes[t]![i] === RIGHT) right++;
+        return right / expected;
       });
     });
   });
   return {
-    precision: (threshold, area) => precisions[threshold]?.[area],
-    recall: (threshold, area, most) => recalls[threshold]?.[area]?.[most],
+    precision: (threshold, area) => precisions[threshold]![area],
+    recall: (threshold, area, most) => recalls[threshold]![area]?.[most],
   };
 }
 
@@ -263,22 +153,42 @@ const RIGHT = 1;
 /** Neither right nor wrong: matched to what does not count, or unmatched and of a size that does not. */
 const IGNORED = 2;
 
-interface Matches {
-  /** Per threshold: what became of each result. */
+interface Outcomes {
+  /** Per threshold: what became of each result, group after group. */
   outcomes: Uint8Array[];
   /** Ground truths that count. */
   expected: number;
 }
 
-/** Gives each result, by falling score, the free ground truth that it overlaps most. */
-function matchesOf({ truths, found, iou }: Group, [least, most]: readonly [number, number]): Matches {
+function outcomesOf(groups: readonly Group[], count: number, range: readonly [number, number]): Outcomes {
+  const outcomes = THRESHOLDS.map(() => new Uint8Array(count));
+  let [expected, from] = [0, 0];
+  for (const group of groups) {
+    expected += match(group, range, outcomes, from);
+    from += group.found.length;
+  }
+  return { outcomes, expected };
+}
+
+/**
+ * Gives each result of a group, by falling score, the free ground truth that it overlaps most, and writes down from place `from` on what
+ * became of it. Returns how many ground truths count.
+ */
+function match(
+  { truths, found, iou }: Group,
+  [least, most]: readonly [number, number],
+  outcomes: readonly Uint8Array[],
+  from: number,
+): number {
   const outside = (area: number) => area < least || area > most;
   const ignored = truths.map(({ area, crowd }) => crowd || outside(area));
   // Those that count come first, so that a result prefers them.
   const order = truths.map((_, i) => i).sort((a, b) => Number(ignored[a]) - Number(ignored[b]));
-  const outcomes = THRESHOLDS.map((threshold) => {
+  const alone = found.map(({ area }) => (outside(area) ? IGNORED : WRONG));
+  THRESHOLDS.forEach((threshold, t) => {
     const taken = new Uint8Array(truths.length);
-    return Uint8Array.from(found, ({ area }, d) => {
+    const outcome = outcomes[t]!;
+    for (let d = 0; d < found.length; d++) {
       let best = -1;
       let reached = Math.min(threshold, 1 - 1e-10);
       for (const g of order) {
@@ -290,27 +200,27 @@ function matchesOf({ truths, found, iou }: Group, [least, most]: readonly [numbe
         best = g;
       }
       if (best >= 0) taken[best] = 1;
-      if (best >= 0 && ignored[best]) return IGNORED;
       // As pycocotools: a match with an annotation whose id is 0 counts as none.
-      if (best >= 0 && truths[best]!.id !== 0) return RIGHT;
-      return outside(area) ? IGNORED : WRONG;
-    });
+      const matched = best >= 0 && (ignored[best] || truths[best]!.id !== 0);
+      outcome[from + d] = !matched ? alone[d]! : ignored[best] ? IGNORED : RIGHT;
+    }
   });
-  return { outcomes, expected: ignored.filter((value) => !value).length };
+  return ignored.filter((value) => !value).length;
 }
 
-/** Outcomes by falling score -> interpolated precision at each of RECALLS, and the recall reached. */
-function curveOf(outcomes: readonly number[], expected: number): { precision: Float64Array; recall: number } {
-  const recalls: number[] = [];
-  const precisions: number[] = [];
+/** Outcomes, by falling score in `order` -> interpolated precision at each of RECALLS. */
+function precisionsOf(outcomes: Uint8Array, order: Uint32Array, expected: number): Float64Array {
+  const [recalls, precisions] = [new Float64Array(order.length), new Float64Array(order.length)];
   let [right, wrong] = [0, 0];
-  for (const outcome of outcomes) {
+  for (let i = 0; i < order.length; i++) {
+    const outcome = outcomes[order[i]!];
     if (outcome === RIGHT) right++;
-    if (outcome === WRONG) wrong++;
-    recalls.push(right / expected);
-    precisions.push(right / (right + wrong + Number.EPSILON));
+    else if (outcome === WRONG) wrong++;
+    recalls[i] = right / expected;
+    precisions[i] = right / (right + wrong + Number.EPSILON);
   }
-  for (let i = precisions.length - 1; i > 0; i--) precisions[i - 1] = Math.max(precisions[i - 1]!, precisions[i]!);
+  for (let i = precisions.length - 1; i > 0; i--)
+    if (precisions[i]! > precisions[i - 1]!) precisions[i - 1] = precisions[i]!;
   const precision = new Float64Array(RECALLS.length);
   let at = 0;
   for (let r = 0; r < RECALLS.length; r++) {
@@ -318,5 +228,5 @@ function curveOf(outcomes: readonly number[], expected: number): { precision: Fl
     if (at === recalls.length) break;
     precision[r] = precisions[at]!;
   }
-  return { precision, recall: recalls.at(-1) ?? 0 };
+  return precision;
 }

@@ -1,6 +1,6 @@
 /** COCO results: what a model found, one entry an instance. */
-import { boxOf, type Category, type Fields, type Instances, isFields, show } from "../data/coco.ts";
-import { readJson } from "../data/json.ts";
+import { type Fields, type Instances, isFields, isId, show } from "../data/coco.ts";
+import { readJsonList } from "../data/json.ts";
 import { type Box, type Rle, runsOfRle } from "../data/mask.ts";
 import { BadInput } from "../errors.ts";
 
@@ -13,35 +13,42 @@ export interface Result {
   box?: Box;
 }
 
-/** Reads and checks a COCO results file for the ground truth `truth`. Throws BadInput. */
+/**
+ * Reads and checks a COCO results file for the ground truth `truth`. Throws BadInput. Results of other classes than its own are kept: they
+ * count for nothing, as with pycocotools.
+ */
 export function readResults(path: string, truth: Instances): Result[] {
-  const document = readJson(path, "the results file");
+  const document = readJsonList(path, "the results file");
   if (!Array.isArray(document)) {
     throw new BadInput(
       `${path}: expected a list of results [{image_id, category_id, score, segmentation or bbox}], got ${show(document)}`,
     );
   }
   const images = new Map(truth.images.map((image) => [image.id, image]));
-  const categories = new Set(truth.categories.map(({ id }: Category) => id));
   return document.map((entry: unknown, i): Result => {
     const at = `${path}: results[${i}]`;
     if (!isFields(entry)) throw new BadInput(`${at} must be an object, got ${show(entry)}`);
     const { image_id: imageId, category_id: categoryId, score, bbox, segmentation } = entry;
     const image = images.get(imageId as number);
     if (image === undefined) throw new BadInput(`${at}: image_id ${show(imageId)} names no image of ${truth.file}`);
-    if (!categories.has(categoryId as number)) {
-      throw new BadInput(`${at}: category_id ${show(categoryId)} names no category of ${truth.file}`);
-    }
+    if (!isId(categoryId)) throw new BadInput(`${at}: "category_id" must be a whole number, got ${show(categoryId)}`);
     if (typeof score !== "number") throw new BadInput(`${at}: "score" must be a number, got ${show(score)}`);
-    const result: Result = { imageId: image.id, categoryId: categoryId as number, score };
+    const result: Result = { imageId: image.id, categoryId, score };
     // pycocotools takes an empty list for no box.
-    if (bbox !== undefined && !(Array.isArray(bbox) && bbox.length === 0)) result.box = boxOf(bbox, at);
+    if (bbox !== undefined && !(Array.isArray(bbox) && bbox.length === 0)) result.box = boxField(bbox, at);
     if (segmentation !== undefined) result.segmentation = maskField(segmentation, image, at);
     if (result.box === undefined && result.segmentation === undefined) {
       throw new BadInput(`${at}: has neither "segmentation" nor "bbox"`);
     }
     return result;
   });
+}
+
+/** As pycocotools: a box may be turned inside out, and then meets nothing. */
+function boxField(value: unknown, at: string): Box {
+  if (Array.isArray(value) && value.length === 4 && value.every((v) => typeof v === "number" && Number.isFinite(v)))
+    return value as Box;
+  throw new BadInput(`${at}: "bbox" must be [x, y, width, height], got ${show(value)}`);
 }
 
 function maskField(value: unknown, image: { width: number; height: number }, at: string): Rle | number[][] {

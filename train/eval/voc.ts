@@ -4,7 +4,7 @@
  * truth that it overlaps most; a second match of the same one is wrong. Classes without ground truth are left out of the mean.
  */
 import type { Instances } from "../data/coco.ts";
-import { type EvaluateOptions, type Group, groupUp } from "./coco-ap.ts";
+import { type EvaluateOptions, type Group, Groups } from "./groups.ts";
 import type { Result } from "./results.ts";
 
 /** From 0 to 1; -1 where there is no ground truth at all. */
@@ -13,7 +13,9 @@ export type VocMetrics = Record<"voc25" | "voc50" | "voc70" | "voc75", number>;
 export function evaluateVoc(truth: Instances, results: readonly Result[], options: EvaluateOptions = {}): VocMetrics {
   // VOC has no crowd regions.
   const instances = truth.instances.filter(({ crowd }) => !crowd);
-  const groups = [...groupUp({ ...truth, instances }, results, options).values()];
+  const sorted = new Groups({ ...truth, instances }, results, options);
+  // VOC counts all results, however many.
+  const groups = truth.categories.map(({ id }) => sorted.ofClass(id, results.length));
   const at = (iou: number) => {
     const values = groups.flatMap((images) => averagePrecision(images, iou) ?? []);
     return values.length === 0 ? -1 : values.reduce((sum, value) => sum + value, 0) / values.length;

@@ -1,0 +1,79 @@
+/** What augmentation makes of training images and their labels: the original, then some versions as the network sees them. */
+import { Random } from "../engine/index.ts";
+import type { Config } from "./config.ts";
+import type { Category } from "./data/coco.ts";
+import { type Image, readImage } from "./data/image.ts";
+import { maskOfRuns } from "./data/mask.ts";
+import { type Item, loadSample, type Sample, type SampleJob } from "./data/sample.ts";
+import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
+import type { SamProxy } from "./proxies.ts";
+import { labelOverlay } from "./stages.ts";
+
+const VERSIONS = 4;
+
+export interface AugmentedOptions {
+  categories: readonly Category[];
+  config: Pick<Config, "data" | "seed">;
+  /** SAM's masks of an item's labels, to be transformed with them. */
+  proxies?: (item: Item, index: number) => readonly SamProxy[] | undefined;
+  /** Peaks in a sample's frame and SAM's masks of them, for images with tags. */
+  pseudo?: (image: Image, sample: Sample, item: Item) => Promise<Overlay>;
+}
+
+export function sampleOptions({ data }: Pick<Config, "data">): Pick<SampleJob, "augment" | "maskStride"> {
+  const { width, height, flip, scale, tagScale, colour, maskStride } = data;
+  return { augment: { width, height, flip, scale, tagScale, colour }, maskStride };
+}
+
+export async function augmentedPicture(item: Item, index: number, options: AugmentedOptions): Promise<Image> {
+  const { categories, config, proxies, pseudo } = options;
+  const image = await readImage(item.path);
+  const own = labelOverlay(item, categories);
+  const masks = item.runs.map((runs, i) => ({ mask: maskOfRuns(runs), ...named(item.classes[i]!, categories) }));
+  const panels = [drawOverlay(image, { ...own, ...(masks.length > 0 ? { masks, boxes: [] } : {}) })];
+  const given = proxies?.(item, index);
+  const how = sampleOptions(config);
+  for (let version = 0; version < VERSIONS; version++) {
+    const random = new Random(config.seed).fork(`show ${item.imageId} ${version}`);
+    const sample = await loadSample({ item, index, proxies: given, ...how, random: random.state });
+    const frame = { width: sample.width, height: sample.height, data: sample.rgb };
+    const more = item.kind === "tags" ? await pseudo?.(image, sample, item) : undefined;
+    const overlay = { ...sampleOverlay(sample, categories, how.maskStride), ...more };
+    panels.push(drawOverlay(frame, { ...overlay, caption: described(sample) }));
+  }
+  return contactSheet(panels, { columns: panels.length });
+}
+
+function named(classIndex: number, categories: readonly Category[]): { classIndex: number; label: string } {
+  return { classIndex, label: categories[classIndex]!.name };
+}
+
+/** A sample's labels in its frame; of SAM's three masks the best rated. */
+function sampleOverlay(sample: Sample, categories: readonly Category[], stride = 1): Overlay {
+  const label = (i: number) => named(sample.classes[i]!, categories);
+  const best = sample.proxies?.map(({ masks, iou }) => masks[iou.indexOf(Math.max(...iou))]!);
+  return {
+    // Points and boxes carry the names.
+    masks: (best ?? sample.masks).map((mask, i) => ({
+      mask: enlarged(mask, sample, stride),
+      classIndex: sample.classes[i]!,
+    })),
+    points: sample.points.map(([x, y], i) => ({ x, y, ...label(i) })),
+    boxes: sample.boxes.map(([x0, y0, x1, y1], i) => ({ box: [x0, y0, x1 - x0, y1 - y0], ...label(i) })),
+  };
+}
+
+/** Each of the mask's cells over its stride * stride pixels. */
+function enlarged(mask: Uint8Array, { width, height }: Sample, stride: number): Uint8Array {
+  if (stride === 1) return mask;
+  const across = Math.ceil(width / stride);
+  return Uint8Array.from(
+    { length: width * height },
+    (_, i) => mask[Math.floor(Math.floor(i / width) / stride) * across + Math.floor((i % width) / stride)]!,
+  );
+}
+
+function described({ affine, kind, tags }: Sample): string {
+  const scale = `x${Math.abs(affine.scaleX).toFixed(2)}${affine.scaleX < 0 ? ", flipped" : ""}`;
+  return kind === "tags" ? `${scale}, ${tags.length} tags` : scale;
+}
