@@ -24,7 +24,7 @@ export function wishStep(gpu: Device): Promise<() => Promise<unknown>> {
 
 /** ResNet-50, 100 queries, nine layers, one image at 1024 px: the settings' defaults. */
 export function paperStep(gpu: Device, memory: Partial<Config["memory"]> = {}): Promise<() => Promise<unknown>> {
-  return stepOf(gpu, resolveConfig({ batch: 1, data: { maskStride: 4 }, cam: { warmup: 0 }, memory }));
+  return stepOf(gpu, resolveConfig({ batch: 1, cam: { warmup: 0 }, memory }));
 }
 
 async function stepOf(gpu: Device, config: Config): Promise<() => Promise<unknown>> {

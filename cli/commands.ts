@@ -111,7 +111,8 @@ export const commands: readonly Command[] = [
     ],
     notes:
       "The model is told by its keys: SAM, MobileSAM, Mask2Former, ResNet, Swin, MobileNetV2, and what train and sam-train write; of a checkpoint of " +
-      "theirs the model is kept. Where tensors are missing, left over or of another shape, nothing is written. Other models keep their names.",
+      "theirs the model is kept. Where tensors are missing, left over or of another shape, nothing is written; of Swins and transformers' ResNets alone, " +
+      "without a Mask2Former around them, that is only found when they are loaded. Other models keep their names.",
     examples: [
       "wgpu-wish convert mobile_sam.pt mobile_sam.safetensors",
       "wgpu-wish convert facebook/sam-vit-base/model.safetensors sam.safetensors",

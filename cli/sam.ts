@@ -46,9 +46,9 @@ export async function run(call: Call<Options>): Promise<void> {
   const prompts = promptsOf(options, image);
   for (const file of weightFiles(options)) await access(file);
   keepApart(options.out, [options.image]);
+  const segmenter = await openSegmenter(call, image);
   await makeFolder(options.out);
   if (options.dump) await makeFolder(dirname(options.dump));
-  const segmenter = await openSegmenter(call, image);
   const results: Answer[] = [];
   for (const { given } of prompts) results.push(await segmenter.predict(given, !options.single));
   const memory = segmenter.memory();

@@ -2,6 +2,7 @@
  * Mixed precision. Within `autocast` products round what they multiply to f16, in the backward pass too, and sum in f32: half the memory for
  * what they keep, half the traffic, and matrix units where the adapter has them. All else, parameters included, stays f32.
  */
+import { checkOptions, describe } from "./check.ts";
 import { narrow, widen } from "./ops/strided.ts";
 import { scope } from "./scope.ts";
 import { empty, type Tensor } from "./tensor.ts";
@@ -15,6 +16,8 @@ export const isAutocasting = (): boolean => casting;
  * gradients are f32. Gradients below 6e-8 vanish in f16: see optim.GradScaler. Works for async functions too, which must not interleave.
  */
 export function autocast<T>(fn: () => T, options: { enabled?: boolean } = {}): T {
+  if (typeof fn !== "function") throw new Error(`autocast: a function is wanted; got ${describe(fn)}`);
+  checkOptions("autocast", options, { enabled: "boolean" });
   const before = casting;
   casting = options.enabled ?? true;
   let later = false;

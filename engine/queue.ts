@@ -36,7 +36,8 @@ export abstract class Queue {
   /** DEBUG, see debug.ts. */
   debug = debugLevel();
   protected failure: Error | undefined;
-  #isLost = false;
+  /** The adapter has gone: nothing that is asked of the device will be done. */
+  isLost = false;
   /** The batches that a refused command may have taken with it: what they wrote is not to be read. */
   #doubtful: { from: number; to: number; error: Error } | undefined;
   /** Batches below this one were done without a refusal. */
@@ -66,7 +67,7 @@ export abstract class Queue {
     });
     void gpu.lost.then((info) => {
       if (this.closed) return;
-      this.#isLost = true;
+      this.isLost = true;
       this.failure = new Error(
         `engine: the GPU device was lost (${info.reason}: ${info.message}); open a new Device and resume from the last checkpoint`,
       );
@@ -262,7 +263,7 @@ export abstract class Queue {
       this.#sound = this.batch;
       return;
     }
-    if (!this.#isLost) {
+    if (!this.isLost) {
       this.#doubtful = { from: this.#doubtful?.from ?? this.#sound, to: this.batch, error: failure };
       this.failure = undefined;
     }

@@ -1,5 +1,5 @@
 /** Keeps the small gradients of mixed precision from vanishing in f16: torch.amp.GradScaler. */
-import { checkOptions } from "./check.ts";
+import { checkOptions, describe } from "./check.ts";
 import { mul } from "./ops/pointwise.ts";
 import type { Tensor } from "./tensor.ts";
 
@@ -47,7 +47,8 @@ export class GradScaler {
     } as const;
     checkOptions("GradScaler", options, numbers);
     const { initScale = 65536, growthFactor = 2, backoffFactor = 0.5, growthInterval = 2000 } = options;
-    if (!(initScale > 0)) throw new Error(`GradScaler: initScale must be above 0; got ${initScale}`);
+    if (!(initScale > 0 && initScale <= MOST))
+      throw new Error(`GradScaler: initScale must be above 0 and at most 2^40; got ${initScale}`);
     if (!(growthFactor > 1)) throw new Error(`GradScaler: growthFactor must be above 1; got ${growthFactor}`);
     if (!(backoffFactor > 0 && backoffFactor < 1))
       throw new Error(`GradScaler: backoffFactor must lie between 0 and 1; got ${backoffFactor}`);
@@ -64,6 +65,8 @@ export class GradScaler {
   }
 
   scale(loss: Tensor): Tensor {
+    if (loss.device.recorder)
+      throw new Error("GradScaler: a recorded step would keep the scale of now; call it outside of Device.record");
     return mul(loss, this.#scale);
   }
 
@@ -72,6 +75,8 @@ export class GradScaler {
    * out, and the next is tried with a smaller scale.
    */
   update(finite: boolean): boolean {
+    if (typeof finite !== "boolean")
+      throw new Error(`GradScaler: update wants to know whether all gradients were finite; got ${describe(finite)}`);
     if (!finite) {
       this.#scale *= this.#backoff;
       this.#good = 0;
@@ -87,6 +92,8 @@ export class GradScaler {
   }
 
   restore({ scale, good }: ScalerState): void {
+    if (!(scale > 0) || !(good >= 0))
+      throw new Error(`GradScaler: a state has a scale above 0 and a count from 0; got ${scale} and ${good}`);
     this.#scale = scale;
     this.#good = good;
   }

@@ -97,6 +97,8 @@ function accumulate(a: Tensor, b: Tensor): Tensor {
 
 function walk(loss: Tensor, first: Tensor): void {
   const nodes = new Map<Node, Tensor>();
+  /** How many operations have still to add to the gradient of each leaf. */
+  const awaited = new Map<Tensor, number>();
   const stack = [loss];
   while (stack.length > 0) {
     const y = stack.pop()!;
@@ -119,6 +121,7 @@ function walk(loss: Tensor, first: Tensor): void {
           `backward: ${y.node.op} was made from a tensor of shape ${show(x.shape)} that has been written since (by upload, copy or an optimizer's step); call backward before that, or run the forward pass again`,
         );
       if (!x.requiresGrad) continue;
+      if (!x.node) awaited.set(x, (awaited.get(x) ?? 0) + 1);
       stack.push(x);
     }
   }
@@ -127,9 +130,23 @@ function walk(loss: Tensor, first: Tensor): void {
     const before = arrived.get(x);
     arrived.set(x, before ? accumulate(before, g) : g);
   };
+  // As soon as nothing more arrives: of a second pass's gradients no more than one stands beside the first's.
+  const settleLeaves = ({ inputs }: Node): void => {
+    for (const x of inputs) {
+      const left = (awaited.get(x) ?? 0) - 1;
+      awaited.set(x, left);
+      const g = left === 0 ? arrived.get(x) : undefined;
+      if (!g) continue;
+      arrived.delete(x);
+      giveTo(x, g);
+    }
+  };
   for (const [node, y] of [...nodes].sort((a, b) => b[0].order - a[0].order)) {
     const gy = arrived.get(y);
-    if (!gy) continue;
+    if (!gy) {
+      settleLeaves(node);
+      continue;
+    }
     arrived.delete(y);
     y.node = undefined;
     y.spent = true;
@@ -151,30 +168,34 @@ function walk(loss: Tensor, first: Tensor): void {
     gradients.forEach((g, i) => {
       if (g) add1(node.inputs[i]!, g);
     });
+    settleLeaves(node);
   }
-  for (const [x, g] of arrived) {
-    if (x.node) continue;
-    if (x.grad && x.device.recorder && x.grad.id <= x.device.recorder.since)
-      throw new Error(
-        "record: a replay would not add to the gradients that were there; call zeroGrad in the step, before backward",
-      );
-    x.grad = keep(x.grad ? accumulate(x.grad, g) : g, x);
-    void x.grad.storage; // Worked out now: it would hold the memory of the whole pass.
-  }
+  for (const [x, g] of arrived) if (!x.node) giveTo(x, g);
+}
+
+/** Adds what has arrived at a leaf to its gradient. */
+function giveTo(x: Tensor, g: Tensor): void {
+  if (x.grad && x.device.recorder && x.grad.id <= x.device.recorder.since)
+    throw new Error(
+      "record: a replay would not add to the gradients that were there; call zeroGrad in the step, before backward",
+    );
+  x.grad = keep(x.grad ? accumulate(x.grad, g) : g, x);
+  void x.grad.storage; // Worked out now: it would hold the memory of the whole pass.
 }
 
 /**
  * Activation checkpointing (torch.utils.checkpoint): runs `fn` without keeping its intermediate values and runs it once more in the
- * backward pass, with the device's random numbers and the precision of the first time. `fn` must be a pure function of the inputs and of parameters. The
- * result always requires a gradient: which parameters `fn` uses is not known before.
+ * backward pass, with the device's random numbers and the precision of the first time. `fn` must be a pure function of the inputs and of
+ * parameters. The result always requires a gradient: which parameters `fn` uses is not known before.
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   if (typeof fn !== "function") throw new Error(`checkpoint: the function comes first; got ${describe(fn)}`);
   checkTensors("checkpoint", Object.fromEntries(inputs.map((x, i) => [`input ${i}`, x])), true);
   const device = inputs[0]?.device;
+  if (!device) throw new Error("checkpoint: the function's inputs follow it, at least one tensor");
   const enabled = isAutocasting();
   let state: RandomState | undefined;
-  device?.host(() => {
+  device.host(() => {
     state = device.random.state;
   });
   const made = scope(() => noGrad(() => fn(...inputs)));
@@ -194,12 +215,16 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
         return leaf;
       });
       let now: RandomState | undefined;
-      device?.host(() => {
+      device.host(() => {
         now = device.random.state;
         device.random.restore(state!);
       });
-      const again = autocast(() => withGrad(() => fn(...leaves)), { enabled });
-      device?.host(() => device.random.restore(now!));
+      let again: Tensor;
+      try {
+        again = autocast(() => withGrad(() => fn(...leaves)), { enabled });
+      } finally {
+        device.host(() => device.random.restore(now!));
+      }
       // Parameters that fn uses collect their gradients here; those of the inputs travel on.
       if (again.requiresGrad) backward(again, gy);
       return leaves.map((leaf) => leaf.grad ?? null);

@@ -105,7 +105,11 @@ export const configSchema = z.strictObject({
       "the same for images with tags: a narrow crop may have lost what its tags name",
     ),
     colour: option(share.default(0), "ours", "strength of the colour jitter"),
-    maskStride: option(whole.default(1), "ours", "masks are warped to the input's size divided by this"),
+    maskStride: option(
+      whole.default(4),
+      "ours",
+      "masks are warped to the input's size divided by this; SAM's own have a quarter of the input's",
+    ),
     threads: option(
       z.union([z.literal("auto"), z.number().int().min(0).max(64)]).default("auto"),
       "ours",

@@ -132,7 +132,8 @@ function maskLosses(
   random: Random,
 ): { bce: Tensor; dice: Tensor } {
   const [, , h, w] = stack.maskFeatures.shape as [number, number, number, number];
-  const most = Math.max(1, Math.floor(MOST_NUMBERS / (h * w)));
+  const [, , H, W] = targets.masks!.shape as [number, number, number, number];
+  const most = Math.max(1, Math.floor(MOST_NUMBERS / Math.max(h * w, H * W)));
   const bce: Tensor[] = [];
   const dice: Tensor[] = [];
   for (let start = 0; start < pairs.length; start += most) {
@@ -141,7 +142,7 @@ function maskLosses(
       gpu,
       some.map((pair) => pair.object * targets.candidates + pair.candidate),
     );
-    const masks = F.indexSelect(targets.masks!, 0, chosen);
+    const masks = (): Tensor => F.indexSelect(targets.masks!, 0, chosen);
     const { x, t } = samplePoints(gpu, masksOfRows(gpu, stack, some), masks, options, random);
     bce.push(F.sum(F.mean(F.binaryCrossEntropyWithLogits(x, t, { reduction: "none" }), [1])));
     dice.push(F.dice(x, t, { reduction: "sum" }));
@@ -174,18 +175,18 @@ function classLoss(
   return F.mul(mean, stack.layers);
 }
 
-/** Logits (M, 1, h, w) and masks (M, 1, H, W) -> both at the points chosen: (M, P). The masks are not differentiated. */
+/** Logits (M, 1, h, w) and masks (M, 1, H, W) -> both at the points chosen: (M, P). The masks are not differentiated, and not kept. */
 export function samplePoints(
   gpu: Device,
   logits: Tensor,
-  masks: Tensor,
+  masks: () => Tensor,
   options: Pick<SegmentationOptions, "points" | "oversample" | "importance">,
   random: Random,
 ): { x: Tensor; t: Tensor } {
   const M = logits.shape[0]!;
   const grid = uncertainPoints(gpu, logits, options, random);
   const P = grid.shape[2]!;
-  const t = noGrad(() => scope(() => F.reshape(sample(masks, grid), [M, P])));
+  const t = noGrad(() => scope(() => F.reshape(sample(masks(), grid), [M, P])));
   return { x: F.reshape(sample(logits, grid), [M, P]), t };
 }
 

@@ -23,7 +23,7 @@ export interface MemoryPlan {
   peak: number;
 }
 
-/** Tells the plan before a run's first step, and what that step took after it. */
+/** Tells the plan before a run's first step, and what a step took as soon as one is like all that follow. */
 export class MemoryWatch {
   readonly #gpu: Device;
   readonly #log: (line: string) => void;
@@ -44,7 +44,7 @@ export class MemoryWatch {
 
   /** Runs a step; `whole`: it is no step of the warm-up, which takes far less. */
   async around<T>(
-    trainer: Pick<Trainer, "config" | "model" | "teacher">,
+    trainer: Pick<Trainer, "config" | "model" | "optimizer" | "teacher">,
     batches: readonly (readonly Sample[])[],
     whole: boolean,
     step: () => Promise<T>,
@@ -56,13 +56,12 @@ export class MemoryWatch {
       this.#plan = await planMemory(gpu, config, model.config, batches, teacher?.bytes ?? 0);
       this.#log(planText(this.#plan));
     }
-    if (!whole) return step();
+    // The first one makes the optimizer's moments.
+    if (!whole || trainer.optimizer.steps === 0) return step();
     this.#before = this.mostBytes;
     gpu.resetHighWater();
     const result = await step();
-    this.#log(
-      `the first whole step owned ${gib(gpu.memory.highWaterBytes)} at most, of ${gib(this.#plan.peak)} planned`,
-    );
+    this.#log(`a whole step owned ${gib(gpu.memory.highWaterBytes)} at most, of ${gib(this.#plan.peak)} planned`);
     this.#compared = true;
     return result;
   }

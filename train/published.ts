@@ -3,7 +3,6 @@ import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { isMask2Former, loadMask2Former, type Wish } from "../model/index.ts";
-import { CheckpointError } from "../model/weights/index.ts";
 import type { Category } from "./data/coco.ts";
 import { COCO_CATEGORIES } from "./data/coco-categories.ts";
 import { readJson } from "./data/json.ts";
@@ -25,7 +24,8 @@ export function loadPublished(gpu: Device, { tensors, file }: WeightFile): Publi
     const model = loadMask2Former(gpu, tensors);
     return { model, categories: categoriesOf(file, model.config.classes) };
   } catch (error) {
-    if (error instanceof CheckpointError) throw new BadInput(`${file}: ${error.message}`);
+    // What the layers and the engine say of sizes that do not go together is the file's doing, too.
+    if (error instanceof Error && !gpu.isLost) throw new BadInput(`${file}: ${error.message.split("\n")[0]}`);
     throw error;
   }
 }

@@ -59,14 +59,19 @@ export async function trainStep(
       const random = new Random(config.seed).fork(`step ${step}.${micro}`);
       // Layers that draw, as stochastic depth does, draw the same whether or not the run was interrupted before this step.
       trainer.gpu.manualSeed(random.fork("layers").bits());
-      const { terms, counts } = await lossTerms(trainer, samples, step, random);
+      // A scope of its own: what one pass needs is gone when the next begins.
+      const { weighted, counts } = await scope(async () => {
+        const { terms, counts } = await lossTerms(trainer, samples, step, random);
+        const weighted = new Map([...terms].map(([name, term]) => [name, F.div(term, batches.length)]));
+        if (weighted.size > 0) {
+          const loss = [...weighted.values()].reduce((a, b) => F.add(a, b));
+          backward(scaler ? scaler.scale(loss) : loss);
+        }
+        return { weighted, counts };
+      });
       for (const [name, count] of Object.entries(counts)) report[name] = (report[name] ?? 0) + count;
-      if (terms.size === 0) continue;
-      const weighted = [...terms.values()].map((term) => F.div(term, batches.length));
-      const loss = weighted.reduce((a, b) => F.add(a, b));
-      backward(scaler ? scaler.scale(loss) : loss);
-      names.push(...terms.keys());
-      values.push(...weighted);
+      names.push(...weighted.keys());
+      values.push(...weighted.values());
     }
     if (values.length === 0) return { loss: 0, lr, ...report };
 

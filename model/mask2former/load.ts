@@ -56,10 +56,16 @@ function shown(named: Named, state: ReadonlyMap<string, Source>): Shown {
       return found.shape;
     },
     count(prefix) {
-      const numbers = [...shapes.keys()].flatMap((name) =>
-        name.startsWith(prefix) ? [Number.parseInt(name.slice(prefix.length), 10)] : [],
-      );
-      return numbers.length === 0 ? 0 : Math.max(...numbers) + 1;
+      let most = -1;
+      for (const name of shapes.keys()) {
+        if (!name.startsWith(prefix)) continue;
+        const number = Number.parseInt(name.slice(prefix.length), 10);
+        // A model of that many blocks would fill the memory before its names are compared.
+        if (!(number < shapes.size))
+          throw new CheckpointError(`${named.theirs(name)[0]}: there are not as many blocks in ${shapes.size} tensors`);
+        most = Math.max(most, number);
+      }
+      return most + 1;
     },
   };
 }

@@ -163,7 +163,15 @@ test("options that cannot be right are refused", () => {
     () => new optim.GradScaler({ backoffFactor: 1 }),
     /GradScaler: backoffFactor must lie between 0 and 1; got 1/,
   );
-  assert.throws(() => new optim.GradScaler({ initScale: 0 }), /GradScaler: initScale must be above 0/);
+  for (const initScale of [0, Number.POSITIVE_INFINITY])
+    assert.throws(() => new optim.GradScaler({ initScale }), /GradScaler: initScale must be above 0/);
+  for (const what of [undefined, Promise.resolve(true), 1])
+    assert.throws(() => new optim.GradScaler().update(what as never), /update wants to know whether/);
+  assert.throws(() => new optim.GradScaler().restore({} as never), /a state has a scale above 0/);
+  assert.throws(() => gpu.record(() => new optim.GradScaler().scale(gpu.ones([1]))), /outside of Device\.record/);
+  assert.throws(() => autocast(3 as never), /autocast: a function is wanted; got number 3/);
+  assert.throws(() => autocast(() => 1, { dtype: "f16" } as never), /autocast: .*dtype/);
+  assert.throws(() => checkpoint(() => gpu.ones([1])), /checkpoint: .*at least one tensor/);
   assert.throws(() => new optim.GradScaler({ scale: 2 } as never), /GradScaler: .*scale/);
 });
 

@@ -56,6 +56,18 @@ test("a checkpoint's tensors tell the sizes, and the loaded model predicts the s
   assert.is(await distance(b, a), 0);
 });
 
+test("a number that no model has is refused before one is built", async () => {
+  const gpu = await testDevice();
+  const state = new Map<string, Tensor>(new Wish(gpu, SIZES).stateDict());
+  const key = [...state.keys()].find((name) => name.includes("transformer_ffn_layers.0.linear1.weight"))!;
+  const odd = key.replace("layers.0.", "layers.9999999.");
+  state.set(odd, state.get(key)!);
+  assert.throws(
+    () => loadMask2Former(gpu, state),
+    /transformer_ffn_layers\.9999999\.linear1\.weight: there are not as many/,
+  );
+});
+
 test("detectron2's older names are understood", async () => {
   const gpu = await testDevice();
   const state = new Map(
