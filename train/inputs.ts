@@ -83,6 +83,14 @@ export function checkModel({ hiddenDim, groups, encoder, decoder }: WishConfig, 
   if (hiddenDim % 4 !== 0) throw new BadInput(`${name}: model.hiddenDim must be a multiple of 4; got ${hiddenDim}`);
 }
 
+/** Refuses a way of storing blocks' inputs where none are stored. */
+export function checkMemory({ memory }: Config, name: string): void {
+  if (memory.activations === "f16" && !memory.checkpoint)
+    throw new BadInput(
+      `${name}: memory.activations=f16 is how memory.checkpoint=true stores what goes into the blocks; set both, or neither`,
+    );
+}
+
 /** What a run's weights, its optimizer's moments or its place in the data depend on. */
 const FIXED = ["seed", "mode", "batch", "accumulate", "model", "prompt.mode", "prompt.place", "cam.feature"];
 const FIXED_DATA = ["data.images", "data.labels", "data.supercategories", "sam.checkpoint"];

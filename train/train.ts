@@ -21,7 +21,7 @@ import { BadInput } from "./errors.ts";
 import { type Evaluation, evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
 import { writeGallery } from "./gallery.ts";
-import { checkModel, checkResumed, checkValidation, readData, type TrainData } from "./inputs.ts";
+import { checkMemory, checkModel, checkResumed, checkValidation, readData, type TrainData } from "./inputs.ts";
 import { Diary, Means } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
 import { MemoryWatch } from "./plan.ts";
@@ -248,6 +248,7 @@ async function prepare(
   const teacher = config.mode === "wish" ? await openTeacher(gpu, config, data.items) : undefined;
   const sizes = modelConfig(config, data.categories.length, teacher?.promptDim ?? 1);
   checkModel(sizes, file);
+  checkMemory(config, file);
   const { model, notes } = await newModel(gpu, config, sizes);
   const { lr, weightDecay, backbone, cam, betas } = config.optim;
   const groups = parameterGroups(model, { lr, weightDecay, backboneMultiplier: backbone, camMultiplier: cam });

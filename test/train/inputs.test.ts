@@ -28,6 +28,10 @@ test("a setting that does not fit is named with its file", async () => {
   await refused(() => start("data.images="), /^my\.yaml: data\.images is empty/);
   await refused(() => start("data.labels="), /^my\.yaml: data\.labels is empty/);
   await refused(() => start("data.width=65"), /^my\.yaml: data\.width must be a multiple of 32; got 65/);
+  await refused(
+    () => start("memory.activations=f16"),
+    /^my\.yaml: memory\.activations=f16 is how memory\.checkpoint=true/,
+  );
   await refused(() => start("data.maskStride=3"), /^my\.yaml: data\.maskStride must divide/);
   await refused(() => start("model.hiddenDim=7"), /^my\.yaml: model\.groups must divide model\.hiddenDim; got 4 and 7/);
   await refused(() => start("model.groups=7"), /model\.groups must divide model\.hiddenDim; got 7 and 32/);
