@@ -1,5 +1,6 @@
 /** `predict`: segments images with a trained model. */
 import { BadInput } from "../train/errors.ts";
+import { latentKind } from "../train/evaluate.ts";
 import { imagePaths } from "../train/image-paths.ts";
 import { loadRun, loadTrained } from "../train/models.ts";
 import { predictImages } from "../train/predict.ts";
@@ -44,8 +45,7 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     options.inference === "sam"
       ? {
           teacher: await loadTeacher(gpu, trained.config?.sam.checkpoint ?? DEFAULT_TEACHER, { cache: out, memory: 0 }),
-          // A point where the model has learned any: a centre that is off costs less than corners that are (measured on scenes).
-          kind: trained.kinds.some((kind) => kind !== "boxes") ? ("point" as const) : ("box" as const),
+          kind: latentKind(trained.kinds),
           recentre: trained.config?.prompt.distance !== "l2",
         }
       : undefined;

@@ -36,6 +36,14 @@ export interface InferenceOptions {
   onOutput?: (output: WishOutput) => Promise<void>;
 }
 
+/**
+ * Which latents SAM's decoder is given: those of a point where the model has learned any, since a centre that is off costs less than corners
+ * that are (measured on scenes).
+ */
+export function latentKind(kinds: readonly string[]): "point" | "box" {
+  return kinds.some((kind) => kind !== "boxes") ? "point" : "box";
+}
+
 /** Instances of one image, in its own pixels, by falling score. */
 export async function segment(gpu: Device, model: Wish, image: Image, options: InferenceOptions): Promise<Predicted[]> {
   const sample = await evalSample(image, { short: options.short, long: options.long });

@@ -13,7 +13,7 @@ import { readInstances } from "./data/coco.ts";
 import { COSTS, weaken, writeWeak } from "./data/weak.ts";
 import { BadInput } from "./errors.ts";
 import type { Figure, Metrics } from "./eval/coco-ap.ts";
-import { evaluateModel } from "./evaluate.ts";
+import { evaluateModel, latentKind } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
 import { loadRun } from "./models.ts";
 import { readSettings, refuseChanges, resolveSettings } from "./settings.ts";
@@ -164,7 +164,7 @@ async function armConfig(config: StudyConfig, arm: Arm, seed: number, out: strin
 
 /** Variant b: the run's model with SAM's decoder drawing the masks. */
 async function throughSam(gpu: Device, config: Config, display: Display): Promise<Figures> {
-  const { model, categories } = await loadRun(gpu, config.run, "last");
+  const { model, categories, kinds } = await loadRun(gpu, config.run, "last");
   const truth = readInstances(config.val.annotations, { supercategories: config.data.supercategories });
   const bar = display.progress(config.val.limit || truth.images.length, "img");
   const teacher = await loadTeacher(gpu, config.sam.checkpoint, { cache: config.sam.cache, memory: 0 });
@@ -172,7 +172,7 @@ async function throughSam(gpu: Device, config: Config, display: Display): Promis
   const { metrics } = await evaluateModel(gpu, model, categories, truth, config.val.images, {
     ...{ short, long, topk, limit },
     onImage: (done) => bar.update(done, { evaluated: "variant b" }),
-    sam: { teacher, kind: "box", recentre: config.prompt.distance !== "l2" },
+    sam: { teacher, kind: latentKind(kinds), recentre: config.prompt.distance !== "l2" },
   });
   bar.end();
   return figuresOf(metrics);
