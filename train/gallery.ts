@@ -6,10 +6,10 @@
 import { existsSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { Random } from "../engine/index.ts";
-import { type Category, type ImageEntry, type Instances, instancesByImage } from "./data/coco.ts";
+import { type Category, type ImageEntry, type Instances, imagePath, instancesByImage, overlapOf } from "./data/coco.ts";
 import { type Image, jpegOf, readImage } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
-import { type Item, maskItems } from "./data/loader.ts";
+import type { Item } from "./data/loader.ts";
 import { type Kind, pointOf } from "./data/weak.ts";
 import { truthOverlay } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
@@ -107,19 +107,22 @@ async function evaluationPanels(parts: StageParts, source: GallerySource, entry:
   const { config, categories } = parts;
   const { truth, items } = source;
   const instances = instancesByImage(truth).get(entry.id)!;
-  const [item] = maskItems({ ...truth, images: [entry], instances }, config.val.images);
-  const picture = drawOverlay(await readImage(item!.path), truthOverlay(truth, instances, entry));
-  return [picture, ...(await drawStages(parts, derived(item!, commonest(items), truth, entry, categories)))];
+  const path = imagePath(config.val.images, entry);
+  const picture = drawOverlay(await readImage(path), truthOverlay(truth, instances, entry));
+  // A point is found in a mask; where the truth is boxes, these are the labels.
+  const kind = overlapOf(truth) === "bbox" ? "boxes" : commonest(items);
+  return [picture, ...(await drawStages(parts, derived(path, kind, truth, entry, categories)))];
 }
 
-function derived(item: Item, kind: Kind, truth: Instances, entry: ImageEntry, categories: readonly Category[]): Item {
+function derived(path: string, kind: Kind, truth: Instances, entry: ImageEntry, categories: readonly Category[]): Item {
   const place = new Map(categories.map(({ id }, i) => [id, i]));
   const objects = instancesByImage(truth)
     .get(entry.id)!
     .filter(({ crowd, categoryId }) => !crowd && place.has(categoryId));
   const classes = objects.map(({ categoryId }) => place.get(categoryId)!);
   const tags = [...new Set(classes)].sort((a, b) => a - b);
-  const bare: Item = { ...item, kind, classes: [], points: [], boxes: [], runs: [], tags };
+  const { id: imageId, width, height } = entry;
+  const bare: Item = { imageId, path, width, height, kind, classes: [], points: [], boxes: [], runs: [], tags };
   if (kind === "tags") return bare;
   if (kind === "boxes") return { ...bare, classes, boxes: objects.map(({ box }) => box) };
   const placed = objects.flatMap((object, i) => {
