@@ -6,7 +6,6 @@ import {
   type Category,
   type ImageEntry,
   imagePath,
-  instanceRuns,
   instancesByImage,
   isFields,
   readInstances,
@@ -14,9 +13,9 @@ import {
 import { readImage, writePng } from "../train/data/image.ts";
 import { makeFolder, readJson } from "../train/data/json.ts";
 import { type Item, maskItems, weakItems } from "../train/data/loader.ts";
-import { maskOfRuns } from "../train/data/mask.ts";
 import { readWeak, type WeakEntry } from "../train/data/weak.ts";
 import { BadInput } from "../train/errors.ts";
+import { shapesOf } from "../train/evaluate.ts";
 import { keepApart } from "../train/folders.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
 import { showRun } from "../train/run-tools.ts";
@@ -163,15 +162,7 @@ export function instanceOverlays(path: string): Overlays {
       });
       // The larger ones lie lower, so that small objects stay visible.
       labelled.sort((a, b) => b.instance.area - a.instance.area);
-      return {
-        masks: labelled
-          .filter(({ instance }) => instance.segmentation !== undefined)
-          .map(({ instance, ...rest }) => ({ ...rest, mask: maskOfRuns(instanceRuns(instance, image)) })),
-        boxes: labelled
-          .filter(({ instance }) => instance.segmentation === undefined)
-          .map(({ instance, ...rest }) => ({ ...rest, box: instance.box })),
-        caption: image.fileName,
-      };
+      return { ...shapesOf(labelled, image), caption: image.fileName };
     },
   };
 }

@@ -3,13 +3,14 @@
  * what they keep, half the traffic, and matrix units where the adapter has them. All else, parameters included, stays f32.
  */
 import { checkOptions, describe } from "./check.ts";
+import { Mode } from "./mode.ts";
 import { narrow, widen } from "./ops/strided.ts";
 import { scope } from "./scope.ts";
 import { empty, type Tensor } from "./tensor.ts";
 
-let casting = false;
+const casting = new Mode(false);
 
-export const isAutocasting = (): boolean => casting;
+export const isAutocasting = (): boolean => casting.value;
 
 /**
  * torch.autocast for half precision: while `fn` runs, F.matmul, F.linear, F.conv2d and F.convTranspose2d multiply in f16. Their results and
@@ -18,26 +19,12 @@ export const isAutocasting = (): boolean => casting;
 export function autocast<T>(fn: () => T, options: { enabled?: boolean } = {}): T {
   if (typeof fn !== "function") throw new Error(`autocast: a function is wanted; got ${describe(fn)}`);
   checkOptions("autocast", options, { enabled: "boolean" });
-  const before = casting;
-  casting = options.enabled ?? true;
-  let later = false;
-  try {
-    const result = fn();
-    if (result instanceof Promise) {
-      later = true;
-      return result.finally(() => {
-        casting = before;
-      }) as T;
-    }
-    return result;
-  } finally {
-    if (!later) casting = before;
-  }
+  return casting.during(options.enabled ?? true, fn);
 }
 
 /** What an operation does to its operands, now and in its gradient: rounds them to f16 within `autocast`. */
 export function rounding(): (x: Tensor) => Tensor {
-  return casting ? rounded : (x) => x;
+  return casting.value ? rounded : (x) => x;
 }
 
 function rounded(x: Tensor): Tensor {

@@ -5,6 +5,7 @@
 import { autocast, isAutocasting } from "./autocast.ts";
 import { checkTensors, describe } from "./check.ts";
 import { pointwise } from "./fusion.ts";
+import { Mode } from "./mode.ts";
 import type { RandomState } from "./random.ts";
 import { free, isTensor, keep, scope } from "./scope.ts";
 import { sameShape, show } from "./shape.ts";
@@ -21,16 +22,16 @@ export interface Node {
   readonly versions?: readonly (number | undefined)[];
 }
 
-let recording = true;
+const recording = new Mode(true);
 let order = 0;
 
 export function isRecording(): boolean {
-  return recording;
+  return recording.value;
 }
 
 /** Hangs the gradient of an operation on its output: `grad` maps the gradient of `y` to those of `inputs`, null where there is none. */
 export function record(op: string, inputs: readonly Tensor[], y: Tensor, grad: (gy: Tensor) => Gradients): Tensor {
-  if (recording && inputs.some((x) => x.requiresGrad)) {
+  if (recording.value && inputs.some((x) => x.requiresGrad)) {
     y.requiresGrad = true;
     y.node = { op, order: order++, inputs, grad, versions: inputs.map((x) => x.memory.storage?.version) };
   }
@@ -39,30 +40,12 @@ export function record(op: string, inputs: readonly Tensor[], y: Tensor, grad: (
 
 /** Runs `fn` without recording. Works for async functions too. */
 export function noGrad<T>(fn: () => T): T {
-  return withRecording(false, fn);
+  return recording.during(false, fn);
 }
 
 /** Runs `fn` with recording on, also inside `noGrad`. */
 export function withGrad<T>(fn: () => T): T {
-  return withRecording(true, fn);
-}
-
-function withRecording<T>(on: boolean, fn: () => T): T {
-  const before = recording;
-  recording = on;
-  let later = false;
-  try {
-    const result = fn();
-    if (result instanceof Promise) {
-      later = true;
-      return result.finally(() => {
-        recording = before;
-      }) as T;
-    }
-    return result;
-  } finally {
-    if (!later) recording = before;
-  }
+  return recording.during(true, fn);
 }
 
 /** The same values, cut off from the tape. */
@@ -200,7 +183,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   });
   const made = scope(() => noGrad(() => fn(...inputs)));
   if (!isTensor(made)) throw new Error(`checkpoint: the function must return one tensor; got ${describe(made)}`);
-  if (!recording) return made;
+  if (!recording.value) return made;
   // What is handed through, an input or a parameter, keeps its own place on the tape.
   const y = alias(made);
   y.requiresGrad = true;

@@ -208,6 +208,14 @@ export function truthOverlay(
       const classIndex = index.get(instance.categoryId)!;
       return { instance, classIndex, label: truth.categories[classIndex]!.name };
     });
+  return { ...shapesOf(named, entry), caption: "truth" };
+}
+
+/** Masks of the instances that have one, boxes of the others. */
+export function shapesOf(
+  named: readonly { instance: Instances["instances"][number]; classIndex: number; label: string }[],
+  entry: ImageEntry,
+): Pick<Overlay, "masks" | "boxes"> {
   return {
     masks: named
       .filter(({ instance }) => instance.segmentation !== undefined)
@@ -215,7 +223,6 @@ export function truthOverlay(
     boxes: named
       .filter(({ instance }) => instance.segmentation === undefined)
       .map(({ instance, ...rest }) => ({ ...rest, box: instance.box })),
-    caption: "truth",
   };
 }
 
