@@ -1,7 +1,7 @@
 // Sizes of a WISH or Mask2Former model: one plain object, saved with every checkpoint. Presets spell their numbers.
 // Where the WISH paper leaves a choice open, the option says which reading is the default and why.
 import type { FeatureName, OutputStride } from "./backbone.ts";
-import type { MobileNetNorm } from "./mobilenet.ts";
+import type { MobileNetNorm, MobileNetOrigin } from "./mobilenet.ts";
 import type { ResNetDepth, ResNetNorm, ResNetSizes } from "./resnet.ts";
 import type { SwinSizes } from "./swin.ts";
 
@@ -15,7 +15,7 @@ export type BackboneConfig =
     }
   /** Any residual network, its blocks spelt out. */
   | ({ kind: "residual" } & ResNetSizes)
-  | { kind: "mobilenetV2"; width: number; norm: MobileNetNorm; outputStride: OutputStride }
+  | { kind: "mobilenetV2"; width: number; norm: MobileNetNorm; outputStride: OutputStride; origin?: MobileNetOrigin }
   | {
       kind: "swin";
       /** Channels of res2; each stage doubles them. */

@@ -1,7 +1,7 @@
 // Weights of pre-trained backbones, in the files of those who train classifiers.
+import { scope } from "../engine/index.ts";
 import type { Backbone } from "./backbone.ts";
 import { MobileNetV2 } from "./mobilenet.ts";
-import { ResNet } from "./resnet.ts";
 import { SwinTransformer } from "./swin.ts";
 import {
   TIMM_SWIN,
@@ -12,7 +12,9 @@ import {
   TRANSFORMERS_SWIN_IN_MEMORY,
   TRANSFORMERS_SWIN_NORMS,
 } from "./weights/backbone-names.ts";
+import { foldedMobileNet, mobileNetNaming } from "./weights/mobilenet-folding.ts";
 import { below, loadNamed, nameKeys, type Rule, type Source } from "./weights/renaming.ts";
+import { CheckpointError } from "./weights/tensors.ts";
 
 /** Libraries' names, beside detectron2's own. */
 const RESNET: readonly (readonly Rule[])[] = [TORCHVISION_RESNET, TRANSFORMERS_RESNET];
@@ -35,18 +37,43 @@ const OPTIONAL = /^norm[0-3]\./;
 
 /**
  * Loads pre-trained weights into a backbone: detectron2's, torchvision's, timm's or transformers' names for ResNet and Swin, Microsoft's for
- * Swin, numbered layers for MobileNetV2; a prefix such as `backbone.` and classifiers are left out. Throws a line that names what is
- * missing, unexpected or misshaped.
+ * Swin, torchvision's, timm's or numbered layers for MobileNetV2; a prefix such as `backbone.` and classifiers are left out. Throws a line
+ * that names what is missing, unexpected or misshaped.
  */
 export function loadBackbone(backbone: Backbone, state: ReadonlyMap<string, Source>): void {
-  const unused = backbone instanceof MobileNetV2 ? UNUSED_MOBILENET : UNUSED;
+  if (backbone instanceof MobileNetV2) loadMobileNet(backbone, state);
+  else loadAs(backbone, state, UNUSED, backbone instanceof SwinTransformer ? SWIN : RESNET);
+}
+
+function loadAs(
+  backbone: Backbone,
+  state: ReadonlyMap<string, Source>,
+  unused: RegExp,
+  libraries: readonly (readonly Rule[])[],
+): void {
   const keys = [...state.keys()].filter((key) => !unused.test(key));
   const own = backbone.stateDict();
-  const libraries = backbone instanceof SwinTransformer ? SWIN : backbone instanceof ResNet ? RESNET : [];
   const tables = PREFIXES.filter((prefix) => keys.some((key) => key.startsWith(prefix))).flatMap((prefix) => [
     [[`${prefix}*`, "*"]] satisfies Rule[],
     ...libraries.map((rules) => below(prefix, "", rules)),
   ]);
   const named = nameKeys(keys, tables, (name) => own.has(name));
   loadNamed(backbone, named, state, { what: "backbone", optional: OPTIONAL });
+}
+
+/** The libraries' networks pad and normalise as PyTorch's do, those with numbered layers as TensorFlow's. */
+function loadMobileNet(backbone: MobileNetV2, state: ReadonlyMap<string, Source>): void {
+  const found = mobileNetNaming(new Set(state.keys()));
+  const origin = found ? "pytorch" : "tensorflow";
+  if (found && backbone.norm !== "folded")
+    throw new CheckpointError(`the backbone's norm is ${backbone.norm}; pre-trained MobileNetV2s need norm=folded`);
+  if (origin !== backbone.origin)
+    throw new CheckpointError(
+      `the backbone's origin is ${backbone.origin}, the weights are ${origin}'s, which pad and normalise otherwise; give it origin=${origin}`,
+    );
+  scope(() => {
+    const own = backbone.stateDict();
+    const gpu = own.values().next().value!.device;
+    loadAs(backbone, found ? foldedMobileNet(gpu, found, state, own) : state, UNUSED_MOBILENET, []);
+  });
 }

@@ -1,10 +1,11 @@
-// MobileNetV2 with TensorFlow's conventions: SAME padding (at stride 2 the odd pixel goes to the bottom and right), ReLU6, input -1..1.
-// Keys count the convolutions in order: `NN.conv` and `NN.dwconv`, 00 to 50; the classifier (51, 52) is not part of a backbone.
+// MobileNetV2 with TensorFlow's conventions: SAME padding (at stride 2 the odd pixel goes to the bottom and right), ReLU6, input -1..1;
+// or with those of PyTorch's libraries: as much padding on each side, ImageNet's mean and deviation. Keys count the convolutions in order: `NN.conv` and `NN.dwconv`, 00 to 50; the classifier (51, 52) is not part of a backbone.
 import { type Device, F, nn, type Tensor } from "../engine/index.ts";
 import {
   Backbone,
   type FeatureName,
   type Features,
+  IMAGENET_PIXELS,
   INCEPTION_PIXELS,
   type OutputStride,
   strideOrDilate,
@@ -18,11 +19,16 @@ import { type Norm, normed, normGroups } from "./layers.ts";
  */
 export type MobileNetNorm = "folded" | "groupNorm";
 
+/** Whose weights it takes: they differ in padding and pixels. pytorch: torchvision and timm. */
+export type MobileNetOrigin = "tensorflow" | "pytorch";
+
 export interface MobileNetV2Options {
   /** Multiplies every width, rounded to multiples of 8 as TensorFlow does. Default 1. */
   width?: number;
   norm?: MobileNetNorm;
   outputStride?: OutputStride;
+  /** Default tensorflow. */
+  origin?: MobileNetOrigin;
 }
 
 // Sandler et al. 2018, table 2: expansion t, channels c, blocks n, stride s.
@@ -38,7 +44,7 @@ const STAGES = [
 
 /** One step of the chain: a convolution, its activation, and where a residual begins and ends. */
 interface Step {
-  layer: { conv?: SameConv; dwconv?: SameConv };
+  layer: { conv?: PaddedConv; dwconv?: PaddedConv };
   relu6: boolean;
   opens: boolean;
   adds: boolean;
@@ -47,11 +53,15 @@ interface Step {
 
 export class MobileNetV2 extends Backbone {
   readonly channels: Record<FeatureName, number>;
+  readonly norm: MobileNetNorm;
+  readonly origin: MobileNetOrigin;
   readonly #steps: Step[] = [];
 
   constructor(gpu: Device, options: MobileNetV2Options = {}) {
-    super(gpu, INCEPTION_PIXELS);
-    const { width = 1, norm = "folded", outputStride = 32 } = options;
+    const { width = 1, norm = "folded", outputStride = 32, origin = "tensorflow" } = options;
+    super(gpu, origin === "pytorch" ? IMAGENET_PIXELS : INCEPTION_PIXELS);
+    this.norm = norm;
+    this.origin = origin;
     this.channels = {
       res2: scaled(24, width),
       res3: scaled(32, width),
@@ -60,7 +70,7 @@ export class MobileNetV2 extends Backbone {
     };
 
     let inChannels = scaled(32, width);
-    this.#add({ conv: new SameConv(gpu, 3, inChannels, 3, norm, { stride: 2 }) }, { relu6: true });
+    this.#add({ conv: new PaddedConv(gpu, 3, inChannels, 3, norm, { stride: 2, origin }) }, { relu6: true });
     let [reached, dilation] = [2, 1];
     for (const stage of STAGES) {
       const O = scaled(stage.c, width);
@@ -70,14 +80,17 @@ export class MobileNetV2 extends Backbone {
         if (block === 0 && stage.s === 2) ({ stride, dilation } = strideOrDilate(reached, dilation, outputStride));
         reached *= stride;
         const inner = inChannels * stage.t;
-        const residual = block > 0;
-        if (stage.t > 1)
-          this.#add({ conv: new SameConv(gpu, inChannels, inner, 1, norm) }, { relu6: true, opens: residual });
+        // At small widths the first block of a stage may keep its channels, too.
+        const residual = (block > 0 || stage.s === 1) && inChannels === O;
+        const expands = stage.t > 1;
+        if (expands)
+          this.#add({ conv: new PaddedConv(gpu, inChannels, inner, 1, norm) }, { relu6: true, opens: residual });
         // The first block after a stride that was given up sees the old grid: it keeps the old dilation (as in DeepLab).
-        const depthwise = { stride, dilation: block === 0 ? before : dilation, groups: inner };
-        this.#add({ dwconv: new SameConv(gpu, inner, inner, 3, norm, depthwise) }, { relu6: true });
+        const depthwise = { stride, dilation: block === 0 ? before : dilation, groups: inner, origin };
+        const opens = residual && !expands;
+        this.#add({ dwconv: new PaddedConv(gpu, inner, inner, 3, norm, depthwise) }, { relu6: true, opens });
         const feature = "feature" in stage && block === stage.n - 1 ? stage.feature : undefined;
-        this.#add({ conv: new SameConv(gpu, inner, O, 1, norm) }, { adds: residual, feature });
+        this.#add({ conv: new PaddedConv(gpu, inner, O, 1, norm) }, { adds: residual, feature });
         inChannels = O;
       }
     }
@@ -117,10 +130,14 @@ function run(steps: readonly Step[], x: Tensor): Tensor {
   return h;
 }
 
-/** Convolution with TensorFlow's SAME padding: the output has ceil(size / stride) pixels, an odd rest is padded at the bottom and right. */
-class SameConv extends nn.Conv2d {
+/**
+ * Convolution whose output has ceil(size / stride) pixels. TensorFlow's SAME padding is as much as that needs, an odd rest at the bottom and
+ * right; PyTorch's is half the kernel on every side.
+ */
+class PaddedConv extends nn.Conv2d {
   norm: Norm | undefined;
   readonly #options: { stride: number; dilation: number; groups: number };
+  readonly #origin: MobileNetOrigin;
 
   constructor(
     gpu: Device,
@@ -128,10 +145,16 @@ class SameConv extends nn.Conv2d {
     O: number,
     kernel: number,
     norm: MobileNetNorm,
-    { stride = 1, dilation = 1, groups = 1 }: { stride?: number; dilation?: number; groups?: number } = {},
+    {
+      stride = 1,
+      dilation = 1,
+      groups = 1,
+      origin = "tensorflow",
+    }: { stride?: number; dilation?: number; groups?: number; origin?: MobileNetOrigin } = {},
   ) {
     super(gpu, I, O, kernel, { groups, bias: norm === "folded" });
     this.#options = { stride, dilation, groups };
+    this.#origin = origin;
     if (norm === "groupNorm") this.norm = new nn.GroupNorm(gpu, normGroups(O), O);
     nn.init.kaimingNormal_(this.weight);
   }
@@ -139,18 +162,19 @@ class SameConv extends nn.Conv2d {
   /** With a norm, residual and activation come after it. */
   override forward(x: Tensor, { residual, activation }: F.FinishOptions = {}): Tensor {
     const [, , H, W] = x.shape as [number, number, number, number];
-    const [top, bottom] = this.#same(H);
-    const [left, right] = this.#same(W);
+    const [top, bottom] = this.#padding(H);
+    const [left, right] = this.#padding(W);
     const options = { ...this.#options, bias: this.bias, padding: [left, right, top, bottom] } as const;
     if (!this.norm) return F.conv2d(x, this.weight, { ...options, residual, activation });
     return normed(this.norm, F.conv2d(x, this.weight, options), { residual, activation });
   }
 
   /** Padding before and after along an axis of the given length. */
-  #same(length: number): [number, number] {
+  #padding(length: number): [number, number] {
     const { stride, dilation } = this.#options;
-    const reach = dilation * (this.weight.shape[2]! - 1) + 1;
-    const total = Math.max(0, (Math.ceil(length / stride) - 1) * stride + reach - length);
+    const around = dilation * (this.weight.shape[2]! - 1);
+    if (this.#origin === "pytorch") return [around / 2, around / 2];
+    const total = Math.max(0, (Math.ceil(length / stride) - 1) * stride + around + 1 - length);
     return [Math.floor(total / 2), Math.ceil(total / 2)];
   }
 }

@@ -37,6 +37,7 @@ const backbone = z.discriminatedUnion("kind", [
     width: z.number().positive().default(1),
     norm: z.enum(["folded", "groupNorm"]).default("folded"),
     outputStride: z.union([z.literal(32), z.literal(16), z.literal(8)]).default(32),
+    origin: z.enum(["tensorflow", "pytorch"]).default("tensorflow"),
   }),
   z.strictObject({
     kind: z.literal("resnet"),
@@ -150,7 +151,11 @@ export const configSchema = z.strictObject({
       "paper",
       "sizes to start from; the settings below change single ones",
     ),
-    backbone: option(backbone.optional(), "ours", "the backbone, in place of the preset's"),
+    backbone: option(
+      backbone.optional(),
+      "ours",
+      "the backbone, in place of the preset's; {kind: mobilenetV2, origin: pytorch} takes torchvision's and timm's weights",
+    ),
     hiddenDim: option(whole.optional(), "reference", "width of pixel decoder, mask features and queries"),
     levels: option(z.number().int().min(1).max(3).optional(), "reference", "feature levels of both attentions"),
     groups: option(whole.optional(), "reference", "groups of the pixel decoder's GroupNorms"),

@@ -141,6 +141,21 @@ export const TIMM_MOBILENET: MobileNetNaming = {
   },
 };
 
+/** The engine's numbered layers and the convolution and norm that a repository's file has for each, in its names. */
+export function mobileNetLayers(naming: MobileNetNaming): [layer: string, conv: string, norm: string][] {
+  const layers: [string, string, string][] = [];
+  const put = (kind: "conv" | "dwconv", [conv, norm]: readonly [string, string]) =>
+    layers.push([`${String(layers.length).padStart(2, "0")}.${kind}`, conv, norm]);
+  put("conv", naming.stem);
+  let index = 0;
+  for (const [stage, [expansion, , count]] of STAGES.entries())
+    for (let b = 0; b < count; b++) {
+      const parts = naming.block(stage, b, index++, expansion > 1);
+      for (const [i, part] of parts.entries()) put(i === parts.length - 2 ? "dwconv" : "conv", part);
+    }
+  return layers;
+}
+
 /** Of width 1; other widths are told by the checkpoint. */
 export function mobileNetShapes(tensors: Shapes, naming: MobileNetNaming): Shapes {
   const expected = new Expected("");

@@ -1,5 +1,5 @@
 // Names in other people's files <-> ours, by tables. A table is read both ways, so that errors can call a tensor what its file calls it.
-import { F, type nn, scope, type Tensor } from "../../engine/index.ts";
+import { type Device, F, type nn, scope, type Tensor } from "../../engine/index.ts";
 import { fileNumbers } from "../../engine/safetensors.ts";
 import { compareTensors, describe } from "./names.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
@@ -137,13 +137,13 @@ export function loadNamed(
     const keys = named.parts.get(name);
     if (!keys) continue;
     scope(() => {
-      const tensors = keys.map((key) => onDevice(x, state.get(key!)!, key!));
+      const tensors = keys.map((key) => onDevice(x.device, state.get(key!)!, key!));
       const whole = tensors.length === 1 ? tensors[0]! : F.cat(tensors, 0);
       module.loadStateDict(new Map([[name, whole]]), { strict: false });
     });
   }
 }
 
-function onDevice({ device }: Tensor, source: Source, key: string): Tensor {
-  return "data" in source ? device.tensor(fileNumbers(source, key), source.shape) : source;
+export function onDevice(gpu: Device, source: Source, key: string): Tensor {
+  return "data" in source ? gpu.tensor(fileNumbers(source, key), source.shape) : source;
 }

@@ -3,6 +3,7 @@ import * as assert from "uvu/assert";
 import { type Device, load, noGrad, scope, type Tensor } from "../../engine/index.ts";
 import type { Backbone } from "../../model/backbone.ts";
 import { loadBackbone, MobileNetV2, miniNet, ResNet, resNet } from "../../model/index.ts";
+import { mobileNetLayers, TIMM_MOBILENET, TORCHVISION_MOBILENET } from "../../model/weights/backbones.ts";
 import { testDevice } from "../device.ts";
 import { distance, readFixture, roll, sharedFile, under } from "./fixture.ts";
 
@@ -61,6 +62,31 @@ const imagenet = sharedFile("weights/mobilenet_v2_imagenet.fp16.safetensors");
   const backbone = new MobileNetV2(gpu);
   loadBackbone(backbone, await load(gpu, imagenet!));
   await assertParity(gpu, backbone, fixture);
+});
+
+test("a MobileNetV2 of torchvision or timm gives their features, its norms folded", async () => {
+  const gpu = await testDevice();
+  const fixture = await readFixture(gpu, "mobilenet_torchvision");
+  const weights = under(fixture, "weights.");
+  const timm = new Map<string, Tensor>();
+  const theirs = mobileNetLayers(TIMM_MOBILENET);
+  for (const [i, [, ...parts]] of mobileNetLayers(TORCHVISION_MOBILENET).entries())
+    for (const [part, name] of parts.entries())
+      for (const [key, x] of under(weights, `${name}.`)) timm.set(`model.${theirs[i]![part + 1]}.${key}`, x);
+  for (const state of [weights, timm]) {
+    const backbone = new MobileNetV2(gpu, { width: 0.1, origin: "pytorch" });
+    loadBackbone(backbone, state);
+    await assertParity(gpu, backbone, fixture);
+  }
+  const refused = (options: ConstructorParameters<typeof MobileNetV2>[1], state: ReadonlyMap<string, Tensor>) => {
+    const backbone = new MobileNetV2(gpu, { width: 0.1, origin: "pytorch", ...options });
+    return assert.throws.bind(undefined, () => loadBackbone(backbone, state));
+  };
+  refused({ origin: "tensorflow" }, weights)(/the weights are pytorch's.*origin=pytorch/);
+  refused({ norm: "groupNorm" }, weights)(/norm is groupNorm; .* norm=folded/);
+  refused({ width: 0.35 }, timm)(/misshaped \(model\.(conv_stem|bn1)/);
+  weights.delete("features.2.conv.1.1.running_var");
+  refused({}, weights)(/1 missing \(features\.2\.conv\.1\.1\.running_var/);
 });
 
 test("ResNet-50 has detectron2's parameters", async () => {

@@ -1,8 +1,8 @@
-"""Records the fixtures of test/model from PyTorch: Mask2Former (transformers, ResNet backbone), ResNet (timm), MobileNetV2 (twin below).
+"""Records the fixtures of test/model from PyTorch: Mask2Former (transformers, ResNet backbone), ResNet (timm), MobileNetV2 (twin below, torchvision).
 
     python test/parity/make_mask2former.py [shared folder]
 
-Needs torch, transformers, timm, safetensors. Everything is seeded; made with torch 2.13, transformers 5.23, timm 1.0.31.
+Needs torch, torchvision, transformers, timm, safetensors. Everything is seeded; made with torch 2.13, transformers 5.23, timm 1.0.31.
 
 Random weights are chosen so that a fixture can fail: matrices are scaled by fan-in, offsets of deformable attention depend on the query,
 BatchNorm statistics come from data, and all weights are representable in float16 (that is how they are stored, which halves the files).
@@ -17,6 +17,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
@@ -237,10 +238,11 @@ def mobilenet_layers(width):
     for t, channels, n, s in TABLE:
         out = eighth(channels * width)
         for i in range(n):
+            residual = (i > 0 or s == 1) and c == out
             if t > 1:
-                layers.append(("conv", c * t, c, 1, 1, 1, True, i > 0, False))
-            layers.append(("dwconv", c * t, 1, 3, s if i == 0 else 1, c * t, True, False, False))
-            layers.append(("conv", out, c * t, 1, 1, 1, False, False, i > 0))
+                layers.append(("conv", c * t, c, 1, 1, 1, True, residual, False))
+            layers.append(("dwconv", c * t, 1, 3, s if i == 0 else 1, c * t, True, residual and t == 1, False))
+            layers.append(("conv", out, c * t, 1, 1, 1, False, False, residual))
             c = out
     return layers
 
@@ -295,8 +297,30 @@ def mobilenets():
     save("mobilenet_imagenet.safetensors", tensors)
 
 
+def mobilenet_torchvision():
+    model = torchvision.models.mobilenet_v2(width_mult=0.1).eval()
+    randomise(model, 11)
+    x = images(12, 1, 64, 96)
+    statistics_from_data(model, (x - MEAN) / STD, model)
+    halve(model)
+    model = model.double()
+    state = {k: v for k, v in model.features.state_dict().items() if "num_batches" not in k and not k.startswith("18.")}
+    tensors = {**{"weights.features." + k: v.half() for k, v in state.items()}, "input": x.half()}
+    ends = [3, 6, 13, 17]
+    with torch.no_grad():
+        for name, im in variants(x).items():
+            h = (im.double() - MEAN) / STD
+            for i, stage in enumerate(model.features[:18]):
+                h = stage(h)
+                if i in ends and (name == "image" or i == 17):
+                    tensors[f"{name}.res{ends.index(i) + 2}"] = h.float()
+    differences(tensors, ["res5"])
+    save("mobilenet_torchvision.safetensors", tensors)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(2)
     mobilenets()
+    mobilenet_torchvision()
     resnet()
     mask2former(100)

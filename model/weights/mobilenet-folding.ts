@@ -1,0 +1,62 @@
+// MobileNetV2 as torchvision and timm save it: with norms, which are folded into the convolutions before them.
+import { type Device, F, type Tensor } from "../../engine/index.ts";
+import { type MobileNetNaming, mobileNetLayers, TIMM_MOBILENET, TORCHVISION_MOBILENET } from "./backbones.ts";
+import { compareTensors, describe } from "./names.ts";
+import { onDevice, type Source } from "./renaming.ts";
+import { CheckpointError } from "./tensors.ts";
+
+/** Both libraries leave BatchNorm's epsilon as PyTorch has it. */
+const EPSILON = 1e-5;
+const PREFIXES = ["", "backbone.", "module.", "model."] as const;
+/** The last convolution serves the classifier alone. */
+const UNUSED = /^(?:classifier|features\.18|conv_head|bn2)\.|\.num_batches_tracked$/;
+
+interface Found {
+  readonly naming: MobileNetNaming;
+  readonly prefix: string;
+}
+
+/** How a file with torchvision's or timm's MobileNetV2 names its layers; undefined where it has other names. */
+export function mobileNetNaming(keys: Pick<ReadonlySet<string>, "has">): Found | undefined {
+  for (const naming of [TORCHVISION_MOBILENET, TIMM_MOBILENET])
+    for (const prefix of PREFIXES) if (keys.has(`${prefix}${naming.stem[0]}.weight`)) return { naming, prefix };
+  return undefined;
+}
+
+/**
+ * The numbered layers of a file with such names.
+ * @param own the backbone's tensors, which the file's must fit; throws a line with the file's names where they do not
+ */
+export function foldedMobileNet(
+  gpu: Device,
+  { naming, prefix }: Found,
+  state: ReadonlyMap<string, Source>,
+  own: ReadonlyMap<string, Tensor>,
+): Map<string, Tensor> {
+  const layers = mobileNetLayers(naming).map((names) => {
+    const [layer, conv, norm] = names;
+    return { layer, conv: prefix + conv, norm: prefix + norm };
+  });
+  const expected = new Map<string, { shape: readonly number[] }>();
+  for (const { layer, conv, norm } of layers) {
+    const { shape } = own.get(`${layer}.weight`)!;
+    expected.set(`${conv}.weight`, { shape });
+    for (const part of ["weight", "bias", "running_mean", "running_var"])
+      expected.set(`${norm}.${part}`, { shape: [shape[0]!] });
+  }
+  const used = [...state].filter(([key]) => !UNUSED.test(key.startsWith(prefix) ? key.slice(prefix.length) : key));
+  const difference = describe(compareTensors(expected, new Map(used)));
+  if (difference) throw new CheckpointError(`the weights do not fit the backbone: ${difference}`);
+  const numbers = (key: string): Tensor => onDevice(gpu, state.get(key)!, key);
+  return new Map(layers.flatMap(({ layer, conv, norm }) => fold(layer, numbers, conv, norm)));
+}
+
+/** norm(conv(x)) = (w s) x + (bias - mean s) with s = gain / sqrt(variance + epsilon). */
+function fold(layer: string, numbers: (key: string) => Tensor, conv: string, norm: string): [string, Tensor][] {
+  const deviation = F.sqrt(F.add(numbers(`${norm}.running_var`), EPSILON));
+  const scale = F.div(numbers(`${norm}.weight`), deviation); // (O)
+  return [
+    [`${layer}.weight`, F.mul(numbers(`${conv}.weight`), F.reshape(scale, [scale.size, 1, 1, 1]))],
+    [`${layer}.bias`, F.sub(numbers(`${norm}.bias`), F.mul(numbers(`${norm}.running_mean`), scale))],
+  ];
+}
