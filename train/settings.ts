@@ -82,14 +82,20 @@ export function resolveSettings<T extends z.ZodObject>(
  * Refuses to go on with other settings than a run was started with.
  * @param fixed the settings that must stay, or the sections of them @param name stands in the errors
  */
-export function refuseChanges(before: object, now: object, fixed: readonly string[], name: string): void {
+export function refuseChanges(
+  before: object,
+  now: object,
+  fixed: readonly string[],
+  name: string,
+  another = "another run with run=DIR",
+): void {
   const [old, given] = [leaves(before), leaves(now)];
   for (const key of new Set([...old.keys(), ...given.keys()])) {
     if (!fixed.some((part) => key === part || key.startsWith(`${part}.`))) continue;
     const [was, is] = [shown(old.get(key)), shown(given.get(key))];
     if (was !== is)
       throw new BadInput(
-        `${name}: ${key} cannot change when a run goes on: it was started with ${was}, now it is ${is}; leave it as it was, or start another run with run=DIR`,
+        `${name}: ${key} cannot change when a run goes on: it was started with ${was}, now it is ${is}; leave it as it was, or start ${another}`,
       );
   }
 }

@@ -3,14 +3,15 @@
  * its own, <out>/<arm>/seed-<n>, that `train` writes and goes on with; its figures stand in <out>/<arm>/seed-<n>.json once it is done,
  * so that an interrupted study goes on where it was.
  */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
 import type { Device } from "../engine/index.ts";
 import { claimRun } from "./claim.ts";
 import { type Config, configSchema, resolveConfig } from "./config.ts";
 import { readInstances } from "./data/coco.ts";
-import { COSTS, weaken, writeWeak } from "./data/weak.ts";
+import { readJson } from "./data/json.ts";
+import { COSTS, labelCounts, weaken, writeWeak } from "./data/weak.ts";
 import { BadInput } from "./errors.ts";
 import type { Figure, Metrics } from "./eval/coco-ap.ts";
 import { evaluateModel, latentKind } from "./evaluate.ts";
@@ -50,8 +51,19 @@ export interface Study {
   interrupted: boolean;
 }
 
-/** What one run came to. */
 type Figures = Record<Figure, number>;
+
+const figuresSchema = z.record(z.string(), z.number());
+const outcomeSchema = z.object({ figures: figuresSchema, variantB: figuresSchema.optional() });
+
+/** What one training came to, also with masks of SAM's decoder (variant b). */
+interface Outcome {
+  figures: Figures;
+  variantB?: Figures;
+}
+
+/** By arm and seed. */
+type Results = ReadonlyMap<string, Map<number, Outcome>>;
 
 export function readStudy(path: string, settings: readonly string[] = []): StudyConfig {
   return readSettings(studySchema, path, settings);
@@ -62,30 +74,75 @@ export async function runStudy(gpu: Device, config: StudyConfig, options: StudyO
   const { out, display, seeds, signal } = options;
   const claim = claimRun(out, "--out");
   try {
-    await checkOut(config, options);
     const truth = readInstances(config.annotations, { supercategories: config.train.data.supercategories });
-    const budget = config.budget ?? truth.images.length * COSTS.tag;
-    const arms = chosenArms(config, studyArms(budget, truth.images.length));
-    const results = new Map<string, Figures[]>();
-    const note = async (name: string, figures: Figures): Promise<void> => {
-      results.set(name, [...(results.get(name) ?? []), figures]);
-      await writeTables(out, config, arms, results, { budget, images: truth.images.length });
-    };
-    const trained = arms.filter((arm) => !arm.sameAs);
+    const images = truth.images.length;
+    const budget = config.budget ?? images * COSTS.tag;
+    const all = studyArms(budget, images);
+    const chosen = chosenArms(config, all);
+    checkPlan(config, chosen, images);
+    await checkOut(config, options);
+    const results = finished(out, all);
+    const rows = (): Row[] => rowsOf(all, results, chosen);
+    const trained = chosen.filter((arm) => !arm.sameAs);
     let done = 0;
     for (let seed = 0; seed < seeds; seed++)
       for (const arm of trained) {
         display.log(`${arm.name}, seed ${seed} (${++done} of ${seeds * trained.length})`);
-        const found = await runOnce(gpu, config, arm, seed, budget, options);
-        if (!found) return { rows: rowsOf(arms, results), interrupted: true };
-        await note(arm.name, found.figures);
-        if (arm.variantB && found.variantB) await note(arm.variantB, found.variantB);
-        if (signal?.aborted) return { rows: rowsOf(arms, results), interrupted: true };
+        const runs = results.get(arm.name)!;
+        if (!runs.has(seed)) {
+          const found = await runOnce(gpu, config, arm, seed, options);
+          if (!found) return { rows: rows(), interrupted: true };
+          runs.set(seed, found);
+        }
+        await writeTables(out, config, rows(), { budget, images });
+        if (signal?.aborted) return { rows: rows(), interrupted: true };
       }
-    return { rows: rowsOf(arms, results), interrupted: false };
+    return { rows: rows(), interrupted: false };
   } finally {
     claim.release();
   }
+}
+
+/** What would stop the study later, or would be ignored, is said before the first training. */
+function checkPlan(config: StudyConfig, arms: readonly Arm[], images: number): void {
+  const { train } = config;
+  for (const key of ["images", "annotations"] as const)
+    if (!train.val[key]) throw new BadInput(`train.val.${key}: is missing; a study needs images to evaluate on`);
+  const own = ({ run, seed, mode, data }: Config) => ({ run, seed, mode, "data.labels": data.labels });
+  const usual = own(resolveSettings(configSchema, {}, [], "train"));
+  for (const [key, value] of Object.entries(own(train)))
+    if (value !== usual[key as keyof typeof usual])
+      throw new BadInput(`train.${key}: is the study's own, another one for each training; leave it out`);
+  for (const { name, labels } of arms) {
+    if (labels === "masks") continue;
+    try {
+      labelCounts(labels, images);
+    } catch (error) {
+      throw error instanceof BadInput ? new BadInput(`budget: ${name} cannot be had: ${error.message}`) : error;
+    }
+  }
+}
+
+/** What earlier runs of the study came to, by arm and seed, whether this time asks for them or not. */
+function finished(out: string, arms: readonly Arm[]): Results {
+  return new Map(
+    arms.map(({ name }) => {
+      const runs = new Map<number, Outcome>();
+      const folder = join(out, name);
+      for (const file of existsSync(folder) ? readdirSync(folder).sort() : []) {
+        const seed = /^seed-(\d+)\.json$/.exec(file)?.[1];
+        if (seed === undefined) continue;
+        const path = join(folder, file);
+        const found = outcomeSchema.safeParse(readJson(path, "a training's figures"));
+        if (!found.success)
+          throw new BadInput(
+            `${path}: not what a study writes of a training; remove it, and the training is done again`,
+          );
+        runs.set(Number(seed), found.data as Outcome);
+      }
+      return [name, runs];
+    }),
+  );
 }
 
 /** The study's settings stay what they were; a folder with results is gone on with only where that is asked for. */
@@ -93,14 +150,15 @@ async function checkOut(config: StudyConfig, { out, resume, file = "config" }: S
   const path = join(out, "config.json");
   if (existsSync(path)) {
     if (!resume) throw new BadInput(`${out}: already holds a study; give --resume to go on, or another --out`);
-    const before = resolveSettings(studySchema, JSON.parse(readFileSync(path, "utf8")), [], path);
-    refuseChanges(before, config, ["train", "annotations", "budget", "point"], file);
+    const before = resolveSettings(studySchema, readJson(path, "a study's settings") as object, [], path);
+    refuseChanges(before, config, ["train", "annotations", "budget", "point"], file, "another study with --out DIR");
   }
   await writeWhole(path, JSON.stringify(config, undefined, 1));
 }
 
 function chosenArms({ arms }: StudyConfig, all: readonly Arm[]): readonly Arm[] {
   if (!arms) return all;
+  if (arms.length === 0) throw new BadInput("arms: is empty; name some, or leave it out for all");
   for (const name of arms)
     if (!all.some((arm) => arm.name === name))
       throw new BadInput(`arms: there is no "${name}"; there are ${all.map((arm) => arm.name).join(", ")}`);
@@ -113,26 +171,17 @@ async function runOnce(
   config: StudyConfig,
   arm: Arm,
   seed: number,
-  budget: number,
   { out, display, signal }: StudyOptions,
-): Promise<{ figures: Figures; variantB?: Figures } | undefined> {
-  const folder = join(out, arm.name);
-  const doneFile = join(folder, `seed-${seed}.json`);
-  if (existsSync(doneFile))
-    return JSON.parse(readFileSync(doneFile, "utf8")) as { figures: Figures; variantB?: Figures };
+): Promise<Outcome | undefined> {
   const settled = await armConfig(config, arm, seed, out);
   const options = { display, resume: existsSync(join(settled.run, "last")), ...(signal ? { signal } : {}) };
   const result = await train(gpu, settled, options);
-  if (result.interrupted || !result.evaluation) {
-    if (!result.interrupted) throw new BadInput("train.val.annotations: a study needs images to evaluate on");
-    return undefined;
-  }
-  const done = {
+  if (result.interrupted || !result.evaluation) return undefined;
+  const done: Outcome = {
     figures: figuresOf(result.evaluation.metrics),
     ...(arm.variantB ? { variantB: await throughSam(gpu, settled, display) } : {}),
-    budget,
   };
-  await writeWhole(doneFile, JSON.stringify(done));
+  await writeWhole(join(out, arm.name, `seed-${seed}.json`), JSON.stringify(done));
   return done;
 }
 
@@ -182,25 +231,25 @@ function figuresOf({ perClass: _, ...figures }: Metrics): Figures {
   return figures;
 }
 
-function rowsOf(arms: readonly Arm[], results: ReadonlyMap<string, readonly Figures[]>): Row[] {
-  return arms.flatMap((arm): Row[] => {
+/** Those that are asked for, and those that were done before. A variant stands behind its arm. */
+function rowsOf(all: readonly Arm[], results: Results, chosen: readonly Arm[]): Row[] {
+  return all.flatMap((arm): Row[] => {
     const { name, title, group, sameAs, variantB } = arm;
-    const row: Row = { name, title, group, runs: [...(results.get(sameAs ?? name) ?? [])] };
+    const runs = [...results.get(sameAs ?? name)!].sort(([a], [b]) => a - b).map(([, outcome]) => outcome);
+    if (runs.length === 0 && !chosen.includes(arm)) return [];
+    const row: Row = { name, title, group, runs: runs.map(({ figures }) => figures) };
     if (!variantB) return [row];
-    const b = { name: variantB, title: `${title}, masks by SAM's decoder (variant b)`, group: "ablations" as const };
-    return [row, { ...b, runs: [...(results.get(variantB) ?? [])] }];
+    const b = runs.flatMap((outcome) => (outcome.variantB ? [outcome.variantB] : []));
+    return [row, { name: variantB, title: `${title}, masks by SAM's decoder (variant b)`, group, runs: b }];
   });
 }
 
 async function writeTables(
   out: string,
-  config: StudyConfig,
-  arms: readonly Arm[],
-  results: ReadonlyMap<string, readonly Figures[]>,
+  { train: { steps, batch } }: StudyConfig,
+  rows: readonly Row[],
   facts: { budget: number; images: number },
 ): Promise<void> {
-  const rows = rowsOf(arms, results);
-  const { steps, batch } = config.train;
   const about = `${facts.images} training images, ${steps} steps of ${batch} images; equal-budget rows: labels that cost ${facts.budget}`;
   await writeWhole(join(out, "study.json"), JSON.stringify({ ...facts, steps, batch, rows }, undefined, 1));
   await writeWhole(join(out, "study.md"), studyMarkdown(rows, about));

@@ -1,5 +1,5 @@
 // The paper's experiments as one command: which runs there are, that an interrupted study goes on, and the tables.
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -33,9 +33,10 @@ test("a budget of 10,582 gives the paper's counts", () => {
 });
 
 const study = (changes: Record<string, unknown> = {}): StudyConfig => {
-  const { run: _, ...train } = structuredClone(config("unused")) as Record<string, unknown>;
+  const { run: _, data, ...train } = structuredClone(config("unused")) as Record<string, unknown>;
+  const { labels: __, ...unlabelled } = data as Record<string, unknown>;
   return resolveSettings(studySchema, {
-    train: { ...train, steps: 2, log: { every: 1, checkpoint: 1, keep: 1 } },
+    train: { ...train, data: unlabelled, steps: 2, log: { every: 1, checkpoint: 1, keep: 1 } },
     annotations: scenes.annotations,
     arms: ["boxes", "masks"],
     ...changes,
@@ -67,7 +68,7 @@ test("every arm and seed is trained once; an interrupted study goes on, and what
   await refused(() => runStudy(gpu, study(), options), /already holds a study; give --resume/);
   await refused(
     () => runStudy(gpu, study({ point: "uniform" }), { ...options, resume: true }),
-    /point cannot change when a run goes on/,
+    /point cannot change .* start another study with --out DIR/,
   );
   await refused(
     () => runStudy(gpu, study({ arms: ["boxs"] }), { ...options, resume: true }),
@@ -91,9 +92,39 @@ test("every arm and seed is trained once; an interrupted study goes on, and what
     JSON.parse(JSON.stringify(weaken(readInstances(scenes.annotations), { boxes: 1 }, { seed: 1 }))),
   );
   assert.not.ok(existsSync(join(out, "masks", "labels-0.json")), "masks are read as they are");
+  // Asked for less, the tables keep what is done.
+  const less = await runStudy(gpu, study({ arms: ["masks"] }), { ...options, seeds: 1, resume: true });
+  assert.equal(less.rows, rows);
   const markdown = readFileSync(join(out, "study.md"), "utf8");
   assert.match(markdown, /\| boxes \| [\d.]+ ± [\d.]+ \| .* \| 2 \| 54\.6 \|/);
   assert.match(readFileSync(join(out, "report.html"), "utf8"), /<td>masks \(Mask2Former\)<\/td>/);
+});
+
+test("what a study cannot do is said before anything is trained", async () => {
+  const out = join(folder, "refused");
+  const options = { out, display: silent, seeds: 1, resume: false };
+  const { train } = study();
+  for (const [changes, message] of [
+    [{ arms: [] }, /arms: is empty/],
+    [{ train: { ...train, val: { ...train.val, annotations: "" } } }, /train\.val\.annotations: is missing/],
+    [{ train: { ...train, seed: 4 } }, /train\.seed: is the study's own/],
+    [{ train: { ...train, run: "x" } }, /train\.run: is the study's own/],
+    [{ arms: ["boxes", "budget-boxes"], budget: 1000 }, /budget: budget-boxes cannot be had: .* images are needed/],
+  ] as const)
+    await refused(() => runStudy(gpu, study(changes), options), message);
+  assert.not.ok(existsSync(out) && readdirSync(out).length > 0, "nothing is written");
+  await runStudy(gpu, study({ arms: ["masks"] }), options);
+  const file = join(out, "masks", "seed-0.json");
+  writeFileSync(file, readFileSync(file, "utf8").slice(0, 20));
+  await refused(
+    () => runStudy(gpu, study({ arms: ["masks"] }), { ...options, resume: true }),
+    /seed-0\.json: not JSON/,
+  );
+  writeFileSync(file, "{}");
+  await refused(
+    () => runStudy(gpu, study({ arms: ["masks"] }), { ...options, resume: true }),
+    /not what a study writes/,
+  );
 });
 
 test("BoxInst learns from filled boxes, and refuses other labels", async () => {
