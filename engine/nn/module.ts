@@ -120,11 +120,14 @@ export abstract class Module {
     if (options.strict !== false && missing.length > 0) faults.push(`missing: ${list(missing)}`);
     if (options.strict !== false && unexpected.length > 0) faults.push(`unexpected: ${list(unexpected)}`);
     if (faults.length > 0) throw new Error(`loadStateDict: ${faults.join("; ")}`);
+    const fits = (a: DType, b: DType): boolean => a === b || (FLOATS.includes(a) && FLOATS.includes(b));
+    for (const [k, x] of own) {
+      const from = state.get(k) ?? x;
+      if (!fits(from.dtype, x.dtype)) throw new Error(`loadStateDict: ${k} is ${from.dtype}, the model has ${x.dtype}`);
+    }
     for (const [k, x] of own) {
       const from = state.get(k);
-      if (!from) continue;
-      if (from.dtype !== x.dtype && !(FLOATS.includes(from.dtype) && FLOATS.includes(x.dtype)))
-        throw new Error(`loadStateDict: ${k} is ${from.dtype}, the model has ${x.dtype}`);
+      if (!from || from.memory === x.memory) continue;
       scope(() => {
         const full = widen(from);
         if (x.dtype === "f16") narrow(full, x);

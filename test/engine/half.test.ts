@@ -166,6 +166,12 @@ layers("files and models of either type load into each other", async () => {
   const wrong = new Map(net.stateDict()).set("head.1.weight", gpu.zeros([33, 768], { dtype: "i32" }));
   assert.throws(() => net.loadStateDict(wrong), /head\.1\.weight is i32, the model has f32/);
   assert.throws(() => copy.loadStateDict(wrong), /head\.1\.weight is i32, the model has f16/);
+  const kept = await outputs(copy);
+  wrong.set("head.0.weight", gpu.zeros(wrong.get("head.0.weight")!.shape));
+  assert.throws(() => copy.loadStateDict(wrong), /head\.1\.weight is i32/);
+  assert.equal(await outputs(copy), kept, "what is refused leaves nothing behind");
+  net.loadStateDict(net.stateDict());
+  assert.equal(await outputs(net), want, "its own state");
 });
 
 layers("a weight that two layers share stays shared, and frozen ones stay frozen", () => {
