@@ -69,6 +69,7 @@ abstract class Optimizer {
   protected abstract rates(group: Group): [number, number];
 
   step(): void {
+    for (const group of this.groups) for (const [i, x] of group.params.entries()) this.#checkAlive(x, i, group.name);
     // What changes from step to step is asked for by functions, for steps that are recorded and replayed.
     const count = (): void => {
       this.steps++;
@@ -131,6 +132,14 @@ abstract class Optimizer {
       }
   }
 
+  #checkAlive(x: Tensor, i: number, group: string): void {
+    if (!x.freed) return;
+    throw new Error(
+      `${this.#name}: step: parameter ${i} of group "${group}", of shape ${show(x.shape)}, was freed, as module.to("f16") does with ` +
+        'weights that it replaces; call module.to("f32"), then make a new optimizer of module.parameters()',
+    );
+  }
+
   #meansOf(of: Tensor | Pack): Record<string, Tensor> {
     let means = this.#means.get(of);
     if (!means) {
@@ -187,6 +196,11 @@ function parametersOf(op: string, group: ParamGroup): Tensor[] {
   if (isTensor(group) || typeof group?.params?.[Symbol.iterator] !== "function")
     throw new Error(`${op}: groups are objects such as { params: [x, y], lr: 1e-3 }; got ${describe(group)}`);
   const params = [...group.params];
+  const half = params.findIndex((x) => isTensor(x) && x.dtype === "f16");
+  if (half >= 0)
+    throw new Error(
+      `${op}: parameter ${half} is f16, which is storage only; module.to("f32") before making an optimizer`,
+    );
   checkFloats(op, Object.fromEntries(params.map((x, i) => [`parameter ${i}`, x])));
   return params;
 }

@@ -2,7 +2,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { encode, load } from "../../engine/safetensors.ts";
-import { backward, Device, F, nn, noGrad, scope, type Tensor } from "../../index.ts";
+import { backward, Device, F, nn, noGrad, optim, scope, type Tensor } from "../../index.ts";
 import { testDevice } from "../device.ts";
 
 const gpu = await testDevice();
@@ -184,6 +184,30 @@ layers("a weight that two layers share stays shared, and frozen ones stay frozen
   assert.is(a.weight, b.weight);
   assert.equal([a.weight.dtype, a.weight.requiresGrad], ["f16", false]);
   assert.throws(() => a.to("i32" as never), /to: dtype must be "f16" or "f32"; got "i32"/);
+});
+
+layers("an optimizer whose parameters were converted says so, and a new one goes on", async () => {
+  const net = new nn.Linear(gpu, 4, 3);
+  const adamw = () => new optim.AdamW([{ params: net.parameters(), name: "head" }]);
+  const step = (optimizer: optim.AdamW): void =>
+    scope(() => {
+      optimizer.zeroGrad();
+      backward(F.sum(net.forward(gpu.ones([2, 4]))));
+      optimizer.step();
+    });
+  const old = adamw();
+  step(old);
+  net.to("f16");
+  const refused =
+    /^AdamW: step: parameter 0 of group "head", of shape \(3, 4\), was freed, .*call module\.to\("f32"\), then make a new/;
+  assert.throws(() => step(old), refused);
+  assert.is(old.steps, 1);
+  assert.throws(adamw, /^AdamW: parameter 0 is f16, which is storage only; module\.to\("f32"\) before/);
+  net.to("f32");
+  assert.throws(() => step(old), refused);
+  const before = await net.weight.toArray();
+  step(adamw());
+  assert.not.equal(await net.weight.toArray(), before);
 });
 
 layers.run();
