@@ -1,6 +1,8 @@
 /** Keeps the small gradients of mixed precision from vanishing in f16: torch.amp.GradScaler. */
 import { checkOptions, describe } from "./check.ts";
+import { clipGradNorm } from "./clip.ts";
 import { mul } from "./ops/pointwise.ts";
+import { free, keep } from "./scope.ts";
 import type { Tensor } from "./tensor.ts";
 
 export interface GradScalerOptions {
@@ -19,24 +21,43 @@ export interface ScalerState {
   scale: number;
   /** Good steps since the scale last changed. */
   good: number;
+  growthFactor?: number;
+  backoffFactor?: number;
+  growthInterval?: number;
+}
+
+/** What it asks of an optimizer. */
+interface Stepping {
+  readonly groups: readonly { readonly params: readonly Tensor[] }[];
+  step(): void;
 }
 
 /** Beyond it a scaled loss is hardly finite in f32. */
 const MOST = 2 ** 40;
+/** As a limit of a norm it clips nothing: squares of numbers that f32 holds do not add up to it. */
+const NO_LIMIT = 1e30;
 
 /**
  * Multiplies the loss by a scale as large as the gradients in f16 bear. A step reads:
  *
  *     backward(scaler.scale(loss));
- *     const norm = optim.clipGradNorm(params, 1, { scale: scaler.factor });
+ *     scaler.unscale(optimizer); // before clipping; `step` does it where this was left out
+ *     optim.clipGradNorm(params, 1);
+ *     await scaler.step(optimizer);
+ *     scaler.update();
+ *
+ * or, with one pass over the gradients and one reading, which may bring other numbers along:
+ *
+ *     backward(scaler.scale(loss));
+ *     const norm = optim.clipGradNorm(params, 1, { scale: scaler.getScale() });
  *     if (scaler.update(Number.isFinite(await norm.item()))) optimizer.step();
  */
 export class GradScaler {
   #scale: number;
   #good = 0;
-  readonly #growth: number;
-  readonly #backoff: number;
-  readonly #interval: number;
+  #settings: Required<Omit<GradScalerOptions, "initScale">>;
+  /** The optimizers that were unscaled since the last update, with their gradients' norm and, once known, whether that is finite. */
+  readonly #seen = new Map<Stepping, { norm: Tensor; stepped: boolean; finite: boolean | undefined }>();
 
   constructor(options: GradScalerOptions = {}) {
     const numbers = {
@@ -49,18 +70,12 @@ export class GradScaler {
     const { initScale = 65536, growthFactor = 2, backoffFactor = 0.5, growthInterval = 2000 } = options;
     if (!(initScale > 0 && initScale <= MOST))
       throw new Error(`GradScaler: initScale must be above 0 and at most 2^40; got ${initScale}`);
-    if (!(growthFactor > 1)) throw new Error(`GradScaler: growthFactor must be above 1; got ${growthFactor}`);
-    if (!(backoffFactor > 0 && backoffFactor < 1))
-      throw new Error(`GradScaler: backoffFactor must lie between 0 and 1; got ${backoffFactor}`);
-    if (!(growthInterval >= 1)) throw new Error(`GradScaler: growthInterval must be from 1 up; got ${growthInterval}`);
     this.#scale = initScale;
-    this.#growth = growthFactor;
-    this.#backoff = backoffFactor;
-    this.#interval = growthInterval;
+    this.#settings = checkSettings({ growthFactor, backoffFactor, growthInterval });
   }
 
   /** What losses are multiplied by now. */
-  get factor(): number {
+  getScale(): number {
     return this.#scale;
   }
 
@@ -70,31 +85,78 @@ export class GradScaler {
     return mul(loss, this.#scale);
   }
 
+  /** Divides the gradients of an optimizer's parameters by the scale, once between two updates. */
+  unscale(optimizer: Stepping): void {
+    if (this.#seen.has(optimizer))
+      throw new Error(
+        "GradScaler: unscale: the gradients of this optimizer were unscaled since the last update; call update() after each step",
+      );
+    const params = optimizer.groups.flatMap((group) => group.params);
+    const norm = keep(clipGradNorm(params, NO_LIMIT, { scale: this.#scale }));
+    this.#seen.set(optimizer, { norm, stepped: false, finite: undefined });
+  }
+
+  /** Lets an optimizer step, unless one of its gradients is not finite; unscales them first where that was not done. Returns whether it stepped. */
+  async step(optimizer: Stepping): Promise<boolean> {
+    if (!this.#seen.has(optimizer)) this.unscale(optimizer);
+    const seen = this.#seen.get(optimizer)!;
+    if (seen.stepped)
+      throw new Error(
+        "GradScaler: step: this optimizer has stepped since the last update; call update() after each step",
+      );
+    seen.stepped = true;
+    seen.finite = Number.isFinite(await seen.norm.item());
+    if (seen.finite) optimizer.step();
+    return seen.finite;
+  }
+
   /**
-   * After the backward pass: whether all gradients were finite. Returns whether to take the step: a step whose gradients are not is left
-   * out, and the next is tried with a smaller scale.
+   * Adapts the scale: to whether all gradients that `step` saw were finite, or all that the caller looked at itself. Returns that, which is
+   * whether a step is taken: one whose gradients are not finite is left out, and the next is tried with a smaller scale.
    */
-  update(finite: boolean): boolean {
+  update(finite: boolean = this.#judged()): boolean {
     if (typeof finite !== "boolean")
       throw new Error(`GradScaler: update wants to know whether all gradients were finite; got ${describe(finite)}`);
+    const { growthFactor, backoffFactor, growthInterval } = this.#settings;
     if (!finite) {
-      this.#scale *= this.#backoff;
+      this.#scale *= backoffFactor;
       this.#good = 0;
-    } else if (++this.#good >= this.#interval) {
-      this.#scale = Math.min(MOST, this.#scale * this.#growth);
+    } else if (++this.#good >= growthInterval) {
+      this.#scale = Math.min(MOST, this.#scale * growthFactor);
       this.#good = 0;
     }
+    for (const { norm } of this.#seen.values()) free(norm);
+    this.#seen.clear();
     return finite;
   }
 
-  get state(): ScalerState {
-    return { scale: this.#scale, good: this.#good };
+  #judged(): boolean {
+    const found = [...this.#seen.values()].map(({ finite }) => finite);
+    if (found.length === 0 || found.includes(undefined))
+      throw new Error(
+        "GradScaler: update wants to know whether all gradients were finite; await step(optimizer) before it, or give a boolean",
+      );
+    return !found.includes(false);
   }
 
-  restore({ scale, good }: ScalerState): void {
+  stateDict(): ScalerState {
+    return { scale: this.#scale, good: this.#good, ...this.#settings };
+  }
+
+  loadStateDict({ scale, good, ...settings }: ScalerState): void {
     if (!(scale > 0) || !(good >= 0))
       throw new Error(`GradScaler: a state has a scale above 0 and a count from 0; got ${scale} and ${good}`);
+    this.#settings = checkSettings({ ...this.#settings, ...settings });
     this.#scale = scale;
     this.#good = good;
   }
+}
+
+function checkSettings<T extends Required<Omit<GradScalerOptions, "initScale">>>(settings: T): T {
+  const { growthFactor, backoffFactor, growthInterval } = settings;
+  if (!(growthFactor > 1)) throw new Error(`GradScaler: growthFactor must be above 1; got ${growthFactor}`);
+  if (!(backoffFactor > 0 && backoffFactor < 1))
+    throw new Error(`GradScaler: backoffFactor must lie between 0 and 1; got ${backoffFactor}`);
+  if (!(growthInterval >= 1)) throw new Error(`GradScaler: growthInterval must be from 1 up; got ${growthInterval}`);
+  return settings;
 }

@@ -77,18 +77,18 @@ export async function trainStep(
 
     // The limit is given by clipping itself; without one the norm is still worth knowing.
     const limit = config.optim.clip > 0 ? config.optim.clip : 1e30;
-    const norm = optim.clipGradNorm(model.parameters(), limit, { scale: scaler?.factor ?? 1 });
+    const norm = optim.clipGradNorm(model.parameters(), limit, { scale: scaler?.getScale() ?? 1 });
     const host = (await F.cat([...values.map((x) => F.reshape(x, [1])), norm], 0).toArray()) as Float32Array;
     const sums: StepReport = {};
     for (const [i, name] of names.entries()) sums[name] = (sums[name] ?? 0) + host[i]!;
     const gradient = host.at(-1)!;
     const problem = notFinite(sums, gradient, step);
     // In mixed precision numbers may be too large for f16: a smaller scale helps, until that cannot be the reason any more.
-    if (problem !== undefined && !(scaler && scaler.factor >= 1)) throw new NotFinite(problem);
+    if (problem !== undefined && !(scaler && scaler.getScale() >= 1)) throw new NotFinite(problem);
     const loss = Object.values(sums).reduce((a, b) => a + b, 0);
     const told = { loss, ...sums, gradient };
     if (scaler) {
-      report.scale = scaler.factor;
+      report.scale = scaler.getScale();
       if (!scaler.update(problem === undefined)) return { ...finite(told), lr, skipped: 1, ...report };
     }
     optimizer.step();

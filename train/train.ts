@@ -117,7 +117,7 @@ async function trainPrepared(
   if (previous) {
     previous.restore(gpu, { model, optimizer });
     loader.restore(saved!.loader);
-    if (saved!.scaler) trainer.scaler?.restore(saved!.scaler);
+    if (saved!.scaler) trainer.scaler?.loadStateDict(saved!.scaler);
     display.log(`${run}: going on at step ${step} of ${config.steps}`);
   } else for (const note of notes) display.log(note);
   await writeWhole(join(run, "config.yaml"), configText(config));
@@ -151,7 +151,7 @@ async function trainPrepared(
     data.validation !== undefined && step > 0 && (step % config.val.every === 0 || step === config.steps);
   let savedAt = previous ? step : -1;
   const save = async (): Promise<void> => {
-    const scaled = trainer.scaler && { scaler: trainer.scaler.state };
+    const scaled = trainer.scaler && { scaler: trainer.scaler.stateDict() };
     const state: SavedState = { step, loader: loader.state, means: means.state, ...scaled };
     const savable = { model, optimizer, state: { ...state, sizes, categories: data.categories, kinds }, config };
     await keepingGood(run, () => saveCheckpoint(run, step, savable, { keep: config.log.keep }));

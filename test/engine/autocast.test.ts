@@ -126,7 +126,7 @@ test("the scale saves gradients that f16 would lose, and finds its size", async 
     for (let i = 0; i < 40; i++) {
       sgd.zeroGrad();
       backward(scaler.scale(F.mul(F.sum(autocast(() => F.linear(x, w))), 1e-10)));
-      const norm = optim.clipGradNorm([w], 1e30, { scale: scaler.factor });
+      const norm = optim.clipGradNorm([w], 1e30, { scale: scaler.getScale() });
       const taken = scaler.update(Number.isFinite(await norm.item()));
       if (taken) sgd.step();
       if (taken)
@@ -135,22 +135,22 @@ test("the scale saves gradients that f16 would lose, and finds its size", async 
     }
     // 2^40 * 1e-10 = 110 is held; three steps on, it would grow, but not beyond the most.
     assert.ok(steps.every(Boolean));
-    assert.is(scaler.factor, 2 ** 40);
+    assert.is(scaler.getScale(), 2 ** 40);
     // A gradient of 1 is too large for that scale.
     const large = new optim.GradScaler({ initScale: 2 ** 20 });
     const tried: number[] = [];
     for (let i = 0; i < 8; i++) {
       sgd.zeroGrad();
       backward(large.scale(F.sum(autocast(() => F.linear(x, w)))));
-      const norm = optim.clipGradNorm([w], 1e30, { scale: large.factor });
-      tried.push(large.factor);
+      const norm = optim.clipGradNorm([w], 1e30, { scale: large.getScale() });
+      tried.push(large.getScale());
       if (large.update(Number.isFinite(await norm.item()))) break;
     }
     assert.is(tried.at(-1), 2 ** 15, "the largest that f16 holds");
-    const saved = large.state;
+    const saved = large.stateDict();
     const again = new optim.GradScaler();
-    again.restore(saved);
-    assert.equal(again.state, saved);
+    again.loadStateDict(saved);
+    assert.equal(again.stateDict(), saved);
     // Without a scale the gradient is lost.
     sgd.zeroGrad();
     backward(F.mul(F.sum(autocast(() => F.linear(x, w))), 1e-10));
@@ -167,7 +167,7 @@ test("options that cannot be right are refused", () => {
     assert.throws(() => new optim.GradScaler({ initScale }), /GradScaler: initScale must be above 0/);
   for (const what of [undefined, Promise.resolve(true), 1])
     assert.throws(() => new optim.GradScaler().update(what as never), /update wants to know whether/);
-  assert.throws(() => new optim.GradScaler().restore({} as never), /a state has a scale above 0/);
+  assert.throws(() => new optim.GradScaler().loadStateDict({} as never), /a state has a scale above 0/);
   assert.throws(() => gpu.record(() => new optim.GradScaler().scale(gpu.ones([1]))), /outside of Device\.record/);
   assert.throws(() => autocast(3 as never), /autocast: a function is wanted; got number 3/);
   assert.throws(() => autocast(() => 1, { dtype: "f16" } as never), /autocast: .*dtype/);
