@@ -8,7 +8,7 @@ import { type Item, maskItems, weakItems } from "./data/loader.ts";
 import { readWeak } from "./data/weak.ts";
 import { BadInput } from "./errors.ts";
 import { checkCategories } from "./evaluate.ts";
-import { refuseChanges } from "./settings.ts";
+import { changes, refuseChanges } from "./settings.ts";
 
 /** All that a run's data gives. */
 export interface TrainData {
@@ -94,12 +94,22 @@ export function checkMemory({ memory }: Config, name: string): void {
 /** What a run's weights, its optimizer's moments or its place in the data depend on. */
 const FIXED = ["seed", "mode", "batch", "accumulate", "model", "prompt.mode", "prompt.place", "cam.feature"];
 const FIXED_DATA = ["data.images", "data.labels", "data.supercategories", "sam.checkpoint"];
+/** What may change, but numbers are rounded in another way then: the run goes on with other bits than it would have. */
+const ROUNDING = ["precision", "memory"];
 
-/** Refuses to go on from a checkpoint with settings that do not go with it. Throws BadInput naming the setting. */
-export function checkResumed(saved: object, step: number, config: Config, name: string): void {
-  refuseChanges(resolveConfig(saved, [], `${config.run}: the checkpoint`), config, [...FIXED, ...FIXED_DATA], name);
+/**
+ * Refuses to go on from a checkpoint with settings that do not go with it. Throws BadInput naming the setting. Returns a line on those that
+ * change its bits alone, where there are any.
+ */
+export function checkResumed(saved: object, step: number, config: Config, name: string): string | undefined {
+  const before = resolveConfig(saved, [], `${config.run}: the checkpoint`);
+  refuseChanges(before, config, [...FIXED, ...FIXED_DATA], name);
   if (step > config.steps)
     throw new BadInput(
       `${name}: steps is ${config.steps}, but ${config.run} has done ${step}; ask for at least as many, or start another run with run=DIR`,
     );
+  const rounded = changes(before, config, ROUNDING).map(({ key, was, is }) => `${key} is ${is}, it was ${was}`);
+  return rounded.length > 0
+    ? `${config.run}: from step ${step} on ${rounded.join("; ")}: rounding differs from a run in one piece`
+    : undefined;
 }

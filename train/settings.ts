@@ -89,15 +89,23 @@ export function refuseChanges(
   name: string,
   another = "another run with run=DIR",
 ): void {
+  for (const { key, was, is } of changes(before, now, fixed))
+    throw new BadInput(
+      `${name}: ${key} cannot change when a run goes on: it was started with ${was}, now it is ${is}; leave it as it was, or start ${another}`,
+    );
+}
+
+/** Of settings, or all that stand in sections, those that are other ones now. */
+export function changes(
+  before: object,
+  now: object,
+  among: readonly string[],
+): { key: string; was: string; is: string }[] {
   const [old, given] = [leaves(before), leaves(now)];
-  for (const key of new Set([...old.keys(), ...given.keys()])) {
-    if (!fixed.some((part) => key === part || key.startsWith(`${part}.`))) continue;
-    const [was, is] = [shown(old.get(key)), shown(given.get(key))];
-    if (was !== is)
-      throw new BadInput(
-        `${name}: ${key} cannot change when a run goes on: it was started with ${was}, now it is ${is}; leave it as it was, or start ${another}`,
-      );
-  }
+  return [...new Set([...old.keys(), ...given.keys()])]
+    .filter((key) => among.some((part) => key === part || key.startsWith(`${part}.`)))
+    .map((key) => ({ key, was: shown(old.get(key)), is: shown(given.get(key)) }))
+    .filter(({ was, is }) => was !== is);
 }
 
 /** Each setting by its dotted key; a list is one setting. */

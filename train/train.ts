@@ -225,8 +225,10 @@ async function previousState(config: Config, { display, resume, file }: TrainOpt
     return undefined;
   }
   const previous = await newestCheckpoint(run, (line) => display.warn(line));
-  if (previous) checkResumed(previous.config, Number(previous.state.step), config, file ?? "config");
-  else display.log(`${run}: no checkpoint yet, starting from the beginning`);
+  if (previous) {
+    const told = checkResumed(previous.config, Number(previous.state.step), config, file ?? "config");
+    if (told) display.log(told);
+  } else display.log(`${run}: no checkpoint yet, starting from the beginning`);
   return previous;
 }
 

@@ -34,6 +34,33 @@ test("mixed precision follows f32, and goes on bit for bit, the scale included",
   assert.is(scales[0], 65536);
 });
 
+test("precision and what the backward pass keeps may change when a run goes on, and one line says so", async () => {
+  const said: string[] = [];
+  const display = { ...silent, log: (line: string) => said.push(line) };
+  const notes = (): string[] => said.splice(0).filter((line) => line.includes("rounding differs"));
+  const go = (steps: number, ...settings: string[]) =>
+    train(gpu, config("switched", [...plain, "log.checkpoint=1", `steps=${steps}`, ...settings]), {
+      display,
+      resume: true,
+    });
+  const halves = ["precision=mixed", "memory.checkpoint=true", "memory.activations=f16"];
+  await go(1);
+  await go(2, ...halves);
+  assert.match(
+    notes().join("\n"),
+    /switched: from step 1 on precision is "mixed", it was "f32"; memory\.checkpoint is true, it was false; memory\.activations is "f16", it was "f32": rounding differs from a run in one piece$/,
+  );
+  await go(3, ...halves);
+  assert.equal(notes(), []);
+  await go(4);
+  assert.match(notes().join("\n"), /from step 3 on precision is "f32", it was "mixed"; memory\.checkpoint is false/);
+  const steps = readDiary(join(folder, "switched")) as LoggedStep[];
+  assert.equal(
+    steps.map(({ scale }) => scale !== undefined),
+    [false, true, true, false],
+  );
+});
+
 async function trainer(scaler: optim.GradScaler): Promise<[Trainer, Loader]> {
   const settled = config("step", ["precision=mixed", "cam.feature=none", ...plain]);
   const weak = readWeak(labels);
