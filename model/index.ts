@@ -21,7 +21,7 @@ export {
   wishSwinT,
 } from "./config.ts";
 export { loadBackbone } from "./load-backbone.ts";
-export { type Masks, maskLogits, type Prediction } from "./mask2former/decoder.ts";
+export { attentionLogits, type Masks, maskLogits, type Prediction } from "./mask2former/decoder.ts";
 export { loadMask2Former, mask2FormerConfig } from "./mask2former/load.ts";
 export { isMask2Former, mask2FormerNames } from "./mask2former/names.ts";
 export { MobileNetV2 } from "./mobilenet.ts";

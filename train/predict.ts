@@ -1,7 +1,7 @@
 /** A trained model on the user's images: overlays, masks of each instance, COCO results, and the raw outputs for comparisons. */
 import { basename, dirname, extname, join } from "node:path";
 import { type Device, encode, F, noGrad, scope, type Tensor } from "../engine/index.ts";
-import { maskLogits, type Wish, type WishOutput } from "../model/index.ts";
+import { attentionLogits, maskLogits, type Wish, type WishOutput } from "../model/index.ts";
 import { readImage, writeMaskPng, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
 import { evalSample } from "./data/loader.ts";
@@ -15,7 +15,7 @@ import { imageTensor } from "./step.ts";
 
 export interface PredictImagesOptions extends InferenceOptions {
   out: string;
-  /** Safetensors file for class_logits, mask_logits, prompt_latents and cam of the (only) image. */
+  /** Safetensors file for class_logits, mask_logits, prompt_latents, cam and attention_logits of the (only) image. */
   dump?: string;
   onImage?: (done: number, total: number) => void;
   signal?: AbortSignal;
@@ -101,6 +101,15 @@ function encodeOutput({ predictions, cam }: WishOutput, image: string): Promise<
   ]);
   if (promptLatents) tensors.set("prompt_latents", promptLatents);
   if (cam) tensors.set("cam", F.detach(cam));
+  // By whose signs the decoder's layers attended: where they differ from another implementation's, so do the outputs.
+  for (const [i, prediction] of predictions.entries()) {
+    const { attends } = prediction;
+    if (attends)
+      tensors.set(
+        `attention_logits.${i}`,
+        noGrad(() => attentionLogits(prediction, attends)),
+      );
+  }
   return encode(tensors, { image });
 }
 

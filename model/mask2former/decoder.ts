@@ -36,6 +36,8 @@ export interface Prediction extends Masks {
   classLogits: Tensor;
   /** (B, N, T, D) where the model has a prompt head. */
   promptLatents: Tensor | undefined;
+  /** (h, w) of the level where the next layer attends by these masks; none after the last layer. */
+  attends?: readonly [number, number] | undefined;
 }
 
 /** (B, N, C), (B, C, h, w) -> (B, N, h, w) */
@@ -43,6 +45,16 @@ export function maskLogits({ maskEmbedding, maskFeatures }: Masks): Tensor {
   const [B, C, h, w] = maskFeatures.shape as [number, number, number, number];
   const masks = F.matmul(maskEmbedding, F.reshape(maskFeatures, [B, C, h * w]));
   return F.reshape(masks, [B, maskEmbedding.shape[1]!, h, w]);
+}
+
+/** The masks at a level's size: the next layer attends where they are not negative. (B, N, C), (B, C, H / 4, W / 4) -> (B, N, h, w) */
+export function attentionLogits({ maskEmbedding, maskFeatures }: Masks, size: readonly [number, number]): Tensor {
+  return maskLogits({ maskEmbedding, maskFeatures: resized(maskFeatures, size) });
+}
+
+/** Resizing and the product with the queries' embeddings may change places: both are linear. */
+function resized(maskFeatures: Tensor, [h, w]: readonly [number, number]): Tensor {
+  return F.interpolate(maskFeatures, { size: [h, w], mode: "bilinear", alignCorners: false });
 }
 
 export class MaskedTransformerDecoder extends nn.Module {
@@ -86,16 +98,20 @@ export class MaskedTransformerDecoder extends nn.Module {
       // The level's embedding goes to keys and values, the position to the keys alone.
       const value = F.add(flattenGrid(x), F.slice(this.level_embed.weight, 0, level, level + 1)); // (B, h w, C)
       const sine = constant(gpu, `sine ${h}x${w}x${C}`, [1, h * w, C], () => sinePositions(h, w, C));
-      // Resizing and the product with the queries' embeddings may change places: both are linear.
-      const resize = (): Tensor => F.interpolate(maskFeatures, { size: [h, w], mode: "bilinear", alignCorners: false });
-      return { key: F.add(value, sine), value, features: noGrad(resize) };
+      const size = [h, w] as const;
+      return { key: F.add(value, sine), value, size, features: noGrad(() => resized(maskFeatures, size)) };
     });
     const [N, C] = this.query_feat.weight.shape as [number, number];
     const queryPositions = F.reshape(this.query_embed.weight, [1, N, C]);
     let queries = F.expand(F.reshape(this.query_feat.weight, [1, N, C]), [B, N, C]);
 
-    const predictions = [this.#predict(queries, maskFeatures)];
-    for (const [i, ffn] of this.transformer_ffn_layers.entries()) {
+    const layers = this.transformer_ffn_layers;
+    const predict = (after: number): Prediction => {
+      const attends = after < layers.length ? sources[after % sources.length]!.size : undefined;
+      return { ...this.#predict(queries, maskFeatures), attends };
+    };
+    const predictions = [predict(0)];
+    for (const [i, ffn] of layers.entries()) {
       const { key, value, features } = sources[i % sources.length]!;
       const mask = attentionMask({ ...predictions.at(-1)!, maskFeatures: features });
       const layer = (x: Tensor, positions: Tensor, k: Tensor, v: Tensor, where: Tensor): Tensor => {
@@ -103,7 +119,7 @@ export class MaskedTransformerDecoder extends nn.Module {
         return ffn.forward(this.transformer_self_attention_layers[i]!.forward(seen, positions));
       };
       queries = recomputed(layer, queries, queryPositions, key, value, mask);
-      predictions.push(this.#predict(queries, maskFeatures));
+      predictions.push(predict(i + 1));
     }
     return predictions;
   }
@@ -132,9 +148,9 @@ export class MaskedTransformerDecoder extends nn.Module {
 function attentionMask(masks: Masks): Tensor {
   return scope(() =>
     noGrad(() => {
-      const resized = maskLogits(masks);
-      const [B, N, h, w] = resized.shape as [number, number, number, number];
-      const logits = F.reshape(resized, [B, 1, N, h * w]);
+      const coarse = maskLogits(masks);
+      const [B, N, h, w] = coarse.shape as [number, number, number, number];
+      const logits = F.reshape(coarse, [B, 1, N, h * w]);
       const empty = F.lt(F.max(logits, [3], { keepdim: true }), 0); // (B, 1, N, 1)
       return F.logicalOr(F.ge(logits, 0), empty);
     }),

@@ -53,7 +53,15 @@ test("predict segments with a published model, names its classes, and dumps what
     assert.ok(existsSync(mask));
   }
   const dump = read(at("dump.safetensors"));
-  assert.equal([...dump.keys()].sort(), ["class_logits", "mask_logits"]);
+  const attention = ["attention_logits.0", "attention_logits.1"];
+  assert.equal([...dump.keys()].sort(), [...attention, "class_logits", "mask_logits"]);
+  assert.equal(
+    attention.map((name) => dump.get(name)!.shape),
+    [
+      [1, 6, 2, 3],
+      [1, 6, 4, 6],
+    ],
+  );
   for (const [name, recorded, shape] of [
     ["class_logits", "image.class", [1, 6, 4]],
     ["mask_logits", "image.mask", [1, 6, 16, 24]],

@@ -1,7 +1,15 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { backward, type Device, F, noGrad, scope, type Tensor } from "../../engine/index.ts";
-import { mask2FormerNames, maskLogits, ResNet, Wish, type WishConfig, wishMini } from "../../model/index.ts";
+import {
+  attentionLogits,
+  mask2FormerNames,
+  maskLogits,
+  ResNet,
+  Wish,
+  type WishConfig,
+  wishMini,
+} from "../../model/index.ts";
 import type { Prediction } from "../../model/mask2former/decoder.ts";
 import { testDevice } from "../device.ts";
 import { distance, readFixture, roll, under } from "./fixture.ts";
@@ -81,6 +89,26 @@ test("every prediction equals PyTorch's, on an image, a black image and a shifte
         `auxiliary masks ${i}`,
       );
     }
+  }
+});
+
+test("each layer attends where PyTorch's does: by the masks before it, at its level's size, coarse to fine", async () => {
+  const gpu = await testDevice();
+  const fixture = await readFixture(gpu, "mask2former");
+  const model = referenceModel(gpu, fixture).eval();
+  const { predictions } = scope(() => noGrad(() => model.forward(fixture.get("input")!)));
+  const sizes = [[2, 3], [4, 6], [8, 12], undefined] as const;
+  for (const [i, size] of sizes.entries()) {
+    assert.equal(predictions[i]!.attends, size);
+    if (!size) continue;
+    const got = attentionLogits(predictions[i]!, size);
+    const want = F.interpolate(fixture.get(`aux${i}.mask`)!, {
+      size: [...size],
+      mode: "bilinear",
+      alignCorners: false,
+    });
+    assert.ok((await distance(got, want)) < 1e-3, `layer ${i}`);
+    assert.equal(await F.ge(got, 0).toArray(), await F.ge(want, 0).toArray(), `layer ${i}`);
   }
 });
 
