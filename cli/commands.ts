@@ -109,10 +109,15 @@ export const commands: readonly Command[] = [
       ["<in>", "file of weights, index of its shards, or folder with one; nothing in it is executed"],
       ["<out>", "safetensors file to write"],
     ],
+    options: [
+      {
+        flags: "--any",
+        help: "also write a model that is not known here, its tensors unchecked under the names that they have",
+      },
+    ],
     notes:
       "The model is told by its keys: SAM, MobileSAM, Mask2Former, ResNet, Swin, MobileNetV2, and what train and sam-train write; of a checkpoint of " +
-      "theirs the model is kept. Where tensors are missing, left over or of another shape, nothing is written; of Swins and transformers' ResNets alone, " +
-      "without a Mask2Former around them, that is only found when they are loaded. Other models keep their names.",
+      "theirs the model is kept. Where tensors are missing, left over or of another shape, or the model is none of these, nothing is written.",
     examples: [
       "wgpu-wish convert mobile_sam.pt mobile_sam.safetensors",
       "wgpu-wish convert facebook/sam-vit-base/model.safetensors sam.safetensors",

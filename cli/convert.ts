@@ -28,7 +28,11 @@ interface Converted {
   readonly unused: readonly string[];
 }
 
-export async function run(call: Call): Promise<void> {
+interface Options {
+  any?: boolean;
+}
+
+export async function run(call: Call<Options>): Promise<void> {
   const { args, terminal } = call;
   const [from, to] = args as [string, string];
   if (!to.endsWith(".safetensors")) throw new BadInput(`${to}: the output is a safetensors file; give it that ending`);
@@ -78,25 +82,35 @@ function place(path: string): string {
 }
 
 /** Throws where the tensors are not all of a model's, before anything is written. */
-async function converted(call: Call, weights: WeightFile): Promise<Converted> {
+async function converted(call: Call<Options>, weights: WeightFile): Promise<Converted> {
   const { file, metadata } = weights;
   const isTraining = metadata.format?.startsWith("wgpu-wish checkpoint") === true;
   const hasSam = [...weights.tensors.keys()].some((key) => key.startsWith("model.mask_decoder."));
   if (metadata.format?.startsWith("wgpu-wish model") || (isTraining && !hasSam))
     return wishTensors(await call.open(), weights, isTraining);
-  const named = nameTensors(weights.tensors, file);
+  const named = await refusing(() => nameTensors(weights.tensors, file));
   if (named.family === "sam" || isTraining) {
     const { config, tensors, spare, kind, unused } = await refusing(() => readSam(weights, file));
     const text = { ...(isTraining ? {} : metadata), model: kind, config: JSON.stringify(config) };
     return { kind, tensors: merged(tensors, spare), metadata: text, config, unused };
   }
-  const { kind, spare, unused, expected } = named;
-  if (expected) await refusing(() => checkTensors(expected, named.tensors, file));
+  const { kind, spare, unused, expected, keyOf } = named;
+  if (named.family === "unknown" && !call.options.any) throw new BadInput(`${file}: ${notKnown(weights.tensors)}`);
+  if (expected) await refusing(() => checkTensors(expected, named.tensors, file, keyOf));
   const text = { ...metadata, model: kind };
   if (named.family !== "mask2former") return { kind, tensors: merged(named.tensors, spare), metadata: text, unused };
   // Batch norm's counters are left out: detectron2's frozen norms have none.
   const { tensors, config } = await mask2FormerTensors(await call.open(), named.tensors, file);
   return { kind, tensors, metadata: text, config, unused };
+}
+
+/** A model that is not known cannot be checked. */
+function notKnown(tensors: Tensors): string {
+  const keys = [...tensors.keys()];
+  return (
+    `its keys (${listed(keys)}) are those of no model that is known here: SAM, MobileSAM, Mask2Former, WISH, ResNet, Swin, MobileNetV2; ` +
+    "convert --any writes its tensors as they are, unchecked"
+  );
 }
 
 const merged = (a: Tensors, b: Tensors): Tensors => new Map([...a, ...b]);

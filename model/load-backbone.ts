@@ -3,28 +3,10 @@ import { scope } from "../engine/index.ts";
 import type { Backbone } from "./backbone.ts";
 import { MobileNetV2 } from "./mobilenet.ts";
 import { SwinTransformer } from "./swin.ts";
-import {
-  TIMM_SWIN,
-  TORCHVISION_RESNET,
-  TORCHVISION_SWIN,
-  TRANSFORMERS_RESNET,
-  TRANSFORMERS_SWIN,
-  TRANSFORMERS_SWIN_IN_MEMORY,
-  TRANSFORMERS_SWIN_NORMS,
-} from "./weights/backbone-names.ts";
+import { backboneTables, RESNET_NAMES, SWIN_NAMES } from "./weights/backbone-names.ts";
 import { foldedMobileNet, mobileNetNaming } from "./weights/mobilenet-folding.ts";
-import { below, loadNamed, nameKeys, type Rule, type Source } from "./weights/renaming.ts";
+import { loadNamed, nameKeys, type Rule, type Source } from "./weights/renaming.ts";
 import { CheckpointError } from "./weights/tensors.ts";
-
-/** Libraries' names, beside detectron2's own. */
-const RESNET: readonly (readonly Rule[])[] = [TORCHVISION_RESNET, TRANSFORMERS_RESNET];
-const SWIN: readonly (readonly Rule[])[] = [
-  ...TIMM_SWIN,
-  TORCHVISION_SWIN,
-  ...[TRANSFORMERS_SWIN, TRANSFORMERS_SWIN_IN_MEMORY].map((rules) => [...rules, ...TRANSFORMERS_SWIN_NORMS]),
-];
-/** What models put in front of their backbone's names. */
-const PREFIXES = ["", "backbone.", "module.", "model.", "resnet.", "swin."] as const;
 
 /** Classifiers, the norm before them, counters, and indices that are made anew. */
 const UNUSED =
@@ -42,7 +24,7 @@ const OPTIONAL = /^norm[0-3]\./;
  */
 export function loadBackbone(backbone: Backbone, state: ReadonlyMap<string, Source>): void {
   if (backbone instanceof MobileNetV2) loadMobileNet(backbone, state);
-  else loadAs(backbone, state, UNUSED, backbone instanceof SwinTransformer ? SWIN : RESNET);
+  else loadAs(backbone, state, UNUSED, backbone instanceof SwinTransformer ? SWIN_NAMES : RESNET_NAMES);
 }
 
 function loadAs(
@@ -53,11 +35,7 @@ function loadAs(
 ): void {
   const keys = [...state.keys()].filter((key) => !unused.test(key));
   const own = backbone.stateDict();
-  const tables = PREFIXES.filter((prefix) => keys.some((key) => key.startsWith(prefix))).flatMap((prefix) => [
-    [[`${prefix}*`, "*"]] satisfies Rule[],
-    ...libraries.map((rules) => below(prefix, "", rules)),
-  ]);
-  const named = nameKeys(keys, tables, (name) => own.has(name));
+  const named = nameKeys(keys, backboneTables(keys, libraries), (name) => own.has(name));
   loadNamed(backbone, named, state, { what: "backbone", optional: OPTIONAL });
 }
 

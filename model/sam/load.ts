@@ -1,7 +1,8 @@
 // A SAM model from a file of weights: original SAM and MobileSAM, transformers' SamModel, sam-mini and anything of that architecture.
 import { type Device, nn, scope } from "../../engine/index.ts";
 import { fileNumbers } from "../../engine/safetensors.ts";
-import { checkTensors, type NamedTensors, nameTensors } from "../weights/names.ts";
+import { checkTensors } from "../weights/compare.ts";
+import { type NamedTensors, nameTensors } from "../weights/names.ts";
 import { type Checkpoint, readCheckpoint } from "../weights/read.ts";
 import { CheckpointError, type HostTensor } from "../weights/tensors.ts";
 import { checkConfig, type SamConfig } from "./config.ts";
@@ -64,7 +65,7 @@ export function readSam(source: SamSource, file: string): SamCheckpoint {
     const what = error instanceof TypeError ? 'metadata "config" lacks sizes of a SAM' : (error as Error).message;
     throw new CheckpointError(`${file}: ${what}`);
   }
-  checkTensors(samShapes(config), tensors, file);
+  checkTensors(samShapes(config), tensors, file, named.keyOf);
   return { ...named, config };
 }
 

@@ -37,7 +37,7 @@ export const TRANSFORMERS_RESNET: readonly Rule[] = [
 ];
 
 /** timm from 0.9 on: patches merge at the start of the next stage. With features_only the stages are layers_0 …. */
-export const TIMM_SWIN: readonly (readonly Rule[])[] = [".", "_"].map((dot) => [
+const TIMM_SWIN: readonly (readonly Rule[])[] = [".", "_"].map((dot) => [
   ["patch_embed.*", "patch_embed.*"],
   ...STAGES.flatMap((s): Rule[] => [
     [`layers${dot}${s + 1}.downsample.*`, `layers.${s}.downsample.*`],
@@ -46,7 +46,7 @@ export const TIMM_SWIN: readonly (readonly Rule[])[] = [".", "_"].map((dot) => [
 ]);
 
 /** torchvision: features.0 embeds, 1, 3, 5, 7 are the stages, 2, 4, 6 merge. */
-export const TORCHVISION_SWIN: readonly Rule[] = [
+const TORCHVISION_SWIN: readonly Rule[] = [
   ["features.0.0.*", "patch_embed.proj.*"],
   ["features.0.2.*", "patch_embed.norm.*"],
   ...STAGES.flatMap((s): Rule[] => [
@@ -95,3 +95,25 @@ export const TRANSFORMERS_SWIN_NORMS: readonly Rule[] = STAGES.map((s) => [
   `hidden_states_norms.stage${s + 1}.*`,
   `norm${s}.*`,
 ]);
+
+/** Libraries' names, beside detectron2's own. */
+export const RESNET_NAMES: readonly (readonly Rule[])[] = [TORCHVISION_RESNET, TRANSFORMERS_RESNET];
+export const SWIN_NAMES: readonly (readonly Rule[])[] = [
+  ...TIMM_SWIN,
+  TORCHVISION_SWIN,
+  ...[TRANSFORMERS_SWIN, TRANSFORMERS_SWIN_IN_MEMORY].map((rules) => [...rules, ...TRANSFORMERS_SWIN_NORMS]),
+];
+
+/** What models put in front of their backbone's names. */
+const PREFIXES = ["", "backbone.", "module.", "model.", "resnet.", "swin."] as const;
+
+/** For `nameKeys`: detectron2's names and these libraries', behind every prefix that keys have. */
+export function backboneTables(
+  keys: readonly string[],
+  libraries: readonly (readonly Rule[])[],
+): readonly (readonly Rule[])[] {
+  return PREFIXES.filter((prefix) => keys.some((key) => key.startsWith(prefix))).flatMap((prefix) => [
+    [[`${prefix}*`, "*"]] satisfies Rule[],
+    ...libraries.map((rules) => below(prefix, "", rules)),
+  ]);
+}

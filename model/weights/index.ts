@@ -1,5 +1,6 @@
+export { type Comparison, checkTensors, compareTensors, describe } from "./compare.ts";
 export type { Family } from "./kinds.ts";
-export { type Comparison, checkTensors, compareTensors, describe, type NamedTensors, nameTensors } from "./names.ts";
+export { type NamedTensors, nameTensors } from "./names.ts";
 export type { Parts } from "./parts.ts";
 export { type Checkpoint, checkpointParts, readCheckpoint } from "./read.ts";
 export { CheckpointError, type HostTensor } from "./tensors.ts";

@@ -1,16 +1,14 @@
 // Which model a checkpoint holds, told by its keys. To add one: a row in MODELS.
+import type { Shapes } from "./compare.ts";
 import {
-  DETECTRON_RESNET,
   type MobileNetNaming,
   mobileNetShapes,
-  type ResNetNaming,
-  resNetBlocks,
-  resNetShapes,
-  type Shapes,
+  NUMBERED_MOBILENET,
   TIMM_MOBILENET,
   TORCHVISION_MOBILENET,
-  TORCHVISION_RESNET,
-} from "./backbones.ts";
+} from "./mobilenet-shapes.ts";
+import { resNetTensors } from "./resnet-shapes.ts";
+import { swinShapes } from "./swin-shapes.ts";
 import type { HostTensor } from "./tensors.ts";
 
 type Tensors = ReadonlyMap<string, HostTensor>;
@@ -24,7 +22,7 @@ export interface ModelKind {
   readonly name: string;
   /** Keys that inference does not use, and that may be absent. */
   readonly unused: RegExp;
-  /** The tensors that such a model has; undefined where those who load it compare. */
+  /** The tensors that such a model has, under the names here; undefined where those who load it compare. */
   readonly expected: Shapes | undefined;
 }
 
@@ -40,27 +38,29 @@ interface Model {
 
 const NOTHING = /(?!)/;
 
-function resNet(keys: RegExp, naming: ResNetNaming): Model {
+function resNet(keys: RegExp): Model {
   return {
     family: "backbone",
     keys,
     most: true,
-    name: (tensors) => resNetName(tensors, naming),
-    unused: /\.num_batches_tracked$|^(backbone\.)?(fc|stem\.fc|linear)\.(weight|bias)$/,
-    expected: (tensors) => resNetShapes(tensors, naming),
+    name: (tensors) => `ResNet-${resNetTensors(tensors).layers}`,
+    unused: /\.num_batches_tracked$|^((backbone|resnet)\.)?(fc|stem\.fc|linear|classifier\.1)\.(weight|bias)$/,
+    expected: (tensors) => resNetTensors(tensors).shapes,
   };
 }
 
-function mobileNet(keys: RegExp, naming?: MobileNetNaming): Model {
+function mobileNet(keys: RegExp, naming: MobileNetNaming, unused: RegExp): Model {
   return {
     family: "backbone",
     keys,
     most: true,
     name: () => "MobileNetV2",
-    unused: /\.num_batches_tracked$|^classifier\.(1\.)?(weight|bias)$/,
-    ...(naming ? { expected: (tensors: Tensors) => mobileNetShapes(tensors, naming) } : {}),
+    unused,
+    expected: (tensors) => mobileNetShapes(tensors, naming),
   };
 }
+
+const MOBILENET_CLASSIFIER = /\.num_batches_tracked$|^classifier\.(1\.)?(weight|bias)$/;
 
 /** The first that fits. Keys are the original repositories', of Mask2Former also transformers'. */
 const MODELS: readonly Model[] = [
@@ -79,22 +79,27 @@ const MODELS: readonly Model[] = [
     unused:
       /^criterion\.|\.(num_batches_tracked|relative_position_index)$|^pixel_(mean|std)$|^(model\.)?pixel_level_module\.encoder\.(swin\.|model\.)?layernorm\./,
   },
+  resNet(/^(backbone\.)?(conv1|bn1|fc|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+$/),
+  resNet(/^(backbone\.)?(stem\.conv1|res[2-5]\.\d+\.(conv[123]|shortcut))\./),
   resNet(
-    /^(backbone\.)?(conv1|bn1|fc|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+$/,
-    TORCHVISION_RESNET,
+    /^((backbone|resnet)\.)?(embedder\.embedder|encoder\.stages\.\d\.layers\.\d+\.(layer\.\d|shortcut))\.(convolution|normalization)\.\w+$/,
   ),
-  resNet(/^(backbone\.)?(stem\.conv1|res[2-5]\.\d+\.(conv[123]|shortcut))\./, DETECTRON_RESNET),
-  mobileNet(/^features\.((0|18)\.[01]|\d+\.conv\.\d(\.\d)?)\.\w+$/, TORCHVISION_MOBILENET),
-  mobileNet(/^(conv_stem|conv_head|blocks\.\d\.\d\.(conv_(dw|pw|pwl)|bn[123]))\.\w+$/, TIMM_MOBILENET),
+  mobileNet(/^features\.((0|18)\.[01]|\d+\.conv\.\d(\.\d)?)\.\w+$/, TORCHVISION_MOBILENET, MOBILENET_CLASSIFIER),
+  mobileNet(
+    /^(conv_stem|conv_head|blocks\.\d\.\d\.(conv_(dw|pw|pwl)|bn[123]))\.\w+$/,
+    TIMM_MOBILENET,
+    MOBILENET_CLASSIFIER,
+  ),
   {
     family: "backbone",
     // Microsoft's and timm's, torchvision's, transformers'; SwinV2 has no such tables.
     keys: /\.relative_position_bias_table$/,
     name: swinName,
     unused: /\.(relative_position_index|attn_mask)$|^((backbone|swin)\.)?(head|classifier|norm|layernorm)\./,
+    expected: swinShapes,
   },
-  // Numbered layers in TensorFlow's order, as the engine's own has.
-  mobileNet(/^\d\d\.(dw)?conv\.\w+$/),
+  // Numbered layers in TensorFlow's order, as the engine's own has; 51 and 52 serve the classifier.
+  mobileNet(/^(backbone\.)?\d\d\.(dw)?conv\.\w+$/, NUMBERED_MOBILENET, /^(backbone\.)?5[12]\./),
 ];
 
 export function kindOf(tensors: Tensors): ModelKind {
@@ -142,10 +147,4 @@ function swinName(tensors: Tensors): string {
   );
   const width = embedding === undefined ? undefined : tensors.get(embedding)?.shape[0];
   return SWINS.find(([dim, count]) => dim === width && count === blocks)?.[2] ?? "Swin";
-}
-
-/** A ResNet is called after its layers with weights: the first, those of the blocks, the classifier. */
-function resNetName(tensors: Tensors, naming: ResNetNaming): string {
-  const { blocks, bottleneck } = resNetBlocks(tensors, naming);
-  return `ResNet-${2 + (bottleneck ? 3 : 2) * blocks.reduce((sum, n) => sum + n, 0)}`;
 }

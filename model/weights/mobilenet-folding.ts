@@ -1,7 +1,13 @@
 // MobileNetV2 as torchvision and timm save it: with norms, which are folded into the convolutions before them.
 import { type Device, F, type Tensor } from "../../engine/index.ts";
-import { type MobileNetNaming, mobileNetLayers, TIMM_MOBILENET, TORCHVISION_MOBILENET } from "./backbones.ts";
-import { compareTensors, describe } from "./names.ts";
+import { compareTensors, describe } from "./compare.ts";
+import {
+  type MobileNetNaming,
+  mobileNetParts,
+  NUMBERED_MOBILENET,
+  TIMM_MOBILENET,
+  TORCHVISION_MOBILENET,
+} from "./mobilenet-shapes.ts";
 import { onDevice, type Source } from "./renaming.ts";
 import { CheckpointError } from "./tensors.ts";
 
@@ -33,8 +39,9 @@ export function foldedMobileNet(
   state: ReadonlyMap<string, Source>,
   own: ReadonlyMap<string, Tensor>,
 ): Map<string, Tensor> {
-  const layers = mobileNetLayers(naming).map((names) => {
-    const [layer, conv, norm] = names;
+  const theirs = mobileNetParts(naming);
+  const layers = mobileNetParts(NUMBERED_MOBILENET).map(([layer], i) => {
+    const [conv, norm] = theirs[i]!;
     return { layer, conv: prefix + conv, norm: prefix + norm };
   });
   const expected = new Map<string, { shape: readonly number[] }>();

@@ -1,6 +1,6 @@
 // Whose checkpoint is it, and what are its tensors called here? Names here are the original repositories'; the tables turn others into them.
-import type { Shapes } from "./backbones.ts";
-import { type Family, kindOf } from "./kinds.ts";
+import type { Shapes } from "./compare.ts";
+import { type Family, kindOf, type ModelKind } from "./kinds.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
 
 /** Exact rules: the whole key must match, and each key may match one rule at most. */
@@ -74,6 +74,8 @@ export interface NamedTensors {
   readonly spare: Map<string, HostTensor>;
   /** What such a model has, where that is known here: for `checkTensors`. */
   readonly expected: Shapes | undefined;
+  /** The file's key of a tensor; of one that it lacks the original's, behind the prefix that its other keys have. */
+  keyOf(name: string): string;
 }
 
 /** Detects the model, renames its tensors to the original repository's keys and drops what is known to be unused. */
@@ -95,13 +97,23 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
     all.set(name, tensor);
     before.set(name, key);
   }
-  const { family, name: kind, unused: pattern, expected } = kindOf(all);
+  const { family, name: kind, unused: pattern, expected } = kindIn(all, file);
   const [tensors, spare] = [new Map<string, HostTensor>(), new Map<string, HostTensor>()];
   for (const [name, tensor] of all) {
     if (pattern.test(name)) unused.push(before.get(name)!);
     (pattern.test(name) ? spare : tensors).set(name, tensor);
   }
-  return { tensors, family, kind, unused, spare, expected };
+  const keyOf = (name: string) => before.get(name) ?? (fromHub ? name : prefix + name);
+  return { tensors, family, kind, unused, spare, expected, keyOf };
+}
+
+function kindIn(tensors: ReadonlyMap<string, HostTensor>, file: string): ModelKind {
+  try {
+    return kindOf(tensors);
+  } catch (error) {
+    if (error instanceof CheckpointError) throw new CheckpointError(`${file}: ${error.message}`);
+    throw error;
+  }
 }
 
 /** A key without a rule stays: the comparison with the model then lists it as unexpected. */
@@ -122,47 +134,4 @@ function commonPrefix(keys: readonly string[]): string {
     prefix += inner;
   }
   return prefix;
-}
-
-const FLOATS: ReadonlySet<string> = new Set(["F64", "F32", "F16", "BF16"]);
-
-/** Throws where tensors are missing, unexpected, of another shape, or of whole numbers. */
-export function checkTensors(expected: Shapes, tensors: ReadonlyMap<string, HostTensor>, file: string): void {
-  const whole = [...tensors].find(([, { dtype }]) => !FLOATS.has(dtype));
-  if (whole)
-    throw new CheckpointError(`${file}: tensor ${whole[0]} is of type ${whole[1].dtype}, which no weights are`);
-  const difference = describe(compareTensors(expected, tensors));
-  if (difference) throw new CheckpointError(`${file}: the weights do not fit the model: ${difference}`);
-}
-
-export interface Comparison {
-  readonly missing: string[];
-  readonly unexpected: string[];
-  readonly misshaped: { readonly key: string; readonly expected: readonly number[]; readonly got: readonly number[] }[];
-}
-
-/** What a checkpoint lacks of a model, has beyond it, and has in another shape. */
-export function compareTensors(expected: Shapes, got: Shapes): Comparison {
-  const missing = [...expected.keys()].filter((key) => !got.has(key));
-  const unexpected = [...got.keys()].filter((key) => !expected.has(key));
-  const misshaped = [...expected].flatMap(([key, { shape }]) => {
-    const other = got.get(key)?.shape;
-    return other && (other.length !== shape.length || other.some((d, i) => d !== shape[i]))
-      ? [{ key, expected: shape, got: other }]
-      : [];
-  });
-  return { missing, unexpected, misshaped };
-}
-
-/** One line: how many keys are wrong in each way, the first few by name. Undefined when all agree. */
-export function describe({ missing, unexpected, misshaped }: Comparison): string | undefined {
-  const list = (keys: string[]) =>
-    keys.length > 4 ? `${keys.slice(0, 4).join(", ")} and ${keys.length - 4} more` : keys.join(", ");
-  const parts = [
-    missing.length > 0 && `${missing.length} missing (${list(missing)})`,
-    unexpected.length > 0 && `${unexpected.length} unexpected (${list(unexpected)})`,
-    misshaped.length > 0 &&
-      `${misshaped.length} misshaped (${list(misshaped.map((m) => `${m.key} is (${m.got.join(", ")}), not (${m.expected.join(", ")})`))})`,
-  ].filter((part) => part !== false);
-  return parts.length === 0 ? undefined : parts.join("; ");
 }

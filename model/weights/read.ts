@@ -24,6 +24,7 @@ const isIndex = (file: string): boolean => /\.json$/i.test(file);
 export function readCheckpoint(bytes: Uint8Array, file: string, parts: Parts = new Map()): Checkpoint {
   if (bytes.length === 0) throw new CheckpointError(`${file}: the file is empty`);
   const checkpoint = readAny(bytes, file, parts);
+  if (checkpoint.tensors.size === 0) throw new CheckpointError(`${file}: holds no tensors`);
   if (checkpoint.tensors.has("__metadata__"))
     throw new CheckpointError(`${file}: a tensor is named __metadata__, which safetensors keeps for itself`);
   return checkpoint;

@@ -1,7 +1,7 @@
 // Names in other people's files <-> ours, by tables. A table is read both ways, so that errors can call a tensor what its file calls it.
 import { type Device, F, type nn, scope, type Tensor } from "../../engine/index.ts";
 import { fileNumbers } from "../../engine/safetensors.ts";
-import { compareTensors, describe } from "./names.ts";
+import { compareTensors, describe, type Shapes } from "./compare.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
 
 /**
@@ -94,14 +94,24 @@ function ourName(key: string, table: readonly Compiled[]): [name: string, part: 
 /** On the device, or as a file holds it. */
 export type Source = Tensor | HostTensor;
 
-type Shapes = Map<string, { shape: readonly number[] }>;
-
 /** Our names with their shapes; parts that are there count as whole. */
-export function shapesOf({ parts }: Named, state: ReadonlyMap<string, Source>): Shapes {
-  const shapes: Shapes = new Map();
+export function shapesOf({ parts }: Named, state: Shapes): Shapes {
+  const shapes = new Map<string, { shape: readonly number[] }>();
   for (const [name, keys] of parts) {
     const [first, ...rest] = state.get(keys.find((key) => key !== undefined)!)!.shape;
     shapes.set(name, { shape: first === undefined ? [] : [first * keys.length, ...rest] });
+  }
+  return shapes;
+}
+
+/** Shapes of tensors of ours under the keys that the file has, or would have, for them. */
+export function theirShapes(named: Named, ours: Shapes): Shapes {
+  const shapes = new Map<string, { shape: readonly number[] }>();
+  for (const [name, { shape }] of ours) {
+    const theirs = named.theirs(name);
+    const keys = named.parts.get(name)?.map((key, i) => key ?? theirs[i]!) ?? theirs;
+    const [rows, ...rest] = shape;
+    for (const key of keys) shapes.set(key, { shape: rows === undefined ? [] : [rows / keys.length, ...rest] });
   }
   return shapes;
 }
@@ -117,15 +127,8 @@ export function loadNamed(
   { what = "model", optional }: { what?: string; optional?: RegExp } = {},
 ): void {
   const own = module.stateDict();
-  const expected: Shapes = new Map();
-  for (const [name, { shape }] of own) {
-    const found = named.parts.get(name);
-    if (!found && optional?.test(name)) continue;
-    const theirs = named.theirs(name);
-    const keys = found?.map((key, i) => key ?? theirs[i]!) ?? theirs;
-    const [rows, ...rest] = shape;
-    for (const key of keys) expected.set(key, { shape: rows === undefined ? [] : [rows / keys.length, ...rest] });
-  }
+  const needed = [...own].filter(([name]) => named.parts.has(name) || !optional?.test(name));
+  const expected = theirShapes(named, new Map(needed));
   const given = new Map(
     [...named.parts.values()]
       .flatMap((keys) => keys.flatMap((key) => (key ? [key] : [])))

@@ -19,7 +19,7 @@ import * as assert from "uvu/assert";
 import { run } from "../../cli/convert.ts";
 import { Terminal } from "../../cli/terminal.ts";
 import { encodeSafetensors, fileTensor, optim, parseSafetensors } from "../../engine/index.ts";
-import { loadMask2Former, resNet, Wish, wishResNet50 } from "../../model/index.ts";
+import { loadMask2Former, resNet, SwinTransformer, Wish, wishResNet50 } from "../../model/index.ts";
 import { readCheckpoint } from "../../model/weights/index.ts";
 import { readWeights, saveCheckpoint } from "../../train/checkpoint.ts";
 import { BadInput } from "../../train/errors.ts";
@@ -45,14 +45,18 @@ interface Report {
 }
 
 /** Its report and its text. */
-async function convert(from: string, to: string): Promise<{ report: Report; text: string }> {
+async function convert(
+  from: string,
+  to: string,
+  options: { any?: boolean } = {},
+): Promise<{ report: Report; text: string }> {
   let outcome: { report: Report; text: string } | undefined;
   const terminal = new Terminal();
   terminal.result = (document, text) => {
     outcome = { report: document as Report, text };
   };
   const interruptible = () => new AbortController().signal;
-  await run({ args: [from, to], options: {}, terminal, open: testDevice, interruptible });
+  await run({ args: [from, to], options, terminal, open: testDevice, interruptible });
   return outcome!;
 }
 
@@ -77,6 +81,9 @@ async function refusal(from: string): Promise<string> {
   }
   throw new Error("not reached");
 }
+
+const zeros = (shape: readonly number[], whole = false) =>
+  fileTensor(new Array(shape.reduce((product, d) => product * d, 1)).fill(0), shape, whole ? "I32" : "F32");
 
 const contents = (tensors: ReturnType<typeof readCheckpoint>["tensors"]) =>
   [...tensors].map(([key, { dtype, shape, data }]) => [key, dtype, [...shape], Buffer.from(data).toString("base64")]);
@@ -226,6 +233,56 @@ test("pre-trained weights of a configuration may be in torch's format", async ()
   assert.match(await refusal(at("resnet.safetensors")), /1 missing \(backbone\.res4\.1\.conv2\.weight\)/);
 });
 
+test("of a backbone alone what is missing, left over or of another shape is refused under the file's own key", async () => {
+  const recorded: Record<string, Record<string, number[]>> = JSON.parse(readFileSync(fixture("shapes.json"), "utf8"));
+  const gpu = await testDevice();
+  const swin = new SwinTransformer(gpu, { embedDim: 4, depths: [1, 2, 1, 1], heads: [1, 2, 2, 4], window: 2 });
+  const microsoft = [...swin.stateDict()].filter(([key]) => !/^norm\d/.test(key));
+  const shapes: Record<string, Record<string, readonly number[]>> = {
+    "Swin of transformers, on disk": recorded["Swin of transformers, on disk"]!,
+    "Swin of transformers, features alone": recorded["Swin of transformers, features alone"]!,
+    "ResNet-18 of transformers": recorded["ResNet-18 of transformers, features alone"]!,
+    "Swin of Microsoft": Object.fromEntries(microsoft.map(([key, { shape }]) => [key, shape])),
+  };
+  for (const [name, keys] of Object.entries(shapes)) {
+    const state = new Map(
+      Object.entries(keys).map(([key, shape]) => [`module.${key}`, zeros(shape, /num_batches/.test(key))]),
+    );
+    const written = async (change: (tensors: typeof state) => unknown) => {
+      const tensors = new Map(state);
+      change(tensors);
+      writeFileSync(at("backbone.safetensors"), encodeSafetensors(tensors));
+    };
+    await written(() => {});
+    assert.is((await convert(at("backbone.safetensors"), at("x.safetensors"))).report.model, name.split(" ")[0]);
+    const key = [...state.keys()].filter((k) => /(fc1|dense|layer\.1\.convolution)\.weight$/.test(k)).at(-1)!;
+    for (const [change, reason] of [
+      [(t) => t.delete(key), `1 missing (${key})`],
+      [(t) => t.set(key, zeros([3, 5])), `1 misshaped (${key} is (3, 5), not (${state.get(key)!.shape.join(", ")}))`],
+      [(t) => t.set("module.more.weight", zeros([1])), "1 unexpected (module.more.weight)"],
+      [(t) => t.set(key, zeros(state.get(key)!.shape, true)), `tensor ${key} is of type I32, which no weights are`],
+    ] as [(tensors: typeof state) => unknown, string][]) {
+      await written(change);
+      const told = await refusal(at("backbone.safetensors"));
+      assert.ok(told.startsWith(`${at("backbone.safetensors")}: `) && told.endsWith(reason), `${name}: ${told}`);
+    }
+  }
+});
+
+test("a model that is not known is refused unless it is asked for; a file without tensors is refused", async () => {
+  const state = new Map([["head.gamma", fileTensor([1, 2], [2])]]);
+  writeFileSync(at("other.safetensors"), encodeSafetensors(state));
+  assert.match(
+    await refusal(at("other.safetensors")),
+    /other\.safetensors: its keys \(head\.gamma\) are those of no model that is known here: .* --any/,
+  );
+  const { report } = await convert(at("other.safetensors"), at("any.safetensors"), { any: true });
+  assert.is(report.model, "unknown");
+  assert.equal(parseSafetensors(bytesOf(at("any.safetensors"))).tensors, state);
+  writeFileSync(at("empty.safetensors"), encodeSafetensors(new Map()));
+  assert.match(await refusal(at("empty.safetensors")), /empty\.safetensors: holds no tensors$/);
+});
+
 test("what is wrong is refused in one line that names it, and nothing is written", async () => {
   const original = readCheckpoint(bytesOf(fixture("sam-vit.pt")), "x").tensors;
   const key = "mask_decoder.iou_token.weight";
@@ -265,7 +322,7 @@ test("data of an ONNX model that a link leads out of its folder is not read", as
   assert.match(await refusal(at("onnx")), /external\.onnx: its data file external\.data is a link; refused/);
   rmSync(at("onnx", "external.data"));
   copyFileSync(fixture("weights/external.data"), at("onnx", "external.data"));
-  const { report, text } = await convert(at("onnx"), at("onnx.safetensors"));
+  const { report, text } = await convert(at("onnx"), at("onnx.safetensors"), { any: true });
   assert.is(report.model, "unknown");
   assert.match(text, /the model is not one this program knows/);
   assert.equal(

@@ -3,7 +3,7 @@ import * as assert from "uvu/assert";
 import { type Device, load, noGrad, scope, type Tensor } from "../../engine/index.ts";
 import type { Backbone } from "../../model/backbone.ts";
 import { loadBackbone, MobileNetV2, miniNet, ResNet, resNet } from "../../model/index.ts";
-import { mobileNetLayers, TIMM_MOBILENET, TORCHVISION_MOBILENET } from "../../model/weights/backbones.ts";
+import { mobileNetParts, TIMM_MOBILENET, TORCHVISION_MOBILENET } from "../../model/weights/mobilenet-shapes.ts";
 import { testDevice } from "../device.ts";
 import { distance, readFixture, roll, sharedFile, under } from "./fixture.ts";
 
@@ -69,10 +69,10 @@ test("a MobileNetV2 of torchvision or timm gives their features, its norms folde
   const fixture = await readFixture(gpu, "mobilenet_torchvision");
   const weights = under(fixture, "weights.");
   const timm = new Map<string, Tensor>();
-  const theirs = mobileNetLayers(TIMM_MOBILENET);
-  for (const [i, [, ...parts]] of mobileNetLayers(TORCHVISION_MOBILENET).entries())
+  const theirs = mobileNetParts(TIMM_MOBILENET);
+  for (const [i, parts] of mobileNetParts(TORCHVISION_MOBILENET).entries())
     for (const [part, name] of parts.entries())
-      for (const [key, x] of under(weights, `${name}.`)) timm.set(`model.${theirs[i]![part + 1]}.${key}`, x);
+      for (const [key, x] of under(weights, `${name}.`)) timm.set(`model.${theirs[i]![part]}.${key}`, x);
   for (const state of [weights, timm]) {
     const backbone = new MobileNetV2(gpu, { width: 0.1, origin: "pytorch" });
     loadBackbone(backbone, state);

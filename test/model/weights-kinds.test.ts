@@ -3,13 +3,17 @@
 import { readFileSync } from "node:fs";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { MobileNetV2, ResNet, resNet, SwinTransformer } from "../../model/index.ts";
 import { mobileSam, readSam, samVitB, samVitH, samVitL } from "../../model/sam/index.ts";
 import { checkTensors, compareTensors, type HostTensor, nameTensors } from "../../model/weights/index.ts";
+import { testDevice } from "../device.ts";
 
 const test = suite("kinds of weights");
 const recorded: Record<string, Record<string, number[]>> = JSON.parse(
   readFileSync(new URL("../parity/shapes.json", import.meta.url), "utf8"),
 );
+
+const EMPTY: HostTensor = { dtype: "F32", shape: [1], data: new Uint8Array(0) };
 
 /** Without numbers: only names and shapes are looked at. */
 function stateOf(model: string): Map<string, HostTensor> {
@@ -62,23 +66,78 @@ test("transformers' names become the original's, every one", () => {
   }
 });
 
-test("backbones of torchvision and timm are known and compared", () => {
-  for (const model of Object.keys(recorded).filter((name) => /^(ResNet|MobileNet)/.test(name))) {
+const backbones = Object.keys(recorded).filter((name) => /^(ResNet|MobileNet|Swin)/.test(name));
+
+test("backbones of torchvision, timm and transformers are known and lack nothing", () => {
+  assert.is(backbones.length, 15);
+  for (const model of backbones) {
     const { kind, family, expected, tensors, spare } = nameTensors(stateOf(model), "x");
     assert.is(family, "backbone");
     assert.is(kind, model.split(" ")[0]);
-    assert.ok(spare.size > 0 && [...spare.keys()].every((key) => /^(fc|classifier)\.|num_batches_tracked$/.test(key)));
+    const classifier =
+      /^(fc|classifier|head)\.|^(swin\.)?(norm|layernorm)\.|num_batches_tracked$|relative_position_index$/;
+    assert.ok(
+      [...spare.keys()].every((key) => classifier.test(key)),
+      model,
+    );
     const { missing, unexpected, misshaped } = compareTensors(expected!, tensors);
     assert.equal([missing, unexpected], [[], []], model);
-    assert.is(misshaped.length > 0, model === "ResNet-50 of another width");
+    assert.is(misshaped.length > 0, model === "ResNet-50 of another width", model);
   }
   assert.is(nameTensors(stateOf("unknown"), "x").kind, "unknown");
 });
 
-test("Swins of three libraries are told by their width and blocks", () => {
-  for (const model of Object.keys(recorded).filter((name) => name.startsWith("Swin"))) {
-    const { kind, family } = nameTensors(stateOf(model), "x");
-    assert.equal([kind, family], [model.split(" ")[0], "backbone"]);
+test("what a backbone is compared with is what this package's has", async () => {
+  const dry = (await testDevice()).dry();
+  const swin = { embedDim: 8, depths: [1, 2, 3, 1], heads: [1, 4, 2, 8], window: 3 } as const;
+  const sizes = { stem: 8, stemKind: "7x7", norm: "frozenBN", outputStride: 32 } as const;
+  const basic = { ...sizes, blocks: [1, 2, 1, 2], widths: [16, 16, 24, 40], block: "basic" } as const;
+  const models = {
+    Swin: new SwinTransformer(dry, swin),
+    "ResNet-50": resNet(dry, 50, { width: 8 }),
+    "ResNet-14": new ResNet(dry, basic),
+    MobileNetV2: new MobileNetV2(dry, { width: 0.5 }),
+  };
+  for (const [name, model] of Object.entries(models))
+    for (const prefix of ["", "backbone.", "module.backbone."]) {
+      const own = [...model.stateDict()].map(([key, { shape }]) => [prefix + key, { ...EMPTY, shape }] as const);
+      const { kind, expected, tensors } = nameTensors(new Map(own), "x");
+      assert.is(kind, name);
+      assert.equal(compareTensors(expected!, tensors), { missing: [], unexpected: [], misshaped: [] }, name);
+    }
+});
+
+test("of a backbone each tensor that is missing, left over or of another shape is named, and no other", () => {
+  const whole = backbones.filter((name) => name !== "ResNet-50 of another width");
+  for (const [m, model] of whole.entries()) {
+    const keys = [...nameTensors(stateOf(model), "x").tensors.keys()];
+    for (const key of keys.filter((_, i) => i % 31 === m)) {
+      const { shape } = stateOf(model).get(key)!;
+      const refused = (change: (tensors: Map<string, HostTensor>) => unknown) => {
+        const changed = stateOf(model);
+        change(changed);
+        const { expected, tensors } = nameTensors(changed, "x.pt");
+        return message(() => checkTensors(expected!, tensors, "x.pt"));
+      };
+      const does = (what: string) => `x.pt: the weights do not fit the model: 1 ${what}`;
+      assert.is(
+        refused((tensors) => tensors.delete(key)),
+        does(`missing (${key})`),
+        model,
+      );
+      const wrongs = [[...shape, 2], shape.map((d) => d + 4), shape.map((d, i) => (i === 0 ? d + 4 : d))];
+      for (const wrong of wrongs)
+        assert.is(
+          refused((tensors) => tensors.set(key, { ...EMPTY, shape: wrong })),
+          does(`misshaped (${key} is (${wrong.join(", ")}), not (${shape.join(", ")}))`),
+          model,
+        );
+      assert.is(
+        refused((tensors) => tensors.set(`${key}_more`, EMPTY)),
+        does(`unexpected (${key}_more)`),
+        model,
+      );
+    }
   }
 });
 
@@ -106,18 +165,6 @@ test("whatever key is missing, left over or of another shape, the model is still
     data: new Uint8Array(0),
   });
   assert.match(sam(more), /x\.pt: the weights do not fit the model: 1 unexpected \(mask_decoder\.hf_token\.weight\)/);
-  for (const model of ["ResNet-18 of torchvision", "MobileNetV2 of torchvision", "MobileNetV2 of timm"]) {
-    const keys = Object.keys(recorded[model]!).filter((key) => !/num_batches|^(fc|classifier)/.test(key));
-    for (const key of keys.filter((_, i) => i % 7 === 0)) {
-      const tensors = stateOf(model);
-      tensors.delete(key);
-      const { expected, tensors: got } = nameTensors(tensors, "x.pt");
-      assert.match(
-        message(() => checkTensors(expected!, got, "x.pt")),
-        new RegExp(`1 missing \\(${key.replaceAll(".", "\\.")}\\)`),
-      );
-    }
-  }
 });
 
 test("sizes in the metadata are checked before they are believed", () => {

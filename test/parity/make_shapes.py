@@ -6,6 +6,7 @@ sizes cost nothing.
 Writes shapes.json beside itself: {model: {key: shape}}.
 """
 import json
+import tempfile
 from pathlib import Path
 
 import mobile_sam
@@ -13,7 +14,11 @@ import timm
 import torch
 import torchvision
 from segment_anything import sam_model_registry
-from transformers import SamConfig, SamModel, SamVisionConfig, SwinConfig, SwinModel
+from safetensors import safe_open
+from transformers import (
+    ResNetBackbone, ResNetConfig, ResNetForImageClassification, SamConfig, SamModel, SamVisionConfig, SwinBackbone, SwinConfig,
+    SwinForImageClassification, SwinModel,
+)  # fmt: skip
 
 with torch.device("meta"):
     models = {
@@ -34,10 +39,28 @@ with torch.device("meta"):
         "Swin-T of torchvision": torchvision.models.swin_t(),
         "Swin-S of timm": timm.create_model("swin_small_patch4_window7_224"),
         "Swin-B of transformers": SwinModel(SwinConfig(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32])),
+        "Swin-T of timm, features alone": timm.create_model("swin_tiny_patch4_window7_224", features_only=True),
         "unknown": torchvision.models.vgg11(),
     }
 models["MobileSAM"] = mobile_sam.sam_model_registry["vit_t"]()  # reads numbers while it is made
 shapes = {name: {key: list(x.shape) for key, x in model.state_dict().items()} for name, model in models.items()}
+
+
+def on_disk(model):
+    """Names that save_pretrained writes, which are not those in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        with safe_open(f"{folder}/model.safetensors", "pt") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}
+
+
+ALL = ["stage1", "stage2", "stage3", "stage4"]
+BASIC = {"layer_type": "basic", "depths": [2, 2, 2, 2], "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32]}
+SWIN = {"embed_dim": 8, "depths": [2, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 5}
+shapes["ResNet-50 of transformers"] = on_disk(ResNetForImageClassification(ResNetConfig(embedding_size=4, hidden_sizes=[16, 32, 64, 128])))
+shapes["ResNet-18 of transformers, features alone"] = on_disk(ResNetBackbone(ResNetConfig(**BASIC, out_features=ALL)))
+shapes["Swin of transformers, on disk"] = on_disk(SwinForImageClassification(SwinConfig(**SWIN)))
+shapes["Swin of transformers, features alone"] = on_disk(SwinBackbone(SwinConfig(**SWIN, out_features=ALL[1:])))
 path = Path(__file__).parent / "shapes.json"
 path.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(keys, separators=(',', ':'))}" for name, keys in shapes.items()) + "\n}\n")
 print(path.stat().st_size, {name: len(keys) for name, keys in shapes.items()})

@@ -1,0 +1,100 @@
+// The tensors that a MobileNetV2 has whose widths a checkpoint tells: what it is compared with.
+import type { Shapes } from "./compare.ts";
+import { mostSaid } from "./counting.ts";
+
+/** Sandler et al. 2018, table 2: expansion, channels, blocks. */
+const STAGES = [
+  [1, 16, 1],
+  [6, 24, 2],
+  [6, 32, 3],
+  [6, 64, 4],
+  [6, 96, 3],
+  [6, 160, 3],
+  [6, 320, 1],
+] as const;
+
+/** Names of a convolution and of its norm; without one the convolution has a bias, which the norm was folded into. */
+type Names = readonly [conv: string, norm?: string];
+
+/** Where a repository keeps the convolutions and norms of MobileNetV2; a block's are expansion, depthwise, projection. */
+export interface MobileNetNaming {
+  readonly stem: Names;
+  /** Undefined where it belongs to the classifier. */
+  readonly head: Names | undefined;
+  /** Without expansion: depthwise, projection. */
+  block(stage: number, block: number, index: number, expands: boolean): readonly Names[];
+}
+
+export const TORCHVISION_MOBILENET: MobileNetNaming = {
+  stem: ["features.0.0", "features.0.1"],
+  head: ["features.18.0", "features.18.1"],
+  block: (_stage, _block, index, expands) => {
+    const at = `features.${index + 1}.conv.`;
+    const gated = (i: number) => [`${at}${i}.0`, `${at}${i}.1`] as const;
+    return expands ? [gated(0), gated(1), [`${at}2`, `${at}3`]] : [gated(0), [`${at}1`, `${at}2`]];
+  },
+};
+
+export const TIMM_MOBILENET: MobileNetNaming = {
+  stem: ["conv_stem", "bn1"],
+  head: ["conv_head", "bn2"],
+  block: (stage, block, _index, expands) => {
+    const convs = expands ? ["conv_pw", "conv_dw", "conv_pwl"] : ["conv_dw", "conv_pw"];
+    return convs.map((conv, i) => [`blocks.${stage}.${block}.${conv}`, `blocks.${stage}.${block}.bn${i + 1}`]);
+  },
+};
+
+/** TensorFlow's order, as the engine's own files have it: the first block has two convolutions, the others three. */
+export const NUMBERED_MOBILENET: MobileNetNaming = {
+  stem: ["00.conv"],
+  head: undefined,
+  block: (_stage, _block, index, expands) => {
+    const first = expands ? 3 * index : 1;
+    const kinds = expands ? ["conv", "dwconv", "conv"] : ["dwconv", "conv"];
+    return kinds.map((kind, i) => [`${String(first + i).padStart(2, "0")}.${kind}`]);
+  },
+};
+
+/** The convolutions in order, without the head's. */
+export function mobileNetParts(naming: MobileNetNaming): Names[] {
+  let index = 0;
+  const blocks = STAGES.flatMap(([expansion, , count], stage) =>
+    Array.from({ length: count }, (_, b) => naming.block(stage, b, index++, expansion > 1)).flat(),
+  );
+  return [naming.stem, ...blocks];
+}
+
+const NORM = ["weight", "bias", "running_mean", "running_var"];
+
+/** Of width 1; other widths are told by the checkpoint. */
+export function mobileNetShapes(tensors: Shapes, naming: MobileNetNaming): Shapes {
+  const prefix = [...tensors.keys()].every((key) => key.startsWith("backbone.")) ? "backbone." : "";
+  const expected = new Map<string, { shape: readonly number[] }>();
+  const beside = ([conv, norm]: Names) =>
+    norm === undefined ? [`${prefix}${conv}.bias`] : NORM.map((part) => `${prefix}${norm}.${part}`);
+  const width = (names: Names, usual: number) => {
+    const votes = [`${prefix}${names[0]}.weight`, ...beside(names)].map((key) => tensors.get(key)?.shape[0]);
+    return mostSaid([...votes, usual], usual);
+  };
+  const put = (names: Names, ...shape: [number, number, number, number]) => {
+    expected.set(`${prefix}${names[0]}.weight`, { shape });
+    for (const key of beside(names)) expected.set(key, { shape: [shape[0]] });
+  };
+  let channels = width(naming.stem, 32);
+  put(naming.stem, channels, 3, 3, 3);
+  let index = 0;
+  for (const [stage, [expansion, usual, count]] of STAGES.entries()) {
+    for (let b = 0; b < count; b++) {
+      const parts = naming.block(stage, b, index++, expansion > 1);
+      const hidden = channels * expansion;
+      const out = width(parts.at(-1)!, usual);
+      if (expansion > 1) put(parts[0]!, hidden, channels, 1, 1);
+      put(parts.at(-2)!, hidden, 1, 3, 3);
+      put(parts.at(-1)!, out, hidden, 1, 1);
+      channels = out;
+    }
+  }
+  const { head } = naming;
+  if (head) put(head, width(head, 1280), channels, 1, 1);
+  return expected;
+}
