@@ -5,7 +5,7 @@ import type { Device } from "../engine/index.ts";
 import { encodeSafetensors, fileTensor } from "../engine/safetensors.ts";
 import { loadMask2Former, type Wish } from "../model/index.ts";
 import { readSam } from "../model/sam/index.ts";
-import { CheckpointError, checkTensors, type HostTensor, nameTensors } from "../model/weights/index.ts";
+import { CheckpointError, checkTensors, type HostTensor, listKeys, nameTensors } from "../model/weights/index.ts";
 import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
 import { loadTrained, weightsMetadata } from "../train/models.ts";
@@ -67,14 +67,10 @@ export async function run(call: Call<Options>): Promise<void> {
   // Batch norm's counters last: there are dozens.
   const counters = unused.filter((key) => key.endsWith(".num_batches_tracked"));
   const names = [...unused.filter((key) => !counters.includes(key)), ...counters];
-  const rest = names.length > 0 ? `; inference does not use ${listed(names)}` : "";
+  const rest = names.length > 0 ? `; inference does not use ${listKeys(names)}` : "";
   const note = kind === "unknown" ? "; the model is not one this program knows, so its names are as they were" : "";
   const head = `${to}: ${kind}, ${tensors.size} tensors, ${size(out.length)}${note}${rest}`;
   terminal.result(document, `${head}\n${table(["module", "tensors", "parameters", "type"], rows)}`);
-}
-
-function listed(keys: readonly string[]): string {
-  return keys.length > 4 ? `${keys.slice(0, 4).join(", ")} and ${keys.length - 4} more` : keys.join(", ");
 }
 
 function place(path: string): string {
@@ -108,7 +104,7 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
 function notKnown(tensors: Tensors): string {
   const keys = [...tensors.keys()];
   return (
-    `its keys (${listed(keys)}) are those of no model that is known here: SAM, MobileSAM, Mask2Former, WISH, ResNet, Swin, MobileNetV2; ` +
+    `its keys (${listKeys(keys)}) are those of no model that is known here: SAM, MobileSAM, Mask2Former, WISH, ResNet, Swin, MobileNetV2; ` +
     "convert --any writes its tensors as they are, unchecked"
   );
 }

@@ -4,6 +4,7 @@ import type { Backbone } from "./backbone.ts";
 import { MobileNetV2 } from "./mobilenet.ts";
 import { SwinTransformer } from "./swin.ts";
 import { backboneTables, RESNET_NAMES, SWIN_NAMES } from "./weights/backbone-names.ts";
+import { listKeys } from "./weights/compare.ts";
 import { foldedMobileNet, mobileNetNaming } from "./weights/mobilenet-folding.ts";
 import { loadNamed, nameKeys, type Rule, type Source } from "./weights/renaming.ts";
 import { CheckpointError } from "./weights/tensors.ts";
@@ -11,16 +12,25 @@ import { CheckpointError } from "./weights/tensors.ts";
 /** Classifiers, the norm before them, counters, and indices that are made anew. */
 const UNUSED =
   /^(?:(?:backbone|module|model|resnet|swin)\.)?(?:stem\.fc|fc|head|classifier|norm|layernorm)\.|\.num_batches_tracked$|\.relative_position_index$|\.attn_mask$/;
+const NUMBERED = /^(?:backbone\.)?00\.conv\./;
 /** MobileNetV2's layers 51 (1,280 channels) and 52 (classes) serve the classifier alone. */
 const UNUSED_MOBILENET = /^(?:backbone\.)?5[12]\./;
 
 /** A classifier has no norm for each of a Swin's outputs: they stay as they are. */
 const OPTIONAL = /^norm[0-3]\./;
 
+/** Of the backbone's tensors; other networks share a name or two, such as bn1. */
+const LEAST_KNOWN = 0.1;
+
+function nameOf(backbone: Backbone): string {
+  if (backbone instanceof SwinTransformer) return "Swin";
+  return backbone instanceof MobileNetV2 ? "MobileNetV2" : "ResNet";
+}
+
 /**
  * Loads pre-trained weights into a backbone: detectron2's, torchvision's, timm's or transformers' names for ResNet and Swin, Microsoft's for
  * Swin, torchvision's, timm's or numbered layers for MobileNetV2; a prefix such as `backbone.` and classifiers are left out. Throws a line
- * that names what is missing, unexpected or misshaped.
+ * that names what is missing, unexpected or misshaped, by the file's own keys.
  */
 export function loadBackbone(backbone: Backbone, state: ReadonlyMap<string, Source>): void {
   if (backbone instanceof MobileNetV2) loadMobileNet(backbone, state);
@@ -36,13 +46,17 @@ function loadAs(
   const keys = [...state.keys()].filter((key) => !unused.test(key));
   const own = backbone.stateDict();
   const named = nameKeys(keys, backboneTables(keys, libraries), (name) => own.has(name));
+  const known = [...own.keys()].filter((name) => named.parts.has(name)).length;
+  if (known < own.size * LEAST_KNOWN)
+    throw new CheckpointError(`holds no ${nameOf(backbone)}, which the model has: its keys are ${listKeys(keys)}`);
   loadNamed(backbone, named, state, { what: "backbone", optional: OPTIONAL });
 }
 
 /** The libraries' networks pad and normalise as PyTorch's do, those with numbered layers as TensorFlow's. */
 function loadMobileNet(backbone: MobileNetV2, state: ReadonlyMap<string, Source>): void {
   const found = mobileNetNaming(new Set(state.keys()));
-  const origin = found ? "pytorch" : "tensorflow";
+  const numbered = [...state.keys()].some((key) => NUMBERED.test(key));
+  const origin = found ? "pytorch" : numbered ? "tensorflow" : backbone.origin;
   if (found && backbone.norm !== "folded")
     throw new CheckpointError(`the backbone's norm is ${backbone.norm}; pre-trained MobileNetV2s need norm=folded`);
   if (origin !== backbone.origin)

@@ -2,6 +2,7 @@
 import { type Device, nn } from "../../engine/index.ts";
 import type { BackboneConfig, WishConfig } from "../config.ts";
 import type { ResNetDepth } from "../resnet.ts";
+import { listKeys } from "../weights/compare.ts";
 import { loadNamed, type Named, type Source, shapesOf } from "../weights/renaming.ts";
 import { CheckpointError } from "../weights/tensors.ts";
 import { Wish } from "../wish.ts";
@@ -39,6 +40,8 @@ export function mask2FormerConfig(state: ReadonlyMap<string, Source>, heads?: nu
 interface Shown {
   has(name: string): boolean;
   shape(name: string): readonly number[];
+  /** The file's keys of what belongs to none of the heads. */
+  others(): string[];
   /** One more than the largest number that stands behind the prefix, so that one tensor less does not change what is expected. */
   count(prefix: string): number;
 }
@@ -55,6 +58,10 @@ function shown(named: Named, state: ReadonlyMap<string, Source>): Shown {
         );
       return found.shape;
     },
+    others: () =>
+      [...named.parts].flatMap(([name, keys]) =>
+        name.startsWith("sem_seg_head.") ? [] : keys.filter((key) => key !== undefined),
+      ),
     count(prefix) {
       let most = -1;
       for (const name of shapes.keys()) {
@@ -102,10 +109,10 @@ function sizesOf(named: Named, state: ReadonlyMap<string, Source>, given: number
 }
 
 function backboneOf(tensors: Shown): BackboneConfig {
-  if (tensors.has("backbone.stem.conv1.weight")) return resNetOf(tensors);
-  if (tensors.has("backbone.patch_embed.proj.weight")) return swinOf(tensors);
+  if (tensors.count("backbone.res2.") > 0) return resNetOf(tensors);
+  if (tensors.count("backbone.layers.") > 0) return swinOf(tensors);
   throw new CheckpointError(
-    "the checkpoint's backbone is neither a ResNet nor a Swin: it has no stem.conv1.weight and no patch_embed.proj.weight",
+    `the checkpoint's backbone is neither a ResNet nor a Swin: its keys are ${listKeys(tensors.others())}`,
   );
 }
 

@@ -5,6 +5,17 @@ export type Shapes = ReadonlyMap<string, { readonly shape: readonly number[] }>;
 
 const FLOATS: ReadonlySet<string> = new Set(["F64", "F32", "F16", "BF16"]);
 
+/** Throws where a tensor, of a file or on the device, holds whole numbers. `where` stands before the file's key of it. */
+export function checkFloats(key: string, dtype: string, where = ""): void {
+  if (!FLOATS.has(dtype.toUpperCase()))
+    throw new CheckpointError(`${where}tensor ${key} is of type ${dtype}, which no weights are`);
+}
+
+/** The first few of a file's keys. */
+export function listKeys(keys: readonly string[]): string {
+  return keys.length > 4 ? `${keys.slice(0, 4).join(", ")} and ${keys.length - 4} more` : keys.join(", ");
+}
+
 /** Throws where tensors are missing, unexpected, of another shape, or of whole numbers. `keyOf` gives the file's keys for the message. */
 export function checkTensors(
   expected: Shapes,
@@ -12,9 +23,7 @@ export function checkTensors(
   file: string,
   keyOf: (name: string) => string = (name) => name,
 ): void {
-  for (const [name, { dtype }] of tensors)
-    if (!FLOATS.has(dtype))
-      throw new CheckpointError(`${file}: tensor ${keyOf(name)} is of type ${dtype}, which no weights are`);
+  for (const [name, { dtype }] of tensors) checkFloats(keyOf(name), dtype, `${file}: `);
   const { missing, unexpected, misshaped } = compareTensors(expected, tensors);
   const difference = describe({
     missing: missing.map(keyOf),
@@ -45,13 +54,11 @@ export function compareTensors(expected: Shapes, got: Shapes): Comparison {
 
 /** One line: how many keys are wrong in each way, the first few by name. Undefined when all agree. */
 export function describe({ missing, unexpected, misshaped }: Comparison): string | undefined {
-  const list = (keys: string[]) =>
-    keys.length > 4 ? `${keys.slice(0, 4).join(", ")} and ${keys.length - 4} more` : keys.join(", ");
   const parts = [
-    missing.length > 0 && `${missing.length} missing (${list(missing)})`,
-    unexpected.length > 0 && `${unexpected.length} unexpected (${list(unexpected)})`,
+    missing.length > 0 && `${missing.length} missing (${listKeys(missing)})`,
+    unexpected.length > 0 && `${unexpected.length} unexpected (${listKeys(unexpected)})`,
     misshaped.length > 0 &&
-      `${misshaped.length} misshaped (${list(misshaped.map((m) => `${m.key} is (${m.got.join(", ")}), not (${m.expected.join(", ")})`))})`,
+      `${misshaped.length} misshaped (${listKeys(misshaped.map((m) => `${m.key} is (${m.got.join(", ")}), not (${m.expected.join(", ")})`))})`,
   ].filter((part) => part !== false);
   return parts.length === 0 ? undefined : parts.join("; ");
 }

@@ -1,7 +1,7 @@
 // Names in other people's files <-> ours, by tables. A table is read both ways, so that errors can call a tensor what its file calls it.
 import { type Device, F, type nn, scope, type Tensor } from "../../engine/index.ts";
 import { fileNumbers } from "../../engine/safetensors.ts";
-import { compareTensors, describe, type Shapes } from "./compare.ts";
+import { checkFloats, compareTensors, describe, type Shapes } from "./compare.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
 
 /**
@@ -136,6 +136,7 @@ export function loadNamed(
   );
   const difference = describe(compareTensors(expected, given));
   if (difference) throw new CheckpointError(`the weights do not fit the ${what}: ${difference}`);
+  for (const [key, { dtype }] of given) checkFloats(key, dtype);
   for (const [name, x] of own) {
     const keys = named.parts.get(name);
     if (!keys) continue;

@@ -91,7 +91,15 @@ test("what is no ResNet or Swin Mask2Former, or not all of one, is refused in a 
       () => loadMask2Former(gpu, from, options),
       (error: Error) => reason.test(error.message) && !error.message.includes("\n"),
     );
-  refused(without(state, "backbone.stem.conv1.weight"), /neither a ResNet nor a Swin/);
+  refused(without(state, "backbone.stem.conv1.weight"), /has no backbone\.stem\.conv1\.weight/);
+  const encoder = "model.pixel_level_module.encoder.";
+  const other = [...under(await readFixture(gpu, "mask2former-swin"), "weights.")].flatMap(([key, x]) =>
+    key.startsWith(encoder) ? [] : [[key, x] as const],
+  );
+  refused(
+    new Map([...other, [`${encoder}stages.0.gamma`, gpu.ones([1])]]),
+    /neither a ResNet nor a Swin: its keys are model\.pixel_level_module\.encoder\.stages\.0\.gamma$/,
+  );
   refused(without(state, "backbone.res3.1.conv1.weight"), /1 missing \(backbone\.res3\.1\.conv1\.weight\)$/);
   const query = "sem_seg_head.predictor.query_feat.weight";
   refused(without(state, query), new RegExp(`no ${query}`));
@@ -116,6 +124,10 @@ test("what is no ResNet or Swin Mask2Former, or not all of one, is refused in a 
   refused(
     without(swin, norm),
     /1 missing \(model\.pixel_level_module\.encoder\.hidden_states_norms\.stage2\.weight\)$/,
+  );
+  refused(
+    without(swin, "model.pixel_level_module.encoder.embeddings.patch_embeddings.projection.weight"),
+    /has no model\.pixel_level_module\.encoder\.embeddings\.patch_embeddings\.projection\.weight/,
   );
   const value = "model.pixel_level_module.encoder.encoder.layers.2.blocks.1.attention.self.value.weight";
   refused(
