@@ -1,5 +1,6 @@
 // Any file of weights -> named tensors on the host. The content decides on the format; the name stands in the errors and settles doubts.
 import { parseSafetensors } from "../../engine/safetensors.ts";
+import { checkFinite } from "./not-finite.ts";
 import { onnxParts, readOnnx } from "./onnx.ts";
 import { type Parts, readIndex } from "./parts.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
@@ -18,19 +19,21 @@ const isIndex = (file: string): boolean => /\.json$/i.test(file);
 
 /**
  * Reads .safetensors, .pt, .pth, .bin, pickles such as detectron2's .pkl, the initialisers of .onnx, and an index of shards. Nothing in the
- * file is executed, and the tensors' bytes are the file's own wherever they can be.
+ * file is executed, and the tensors' bytes are the file's own wherever they can be. Weights that are not finite are refused.
  * @param parts the files that `checkpointParts` names
  */
 export function readCheckpoint(bytes: Uint8Array, file: string, parts: Parts = new Map()): Checkpoint {
-  if (bytes.length === 0) throw new CheckpointError(`${file}: the file is empty`);
   const checkpoint = readAny(bytes, file, parts);
-  if (checkpoint.tensors.size === 0) throw new CheckpointError(`${file}: holds no tensors`);
-  if (checkpoint.tensors.has("__metadata__"))
+  const { tensors } = checkpoint;
+  if (tensors.size === 0) throw new CheckpointError(`${file}: holds no tensors`);
+  if (tensors.has("__metadata__"))
     throw new CheckpointError(`${file}: a tensor is named __metadata__, which safetensors keeps for itself`);
+  checkFinite(tensors, file);
   return checkpoint;
 }
 
 function readAny(bytes: Uint8Array, file: string, parts: Parts): Checkpoint {
+  if (bytes.length === 0) throw new CheckpointError(`${file}: the file is empty`);
   if (isOnnx(file)) return { tensors: readOnnx(bytes, file, parts), metadata: {}, format: "onnx" };
   if (isIndex(file)) return readShards(bytes, file, parts);
   return readOne(bytes, file);
@@ -70,7 +73,7 @@ function readShards(bytes: Uint8Array, file: string, parts: Parts): Checkpoint {
   for (const name of new Set(index.values())) {
     const part = parts.get(name);
     if (!part) throw new CheckpointError(`${file}: its part ${name} was not read`);
-    shards.set(name, readCheckpoint(part, besides(file, name)));
+    shards.set(name, readAny(part, besides(file, name), new Map()));
   }
   const tensors = new Map<string, HostTensor>();
   for (const [key, name] of index) {
