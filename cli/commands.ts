@@ -117,7 +117,8 @@ export const commands: readonly Command[] = [
     ],
     notes:
       "The model is told by its keys: SAM, MobileSAM, Mask2Former, ResNet, Swin, MobileNetV2, and what train and sam-train write; of a checkpoint of " +
-      "theirs the model is kept. Where tensors are missing, left over or of another shape, or the model is none of these, nothing is written.",
+      "theirs the model is kept. Where tensors are missing, left over or of another shape, or the model is none of these, nothing is written. " +
+      "SAM may be its image encoder alone. Weights that torch.onnx.export renamed get their modules' names back where the graph tells these.",
     examples: [
       "wgpu-wish convert mobile_sam.pt mobile_sam.safetensors",
       "wgpu-wish convert facebook/sam-vit-base/model.safetensors sam.safetensors",

@@ -4,7 +4,7 @@ import { resolve } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { encodeSafetensors, fileTensor } from "../engine/safetensors.ts";
 import { loadMask2Former, type Wish } from "../model/index.ts";
-import { readSam } from "../model/sam/index.ts";
+import { checkSamEncoder, isSamEncoder, readSam } from "../model/sam/index.ts";
 import { CheckpointError, checkTensors, type HostTensor, listKeys, nameTensors } from "../model/weights/index.ts";
 import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
@@ -85,6 +85,12 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
   if (metadata.format?.startsWith("wgpu-wish model") || (isTraining && !hasSam))
     return wishTensors(await call.open(), weights, isTraining);
   const named = await refusing(() => nameTensors(weights.tensors, file));
+  if (isSamEncoder(named)) {
+    await refusing(() => checkSamEncoder(named, file));
+    const kind = `${named.kind}, its image encoder alone`;
+    const text = { ...metadata, model: kind };
+    return { kind, tensors: merged(named.tensors, named.spare), metadata: text, unused: named.unused };
+  }
   if (named.family === "sam" || isTraining) {
     const { config, tensors, spare, kind, unused } = await refusing(() => readSam(weights, file));
     const text = { ...(isTraining ? {} : metadata), model: kind, config: JSON.stringify(config) };

@@ -109,7 +109,9 @@ async function load(call: Call<EngineOptions>, name: string): Promise<{ gpu: Dev
   try {
     weights = await readSamFile(file, "weights of SAM or MobileSAM");
   } catch (error) {
-    const hint = isOnnx(file) ? "; an export of SAM's decoder is run as it is by --engine onnx" : "";
+    const hint = isOnnx(file)
+      ? "; exports are run as they are by --engine onnx --checkpoint DECODER --encoder ENCODER"
+      : "";
     if (error instanceof BadInput) throw new BadInput(error.message + hint);
     throw error;
   }

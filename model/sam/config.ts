@@ -43,6 +43,9 @@ export interface SamConfig {
   };
 }
 
+/** What an image encoder alone needs to know. */
+export type EncoderConfig = Pick<SamConfig, "imageSize" | "promptDim" | "encoder">;
+
 const SAM = {
   imageSize: 1024,
   promptDim: 256,
@@ -92,8 +95,8 @@ export function encoderStride(encoder: SamConfig["encoder"]): number {
 }
 
 /** Side of the square grid of the image embedding. */
-export function gridSize(config: SamConfig): number {
-  return config.imageSize / encoderStride(config.encoder);
+export function gridSize({ imageSize, encoder }: EncoderConfig): number {
+  return imageSize / encoderStride(encoder);
 }
 
 /** Throws where sizes contradict each other, before any buffer is made. */

@@ -1,5 +1,13 @@
 export * from "./config.ts";
-export { type LoadOptions, loadSam, loadSamTensors, readSam, type SamCheckpoint } from "./load.ts";
+export {
+  checkSamEncoder,
+  isSamEncoder,
+  type LoadOptions,
+  loadSam,
+  loadSamTensors,
+  readSam,
+  type SamCheckpoint,
+} from "./load.ts";
 export type { DecodedMasks } from "./mask-decoder.ts";
 export { bindingExcess, type LargeTensor, largestTensor, type PassSizes } from "./memory.ts";
 export { MASK_THRESHOLD, maskOfLogits } from "./postprocess.ts";

@@ -8,8 +8,8 @@ import { CheckpointError, type HostTensor } from "../weights/tensors.ts";
 import { checkConfig, type SamConfig } from "./config.ts";
 import { bindingExcess, largestTensor } from "./memory.ts";
 import { Sam } from "./sam.ts";
-import { samShapes } from "./shapes.ts";
-import { samConfigOf } from "./sizes.ts";
+import { samEncoderShapes, samShapes } from "./shapes.ts";
+import { samConfigOf, samEncoderOf } from "./sizes.ts";
 
 /** Sizes and tensors of a SAM checkpoint, compared with each other before any memory of the GPU is taken. */
 export interface SamCheckpoint extends NamedTensors {
@@ -57,6 +57,10 @@ export function readSam(source: SamSource, file: string): SamCheckpoint {
     throw new CheckpointError(
       `${file}: a SAM without image encoder, as its export to ONNX is; take the original checkpoint`,
     );
+  if (isSamEncoder(named))
+    throw new CheckpointError(
+      `${file}: holds a SAM's image encoder alone; masks need its prompt encoder and mask decoder, too: take the original checkpoint`,
+    );
   const config = samConfigOf(tensors, file, metadata);
   try {
     checkConfig(config);
@@ -67,6 +71,22 @@ export function readSam(source: SamSource, file: string): SamCheckpoint {
   }
   checkTensors(samShapes(config), tensors, file, named.keyOf);
   return { ...named, config };
+}
+
+/** Of an export, the matrix of its positions may come with it. */
+const POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix";
+
+/** Is it an image encoder without the rest of its SAM? */
+export function isSamEncoder({ family, tensors }: NamedTensors): boolean {
+  return family === "sam" && [...tensors.keys()].every((key) => key.startsWith("image_encoder.") || key === POSITIONS);
+}
+
+/** Throws where an image encoder alone lacks tensors, has others, or such of another shape than the rest tells. */
+export function checkSamEncoder({ tensors, keyOf }: NamedTensors, file: string): void {
+  const config = samEncoderOf(tensors, file);
+  const shapes = samEncoderShapes(config);
+  if (tensors.has(POSITIONS)) shapes.set(POSITIONS, { shape: [2, config.promptDim / 2] });
+  checkTensors(shapes, tensors, file, keyOf);
 }
 
 /** A checkpoint of sam-train holds its model under `model.`, beside the optimizer, and the sizes in the run's configuration. */

@@ -1,11 +1,22 @@
 // The tensors that a SAM model of given sizes has, without making it: what a checkpoint is compared with before memory is spent.
-import { gridSize, type SamConfig, type TinyVitSizes, type VitSizes } from "./config.ts";
+import { type EncoderConfig, gridSize, type SamConfig, type TinyVitSizes, type VitSizes } from "./config.ts";
 
 type Put = (key: string, ...shape: number[]) => void;
 
+type Shapes = Map<string, { readonly shape: readonly number[] }>;
+
 /** Every key of `new Sam(gpu, config).stateDict()` with its shape. */
-export function samShapes(config: SamConfig): Map<string, { readonly shape: readonly number[] }> {
-  const shapes = new Map<string, { shape: number[] }>();
+export function samShapes(config: SamConfig): Shapes {
+  const shapes = samEncoderShapes(config);
+  const put: Put = (key, ...shape) => shapes.set(key, { shape });
+  promptEncoder(put, config.promptDim, config.maskChannels);
+  maskDecoder(put, config.promptDim, config.decoder);
+  return shapes;
+}
+
+/** Those of its image encoder. */
+export function samEncoderShapes(config: EncoderConfig): Shapes {
+  const shapes: Shapes = new Map();
   const put: Put = (key, ...shape) => shapes.set(key, { shape });
   const { encoder, promptDim: C } = config;
   if (encoder.kind === "vit") vit(put, encoder, gridSize(config));
@@ -15,8 +26,6 @@ export function samShapes(config: SamConfig): Map<string, { readonly shape: read
   affine(put, "image_encoder.neck.1", C);
   put("image_encoder.neck.2.weight", C, C, 3, 3);
   affine(put, "image_encoder.neck.3", C);
-  promptEncoder(put, C, config.maskChannels);
-  maskDecoder(put, C, config.decoder);
   return shapes;
 }
 

@@ -1,7 +1,7 @@
 // The sizes of a SAM model from its tensors' shapes. Shapes show all but the input's size under TinyViT, the merging strides, the decoder's
 // heads; those are SAM's, unless the file's metadata say otherwise.
 import { CheckpointError } from "../weights/tensors.ts";
-import { mobileSam, type SamConfig, samVitB } from "./config.ts";
+import { type EncoderConfig, mobileSam, type SamConfig, samVitB } from "./config.ts";
 
 type Shapes = ReadonlyMap<string, { readonly shape: readonly number[] }>;
 
@@ -23,29 +23,10 @@ export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Re
     if (!areSizes(config)) throw new CheckpointError(`${file}: metadata "config" does not hold the sizes of a SAM`);
     return config as SamConfig;
   }
-  const shape = (key: string, dim: number): number => {
-    const value = tensors.get(key)?.shape[dim];
-    if (value === undefined)
-      throw new CheckpointError(
-        `${file}: no SAM checkpoint: ${key} is missing or has fewer than ${dim + 1} dimensions`,
-      );
-    return value;
-  };
-  const count = (prefix: string) => {
-    const keys = [...tensors.keys()].filter((key) => key.startsWith(prefix));
-    const numbers = new Set(keys.map((key) => key.slice(prefix.length).split(".", 1)[0]));
-    let n = 0;
-    while (numbers.has(String(n))) n++;
-    return n;
-  };
-  const isVit = tensors.has("image_encoder.pos_embed");
-  const encoder = isVit ? vitSizes(shape, count) : tinyVitSizes(shape, count);
+  const [shape, count] = [shapeIn(tensors, file), countIn(tensors)];
   return {
-    imageSize: isVit
-      ? shape("image_encoder.pos_embed", 1) * shape("image_encoder.patch_embed.proj.weight", 2)
-      : mobileSam().imageSize,
+    ...encoderSizes(tensors, shape, count),
     promptDim: shape("mask_decoder.iou_token.weight", 1),
-    encoder,
     maskChannels: shape("prompt_encoder.mask_downscaling.3.weight", 0),
     decoder: {
       depth: count("mask_decoder.transformer.layers."),
@@ -58,6 +39,19 @@ export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Re
   };
 }
 
+/** The same of an image encoder alone. */
+export function samEncoderOf(tensors: Shapes, file: string): EncoderConfig {
+  const shape = shapeIn(tensors, file);
+  return { ...encoderSizes(tensors, shape, countIn(tensors)), promptDim: shape("image_encoder.neck.2.weight", 0) };
+}
+
+function encoderSizes(tensors: Shapes, shape: ShapeOf, count: CountOf): Pick<SamConfig, "imageSize" | "encoder"> {
+  if (!tensors.has("image_encoder.pos_embed"))
+    return { imageSize: mobileSam().imageSize, encoder: tinyVitSizes(shape, count) };
+  const imageSize = shape("image_encoder.pos_embed", 1) * shape("image_encoder.patch_embed.proj.weight", 2);
+  return { imageSize, encoder: vitSizes(shape, count) };
+}
+
 /** Whole numbers, and the encoder's kind. */
 function areSizes(value: unknown): boolean {
   if (typeof value === "object" && value !== null) return Object.values(value).every(areSizes);
@@ -66,6 +60,27 @@ function areSizes(value: unknown): boolean {
 
 type ShapeOf = (key: string, dim: number) => number;
 type CountOf = (prefix: string) => number;
+
+function shapeIn(tensors: Shapes, file: string): ShapeOf {
+  return (key, dim) => {
+    const value = tensors.get(key)?.shape[dim];
+    if (value === undefined)
+      throw new CheckpointError(
+        `${file}: no SAM checkpoint: ${key} is missing or has fewer than ${dim + 1} dimensions`,
+      );
+    return value;
+  };
+}
+
+function countIn(tensors: Shapes): CountOf {
+  return (prefix) => {
+    const keys = [...tensors.keys()].filter((key) => key.startsWith(prefix));
+    const numbers = new Set(keys.map((key) => key.slice(prefix.length).split(".", 1)[0]));
+    let n = 0;
+    while (numbers.has(String(n))) n++;
+    return n;
+  };
+}
 
 function vitSizes(shape: ShapeOf, count: CountOf): SamConfig["encoder"] {
   const depth = count("image_encoder.blocks.");

@@ -82,12 +82,13 @@ export interface NamedTensors {
 export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string): NamedTensors {
   const keys = [...found.keys()];
   const prefix = commonPrefix(keys);
-  const fromHub = keys.some((key) => key.startsWith(`${prefix}vision_encoder.`));
+  const encoder = encoderOf(keys.map((key) => key.slice(prefix.length)));
+  const fromHub = encoder === "vision_encoder." || keys.some((key) => key.startsWith(`${prefix}vision_encoder.`));
   const all = new Map<string, HostTensor>();
   const before = new Map<string, string>();
   const unused: string[] = [];
   for (const [key, tensor] of found) {
-    const bare = key.slice(prefix.length);
+    const bare = encoder + key.slice(prefix.length);
     if (TWICE.test(bare)) {
       unused.push(key);
       continue;
@@ -103,8 +104,16 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
     if (pattern.test(name)) unused.push(before.get(name)!);
     (pattern.test(name) ? spare : tensors).set(name, tensor);
   }
-  const keyOf = (name: string) => before.get(name) ?? (fromHub ? name : prefix + name);
+  const keyOf = (name: string) => before.get(name) ?? (fromHub ? name : prefix + name.slice(encoder.length));
   return { tensors, family, kind, unused, spare, expected, keyOf };
+}
+
+/** What SAM calls its image encoder, where the keys are those of the encoder alone. */
+function encoderOf(keys: readonly string[]): string {
+  const has = (pattern: RegExp) => keys.some((key) => pattern.test(key));
+  if (has(/^layers\.\d+\.attn\.rel_pos_h$/) && has(/^neck\.conv1\.weight$/)) return "vision_encoder.";
+  const isEncoder = has(/^blocks\.\d+\.attn\.rel_pos_h$|^layers\.\d+\.blocks\.\d+\.attn\.attention_biases$/);
+  return isEncoder && has(/^neck\.[0-3]\.weight$/) ? "image_encoder." : "";
 }
 
 function kindIn(tensors: ReadonlyMap<string, HostTensor>, file: string): ModelKind {

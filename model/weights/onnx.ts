@@ -1,8 +1,10 @@
 // The initialisers of an ONNX model: ModelProto.graph (7) holds GraphProto.initializer (5), TensorProtos with dims (1), data_type (2),
-// typed data (4, 5, 7, 10, 11), name (8), raw_data (9) and external_data (13) with data_location (14). The graph itself is not read.
+// typed data (4, 5, 7, 10, 11), name (8), raw_data (9) and external_data (13) with data_location (14). Of the nodes, GraphProto.node (1), only
+// what tells whose weights they take: input (1), output (2), name (3), op_type (4), attribute (5), metadata_props (9).
 // Protobuf's wire format only: each field is a varint of number * 8 + wire type; types 0 varint, 1 eight bytes, 2 a length and bytes,
 // 5 four bytes.
 import type { FileType } from "../../engine/safetensors.ts";
+import { type OnnxNode, recoverNames } from "./onnx-names.ts";
 import { checkInside, type Parts } from "./parts.ts";
 import { Budget, CheckpointError, type HostTensor, ITEM_BYTES } from "./tensors.ts";
 
@@ -116,6 +118,38 @@ function* initialisers(bytes: Uint8Array, file: string): Generator<Initialiser> 
   }
 }
 
+function* nodes(bytes: Uint8Array, file: string): Generator<OnnxNode> {
+  for (const model of new Reader(bytes, file).fields()) {
+    if (model.number !== 7) continue;
+    for (const graph of new Reader(model.bytes, file).fields()) if (graph.number === 1) yield node(graph.bytes, file);
+  }
+}
+
+function node(bytes: Uint8Array, file: string): OnnxNode {
+  const [inputs, outputs] = [[] as string[], [] as string[]];
+  let [name, op] = ["", ""];
+  let equation: string | undefined;
+  let scopes: string | undefined;
+  for (const field of new Reader(bytes, file).fields()) {
+    if (field.number === 1) inputs.push(text(field.bytes));
+    if (field.number === 2) outputs.push(text(field.bytes));
+    if (field.number === 3) name = text(field.bytes);
+    if (field.number === 4) op = text(field.bytes);
+    if (field.number === 5 && op === "Einsum") equation = textAttribute(field.bytes, file);
+    if (field.number === 9) {
+      const [key, value] = entryOf(field.bytes, file);
+      if (key === "pkg.torch.onnx.name_scopes") scopes = value;
+    }
+  }
+  return { op, name, inputs, outputs, scopes, equation };
+}
+
+/** AttributeProto.s (4). */
+function textAttribute(bytes: Uint8Array, file: string): string | undefined {
+  for (const { number, bytes: value } of new Reader(bytes, file).fields()) if (number === 4) return text(value);
+  return undefined;
+}
+
 const text = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
 
 function initialiser(bytes: Uint8Array, file: string): Initialiser {
@@ -172,7 +206,10 @@ function locationOf(external: ReadonlyMap<string, string>, where: string): strin
   return location;
 }
 
-/** @param parts the files that onnxParts names */
+/**
+ * The weights; those that the exporter renamed have their modules' names again where the graph tells them.
+ * @param parts the files that onnxParts names
+ */
 export function readOnnx(bytes: Uint8Array, file: string, parts: Parts): Map<string, HostTensor> {
   const tensors = new Map<string, HostTensor>();
   const budget = new Budget(
@@ -207,7 +244,7 @@ export function readOnnx(bytes: Uint8Array, file: string, parts: Parts): Map<str
   }
   if (tensors.size === 0) throw new CheckpointError(`${file}: the ONNX model holds no initialisers`);
   checkApart(ranges, file);
-  return tensors;
+  return recoverNames(tensors, [...nodes(bytes, file)]);
 }
 
 interface Range {

@@ -331,6 +331,21 @@ test("data of an ONNX model that a link leads out of its folder is not read", as
   );
 });
 
+test("an export of SAM's image encoder comes out under the original's names", async () => {
+  for (const name of ["sam-encoder.onnx", "sam-encoder-dynamo.onnx", "sam-hf-encoder.onnx"]) {
+    const { report } = await convert(fixture(name), at("encoder.safetensors"));
+    assert.is(report.model, "SAM (ViT), its image encoder alone");
+    const { tensors } = parseSafetensors(bytesOf(at("encoder.safetensors")));
+    assert.ok(tensors.has("image_encoder.blocks.1.attn.qkv.weight") && tensors.has("image_encoder.neck.3.bias"));
+    const again = await convert(at("encoder.safetensors"), at("again.safetensors"));
+    assert.is(again.report.model, report.model);
+    assert.equal(bytesOf(at("again.safetensors")), bytesOf(at("encoder.safetensors")));
+    tensors.delete("image_encoder.blocks.0.norm2.bias");
+    writeFileSync(at("encoder.safetensors"), encodeSafetensors(tensors));
+    assert.match(await refusal(at("encoder.safetensors")), /1 missing \(image_encoder\.blocks\.0\.norm2\.bias\)$/);
+  }
+});
+
 test("the output is never one of the inputs", async () => {
   copyFileSync(fixture("sam-hf.safetensors"), at("same.safetensors"));
   symlinkSync(at("same.safetensors"), at("link.safetensors"));

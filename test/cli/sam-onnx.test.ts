@@ -100,7 +100,7 @@ test("what does not go together is refused in one line", async () => {
     /takes image embeddings \(1, 16, 8, 8\); the encoder gives \(1, 32, 12, 12\)/,
   );
   assert.match(await refusal(...onnx, HUB_DECODER, "--encoder", HUB, ...BOX), /takes points alone; give --point/);
-  assert.match(await refusal("--checkpoint", DECODER), /sam-decoder\.onnx: .*run as it is by --engine onnx/);
+  assert.match(await refusal("--checkpoint", DECODER), /sam-decoder\.onnx: .*run as they are by --engine onnx/);
   writeFileSync(at("broken.onnx"), readFileSync(DECODER).subarray(0, 1000));
   assert.match(
     await refusal(...onnx, at("broken.onnx"), "--encoder", ENCODER),

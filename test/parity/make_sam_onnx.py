@@ -2,12 +2,15 @@
 
     python test/parity/make_sam_onnx.py        # what make_sam.py needs, onnx, onnxscript
 
-Writes beside itself: sam-encoder.onnx, and sam-decoder.onnx as segment-anything's scripts/export_onnx_model.py makes it, of the model of
+Writes beside itself: sam-encoder.onnx, the same by the exporter that dynamo feeds (sam-encoder-dynamo.onnx, whose names for weights differ; it
+fails on transformers' encoder), and sam-decoder.onnx as segment-anything's scripts/export_onnx_model.py makes it, of the model of
 sam-training.safetensors; sam-hf-encoder.onnx and sam-hf-decoder.onnx with the inputs and outputs of optimum's export of transformers' SamModel
 (vision_encoder.onnx, prompt_encoder_mask_decoder.onnx), of the model of sam-hf.safetensors. The other engine reads those weights.
 """
+import tempfile
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 from safetensors.torch import load_file
@@ -28,6 +31,14 @@ def export_original() -> None:
         sam.image_encoder, (pixels,), HERE / "sam-encoder.onnx", input_names=["x"], output_names=["image_embeddings"], opset_version=17,
         dynamo=False,
     )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        torch.onnx.export(sam.image_encoder, (pixels,), f"{folder}/encoder.onnx", dynamo=True, external_data=False)
+        exported = onnx.load(f"{folder}/encoder.onnx")
+    for node in exported.graph.node:  # where in whose folders each line of code stands
+        kept = [entry for entry in node.metadata_props if "stack_trace" not in entry.key]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    onnx.save(exported, HERE / "sam-encoder-dynamo.onnx")
     inputs = {
         "image_embeddings": torch.randn(1, DIM, GRID, GRID),
         "point_coords": torch.randint(0, SIZE, (1, 5, 2)).float(),

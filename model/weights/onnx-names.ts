@@ -1,0 +1,180 @@
+// torch.onnx.export gives weights that it changed a name of its own: transposed for MatMul (onnx::MatMul_123, val_17), spread for a product
+// over images, stretched into tables. Where the graph tells whose they are, they get their module's names and form back.
+import { type HostTensor, ITEM_BYTES } from "./tensors.ts";
+
+/** NodeProto. */
+export interface OnnxNode {
+  readonly op: string;
+  readonly name: string;
+  readonly inputs: readonly string[];
+  readonly outputs: readonly string[];
+  /** `pkg.torch.onnx.name_scopes`, a list as Python writes it, by the exporter that dynamo feeds. */
+  readonly scopes: string | undefined;
+  /** Of Einsum. */
+  readonly equation: string | undefined;
+}
+
+type Tensors = Map<string, HostTensor>;
+
+/** Named by the exporter, not by a module. */
+const GENERATED = /^(onnx::\w+_\d+|val_\d+|(index|unsqueeze)(_\d+)?)$/;
+/** Of these what is whole or a scalar is a shape, an index, a factor. */
+const NO_MODULE = /^(onnx::\w+|val)_\d+$/;
+const FLOATS: ReadonlySet<string> = new Set(["F64", "F32", "F16", "BF16"]);
+
+/** The initialisers with their modules' names where these can be told; what is generated and no weight by its kind is left out. */
+export function recoverNames(tensors: Tensors, nodes: readonly OnnxNode[]): Tensors {
+  const generated = [...tensors.keys()].filter((name) => GENERATED.test(name));
+  if (generated.length === 0) return tensors;
+  const found = recovered(tensors, nodes);
+  const out: Tensors = new Map();
+  for (const [name, tensor] of tensors) {
+    const own = found.get(name);
+    if (own && !tensors.has(own.name) && !out.has(own.name)) out.set(own.name, own.tensor);
+    else if (!NO_MODULE.test(name) || (FLOATS.has(tensor.dtype) && tensor.shape.length > 0)) out.set(name, tensor);
+  }
+  return out;
+}
+
+interface Recovered {
+  readonly name: string;
+  readonly tensor: HostTensor;
+}
+
+/** A generated initialiser and the only node that takes it. */
+interface Use {
+  readonly initialiser: string;
+  readonly tensor: HostTensor;
+  readonly node: OnnxNode;
+  readonly module: string | undefined;
+}
+
+/** What is told by the whole graph. */
+interface Graph {
+  readonly tensors: Tensors;
+  /** By what they take. */
+  readonly takers: ReadonlyMap<string, readonly OnnxNode[]>;
+  /** What stands before modules' paths in weights' names. */
+  readonly prefix: string | undefined;
+  /** How many operations of this kind take a generated initialiser of as many dimensions in this module. */
+  alike(use: Use): number;
+}
+
+function recovered(tensors: Tensors, nodes: readonly OnnxNode[]): Map<string, Recovered> {
+  const takers = new Map<string, OnnxNode[]>();
+  for (const node of nodes)
+    for (const input of node.inputs) {
+      const list = takers.get(input);
+      if (list) list.push(node);
+      else takers.set(input, [node]);
+    }
+  const uses: Use[] = [];
+  const counts = new Map<string, number>();
+  const kind = ({ node, module, tensor }: Use) => `${node.op} ${tensor.shape.length} ${module}`;
+  for (const [initialiser, tensor] of tensors) {
+    const [node, ...more] = takers.get(initialiser) ?? [];
+    if (!GENERATED.test(initialiser) || !node || more.length > 0) continue;
+    const use = { initialiser, tensor, node, module: moduleOf(node) };
+    uses.push(use);
+    counts.set(kind(use), (counts.get(kind(use)) ?? 0) + 1);
+  }
+  const alike = (use: Use) => counts.get(kind(use)) ?? 0;
+  const graph: Graph = { tensors, takers, prefix: prefixOf(tensors, nodes), alike };
+  const found = new Map<string, Recovered>();
+  for (const use of uses) {
+    const own = use.node.op === "MatMul" ? linearOf(use, graph) : ofModule(use, graph);
+    if (own) found.set(use.initialiser, own);
+  }
+  return found;
+}
+
+/** The module that a node computes for: /encoder/layers.0/attn/qkv/MatMul, or ['', 'encoder', 'encoder.layers.0', …, 'linear']. */
+function moduleOf({ name, scopes }: OnnxNode): string | undefined {
+  if (scopes !== undefined) return [...scopes.matchAll(/'([^']*)'/g)].map(([, scope]) => scope!).at(-2);
+  if (!name.startsWith("/")) return undefined;
+  const path: string[] = [];
+  for (const step of name.split("/").slice(1, -1)) {
+    // A list's members repeat its name: /neck/neck.0.
+    if (path.length > 0 && step.startsWith(`${path.at(-1)}.`)) path.pop();
+    path.push(step);
+  }
+  return path.join(".");
+}
+
+/** What stands before modules' paths in the names of those weights that kept theirs; undefined where they do not agree. */
+function prefixOf(tensors: Tensors, nodes: readonly OnnxNode[]): string | undefined {
+  const prefixes = new Set<string>();
+  for (const node of nodes) {
+    const module = moduleOf(node);
+    if (!module) continue;
+    for (const input of node.inputs) {
+      const stem = /^(.*)\.(weight|bias)$/.exec(input)?.[1];
+      if (stem === undefined || !tensors.has(input)) continue;
+      if (stem === module) prefixes.add("");
+      else if (stem.endsWith(`.${module}`)) prefixes.add(stem.slice(0, -module.length));
+    }
+  }
+  return prefixes.size === 1 ? [...prefixes][0] : undefined;
+}
+
+/** A linear layer's weight, whose bias is added next under its own name; one without bias is known by its module. */
+function linearOf(use: Use, graph: Graph): Recovered | undefined {
+  const { tensor, node, module } = use;
+  const [I, O, ...more] = tensor.shape;
+  if (I === undefined || O === undefined || more.length > 0) return undefined;
+  const named = (layer: string) => ({ name: `${layer}.weight`, tensor: transposed(tensor, I, O) });
+  const [next] = graph.takers.get(node.outputs[0] ?? "") ?? [];
+  const inputs = next?.op === "Add" ? next.inputs : [];
+  const layer = inputs.map((input) => graph.tensors.has(input) && /^(.*)\.bias$/.exec(input)?.[1]).find(Boolean);
+  if (layer) return !module || layer === module || layer.endsWith(`.${module}`) ? named(layer) : undefined;
+  // A second product of the module would be /a/b/MatMul_1.
+  const isOnly = graph.alike(use) === 1 && (node.scopes !== undefined || node.name.endsWith("/MatMul"));
+  return isOnly && module && graph.prefix !== undefined ? named(graph.prefix + module) : undefined;
+}
+
+/** What is no linear layer's: LayerNorm2d's weight and bias, and SAM's relative positions. */
+function ofModule(use: Use, graph: Graph): Recovered | undefined {
+  const { tensor, node, module } = use;
+  if (graph.prefix === undefined || !module || tensor.shape.length !== 3) return undefined;
+  const named = (part: string, own: HostTensor | undefined) =>
+    own && { name: `${graph.prefix}${module}.${part}`, tensor: own };
+  const [A, B, C] = tensor.shape as [number, number, number];
+  if ((node.op === "Mul" || node.op === "Add") && B === 1 && C === 1 && graph.alike(use) === 1)
+    return named(node.op === "Mul" ? "weight" : "bias", { ...tensor, shape: [A] }); // (C, 1, 1)
+  if (node.op === "Resize" && A === 1 && graph.alike(use) === 2)
+    return named(node.name.endsWith("/Resize") ? "rel_pos_h" : "rel_pos_w", transposed(tensor, B, C)); // (1, D, L)
+  const axis = /^bhwc,([hw])kc->bhwk$/.exec(node.equation ?? "")?.[1];
+  return axis && A === B ? named(`rel_pos_${axis}`, ofTable(tensor)) : undefined;
+}
+
+/** (K, K, D), whose row of a query and a key depends on their distance alone -> (2K - 1, D); undefined where it does not. */
+function ofTable(tensor: HostTensor): HostTensor | undefined {
+  const [K, , D] = tensor.shape as [number, number, number];
+  const row = D * ITEM_BYTES[tensor.dtype];
+  const at = (q: number, k: number) => tensor.data.subarray((q * K + k) * row, (q * K + k + 1) * row);
+  for (let q = 1; q < K; q++)
+    for (let k = 1; k < K; k++) {
+      const before = at(q - 1, k - 1);
+      if (at(q, k).some((byte, i) => byte !== before[i])) return undefined;
+    }
+  const data = new Uint8Array((2 * K - 1) * row);
+  for (let i = 0; i < 2 * K - 1; i++) data.set(at(Math.max(0, i - K + 1), Math.max(0, K - 1 - i)), i * row);
+  return { dtype: tensor.dtype, shape: [2 * K - 1, D], data };
+}
+
+const WORDS = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array, 8: BigUint64Array } as const;
+/** Rows and columns that are turned together: each line of the cache is then used whole. */
+const BLOCK = 32;
+
+/** (R, C) -> (C, R) */
+function transposed({ dtype, data }: HostTensor, R: number, C: number): HostTensor {
+  const Words = WORDS[ITEM_BYTES[dtype] as keyof typeof WORDS];
+  const from = new Words(new Uint8Array(data).buffer); // A copy, and aligned.
+  const to = new Words(R * C);
+  for (let r0 = 0; r0 < R; r0 += BLOCK)
+    for (let c0 = 0; c0 < C; c0 += BLOCK) {
+      const [r1, c1] = [Math.min(R, r0 + BLOCK), Math.min(C, c0 + BLOCK)];
+      for (let c = c0; c < c1; c++) for (let r = r0; r < r1; r++) to[c * R + r] = from[r * C + c]!;
+    }
+  return { dtype, shape: [C, R], data: new Uint8Array(to.buffer) };
+}
