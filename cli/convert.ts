@@ -97,7 +97,7 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
     return { kind, tensors: merged(tensors, spare), metadata: text, config, unused };
   }
   const { kind, spare, unused, expected, keyOf } = named;
-  if (named.family === "unknown" && !call.options.any) throw new BadInput(`${file}: ${notKnown(weights.tensors)}`);
+  if (named.family === "unknown" && !call.options.any) throw new BadInput(`${file}: ${notKnown(weights)}`);
   if (expected) await refusing(() => checkTensors(expected, named.tensors, file, keyOf));
   const text = { ...metadata, model: kind };
   if (named.family !== "mask2former") return { kind, tensors: merged(named.tensors, spare), metadata: text, unused };
@@ -107,10 +107,11 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
 }
 
 /** A model that is not known cannot be checked. */
-function notKnown(tensors: Tensors): string {
+function notKnown({ tensors, format }: WeightFile): string {
   const keys = [...tensors.keys()];
+  const folded = format === "onnx" ? ", or were folded into others by the export: take the original checkpoint" : "";
   return (
-    `its keys (${listKeys(keys)}) are those of no model that is known here: SAM, MobileSAM, Mask2Former, WISH, ResNet, Swin, MobileNetV2; ` +
+    `its keys (${listKeys(keys)}) are those of no model that is known here: SAM, MobileSAM, Mask2Former, WISH, ResNet, Swin, MobileNetV2${folded}; ` +
     "convert --any writes its tensors as they are, unchecked"
   );
 }

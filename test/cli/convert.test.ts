@@ -322,6 +322,7 @@ test("data of an ONNX model that a link leads out of its folder is not read", as
   assert.match(await refusal(at("onnx")), /external\.onnx: its data file external\.data is a link; refused/);
   rmSync(at("onnx", "external.data"));
   copyFileSync(fixture("weights/external.data"), at("onnx", "external.data"));
+  assert.match(await refusal(at("onnx")), /of no model that is known here: .* folded into others by the export/);
   const { report, text } = await convert(at("onnx"), at("onnx.safetensors"), { any: true });
   assert.is(report.model, "unknown");
   assert.match(text, /the model is not one this program knows/);
