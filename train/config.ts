@@ -106,6 +106,11 @@ export const configSchema = z.strictObject({
       "the same for images with tags: a narrow crop may have lost what its tags name",
     ),
     colour: option(share.default(0), "ours", "strength of the colour jitter"),
+    balance: option(
+      share.default(0),
+      "ours",
+      "makes up for rarer kinds of labels: an image stands (most / own)^balance times in an epoch; 0: once, 1: every kind as often",
+    ),
     maskStride: option(
       whole.default(4),
       "ours",

@@ -319,7 +319,7 @@ function newLoader(
   items: readonly Item[],
   proxies: readonly (readonly SamProxy[] | undefined)[],
 ): Loader {
-  const { threads } = config.data;
+  const { threads, balance } = config.data;
   const options = config.mode === "wish" ? { proxies: (_: Item, index: number) => proxies[index] } : {};
   const { batch, seed } = config;
   return new Loader({
@@ -327,6 +327,7 @@ function newLoader(
     batch,
     seed,
     ...sampleOptions(config),
+    balance,
     threads: threads === "auto" ? undefined : threads,
     ...options,
   });

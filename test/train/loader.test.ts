@@ -55,6 +55,30 @@ test("each epoch shows every image once, in an order of its own", async () => {
   assert.is(loader.stepsPerEpoch, 1);
 });
 
+test("balance repeats the images of rarer kinds within an epoch", async () => {
+  // 1 with boxes, 2 with points, 8 with tags.
+  const kinds = items.map((item, i) => ({
+    ...items.find(({ kind }) => kind === (i < 1 ? "boxes" : i < 3 ? "points" : "tags"))!,
+    imageId: item.imageId,
+  }));
+  for (const [balance, times] of [
+    [0, [1, 1, 1]],
+    [0.5, [3, 2, 1]], // roots of 8, 4 and 1
+    [1, [8, 4, 1]],
+  ] as const) {
+    const length = times[0] + 2 * times[1] + 8 * times[2];
+    const loader = new Loader({ ...base, items: kinds, balance, batch: length });
+    const seen = (await loader.next()).map(({ item }) => item);
+    assert.equal(
+      kinds.map((_, i) => seen.filter((item) => item === i).length),
+      kinds.map((_, i) => times[i < 1 ? 0 : i < 3 ? 1 : 2]),
+    );
+    assert.is(loader.stepsPerEpoch, 1);
+    assert.is(loader.state.epoch, 1);
+    loader.close();
+  }
+});
+
 test("batches are full, and a loader restored in the middle goes on as the first one did", async () => {
   const first = new Loader(base);
   for (let i = 0; i < 5; i++) assert.is((await first.next()).length, 3);

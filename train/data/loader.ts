@@ -82,6 +82,8 @@ export interface LoaderOptions {
   maskStride?: number;
   /** SAM's candidates of an item's targets, in the item's order; undefined for items that have none. */
   proxies?: (item: Item, index: number) => readonly TargetMasks[] | undefined;
+  /** Makes up for rarer kinds of labels: an image stands (most / own)^balance times in an epoch. Default 0: once. */
+  balance?: number;
   /** Threads that make samples; 0: the caller's own. Default: by the size of the frame. What comes out is the same. */
   threads?: number | undefined;
   /** Batches read ahead (default 2, more where that leaves threads idle). */
@@ -96,6 +98,8 @@ export class Loader {
   #ahead: Promise<Sample[]>[] = [];
   readonly #pool: SamplePool | undefined;
   readonly #prefetch: number;
+  /** Items of an epoch, in their own order. */
+  readonly #epoch: readonly number[];
   #order: { epoch: number; items: number[] } = { epoch: -1, items: [] };
 
   /** Throws BadInput where there is nothing to train on. */
@@ -106,6 +110,7 @@ export class Loader {
       throw new BadInput(`the batch must be a whole number from 1, got ${options.batch}`);
     }
     this.#options = options;
+    this.#epoch = epochOf(options.items, options.balance ?? 0);
     this.#random = new Random(options.seed).fork("loader");
     const threads = options.threads ?? threadsFor(options.augment);
     this.#pool = threads > 0 ? new SamplePool(threads) : undefined;
@@ -114,7 +119,7 @@ export class Loader {
 
   /** Batches in an epoch, the last of which is filled up from the next epoch. */
   get stepsPerEpoch(): number {
-    return Math.ceil(this.#options.items.length / this.#options.batch);
+    return Math.ceil(this.#epoch.length / this.#options.batch);
   }
 
   /** The next batch, always full. Rejects with BadInput when one of its images cannot be read. */
@@ -127,7 +132,7 @@ export class Loader {
 
   /** The place after the batches handed out; those read ahead do not count. Plain JSON. */
   get state(): LoaderState {
-    const items = this.#options.items.length;
+    const items = this.#epoch.length;
     return {
       seed: this.#options.seed,
       items,
@@ -178,14 +183,22 @@ export class Loader {
   }
 
   #itemAt(place: number): number {
-    const count = this.#options.items.length;
+    const count = this.#epoch.length;
     const epoch = Math.floor(place / count);
     if (this.#order.epoch !== epoch) {
-      const items = this.#random.fork(`epoch ${epoch}`).shuffle(Array.from({ length: count }, (_, i) => i));
+      const items = this.#random.fork(`epoch ${epoch}`).shuffle([...this.#epoch]);
       this.#order = { epoch, items };
     }
     return this.#order.items[place % count]!;
   }
+}
+
+/** Indices of an epoch's items: those of rarer kinds stand in it more than once. */
+function epochOf(items: readonly Pick<Item, "kind">[], balance: number): number[] {
+  const counts = new Map<string, number>();
+  for (const { kind } of items) counts.set(kind, (counts.get(kind) ?? 0) + 1);
+  const most = Math.max(...counts.values());
+  return items.flatMap(({ kind }, i) => new Array<number>(Math.round((most / counts.get(kind)!) ** balance)).fill(i));
 }
 
 /** An image as evaluation and prediction show it to the network. */
