@@ -44,7 +44,11 @@ test("configs/README.md says what the schema says", () => {
 });
 
 const shipped = readdirSync(join(packageRoot, "configs")).filter((name) => name.endsWith(".yaml"));
-const others = { "sam-mini.yaml": readSamTrainConfig, "scenes-study.yaml": readStudy };
+const others = {
+  "sam-mini.yaml": readSamTrainConfig,
+  "scenes-study.yaml": readStudy,
+  "scenes-study-imagenet.yaml": readStudy,
+};
 
 test("every shipped configuration is valid, and its model can be built", async () => {
   const kinds = ["", "-tags", "-points", "-boxes", "-supervised"];
