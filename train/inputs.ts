@@ -93,7 +93,7 @@ export function checkMemory({ memory }: Config, name: string): void {
 
 /** What a run's weights, its optimizer's moments or its place in the data depend on. */
 const FIXED = ["seed", "mode", "batch", "accumulate", "model", "prompt.mode", "prompt.place", "cam.feature"];
-const FIXED_DATA = ["data.images", "data.labels", "data.supercategories", "sam.checkpoint"];
+const FIXED_DATA = ["data.images", "data.labels", "data.supercategories", "data.balance", "sam.checkpoint"];
 /** What may change, but numbers are rounded in another way then: the run goes on with other bits than it would have. */
 const ROUNDING = ["precision", "memory"];
 
