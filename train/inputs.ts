@@ -4,6 +4,7 @@ import type { WishConfig } from "../model/index.ts";
 import { type Config, resolveConfig } from "./config.ts";
 import { type Category, type Instances, imagePath, readInstances } from "./data/coco.ts";
 import { checkSize, imageSize } from "./data/image.ts";
+import { readEach } from "./data/labelled.ts";
 import { type Item, maskItems, weakItems } from "./data/loader.ts";
 import { readWeak } from "./data/weak.ts";
 import { BadInput } from "./errors.ts";
@@ -63,14 +64,20 @@ function checkNames(categories: readonly Category[], file: string): void {
   }
 }
 
-/** Looks whether the images that will be evaluated are there and as large as their file says, before hours of training. */
-export async function checkValidation({ validation }: TrainData, { val }: Config): Promise<void> {
-  if (!validation) return;
-  const images = val.limit > 0 ? validation.images.slice(0, val.limit) : validation.images;
-  for (const entry of images) {
-    const path = imagePath(val.images, entry);
-    checkSize(path, await imageSize(path), entry);
-  }
+/**
+ * Looks whether the images that will be trained on and evaluated are there and as large as their labels say, before hours of training. Only
+ * their headers are read. Throws BadInput for the first that is not.
+ */
+export async function checkImages(
+  { items, validation }: TrainData,
+  { val }: Config,
+  onImage?: (done: number, total: number) => void,
+): Promise<void> {
+  const judged = validation?.images.slice(0, val.limit || undefined) ?? [];
+  const files = [...items, ...judged.map((entry) => ({ ...entry, path: imagePath(val.images, entry) }))];
+  const check = async (said: { path: string; width: number; height: number }): Promise<void> =>
+    checkSize(said.path, await imageSize(said.path), said);
+  await readEach(files, check, onImage);
 }
 
 /** Refuses sizes that do not fit each other. Throws BadInput naming the settings. */

@@ -21,7 +21,7 @@ import { BadInput } from "./errors.ts";
 import { type Evaluation, evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
 import { writeGallery } from "./gallery.ts";
-import { checkMemory, checkModel, checkResumed, checkValidation, readData, type TrainData } from "./inputs.ts";
+import { checkImages, checkMemory, checkModel, checkResumed, readData, type TrainData } from "./inputs.ts";
 import { Diary, Means } from "./metrics.ts";
 import { modelConfig, newModel } from "./models.ts";
 import { MemoryWatch } from "./plan.ts";
@@ -79,7 +79,7 @@ interface SavedState {
 /** Trains a configuration to its end, an interruption, or until `enough`. The model has been evaluated where the config names data for it. */
 export async function train(gpu: Device, config: Config, options: TrainOptions): Promise<TrainResult> {
   const data = readData(config, options.file);
-  await checkValidation(data, config);
+  await lookAt(data, config, options.display);
   const claim = options.claim ?? claimRun(config.run);
   try {
     if (config.sam.cache) makeWritable(config.sam.cache, "sam.cache=DIR");
@@ -87,6 +87,17 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
   } finally {
     if (!options.claim) claim.release();
   }
+}
+
+/** Looking at fewer images takes no time worth a bar. */
+const MANY = 2000;
+
+async function lookAt(data: TrainData, config: Config, display: Display): Promise<void> {
+  let bar: ReturnType<Display["progress"]> | undefined;
+  await checkImages(data, config, (done, total) => {
+    if (total >= MANY) (bar ??= display.progress(total, "img")).update(done, { read: "headers" });
+  });
+  bar?.end();
 }
 
 async function trainClaimed(gpu: Device, config: Config, data: TrainData, options: TrainOptions): Promise<TrainResult> {
@@ -157,6 +168,14 @@ async function trainPrepared(
     await keepingGood(run, () => saveCheckpoint(run, step, savable, { keep: config.log.keep }));
     savedAt = step;
   };
+  /** An image that turns out to be unreadable is the user's to mend; the steps before it are kept. */
+  const keepUntil = async (place: LoaderState, error: unknown): Promise<never> => {
+    if (!(error instanceof BadInput) || step === 0) throw error;
+    bar.end();
+    loader.restore(place);
+    if (savedAt !== step) await save();
+    throw new BadInput(`${error.message}; ${run} is saved at step ${step}: mend the image and go on with --resume`);
+  };
 
   const memory = new MemoryWatch(gpu, (line) => display.log(line));
   const perStep = config.batch * config.accumulate;
@@ -183,13 +202,17 @@ async function trainPrepared(
       break;
     }
     const began = performance.now();
-    const batches: Sample[][] = [];
-    for (let i = 0; i < config.accumulate; i++) batches.push(await loader.next());
-    const waited = (performance.now() - began) / 1000;
-    const whole = !trainer.hasTags || step >= config.cam.warmup;
-    const report = await memory.around(trainer, batches, whole, () =>
-      keepingGood(run, () => trainStep(trainer, batches, step)),
-    );
+    const place = loader.state;
+    let waited = 0;
+    const work = async (): Promise<StepReport> => {
+      const batches: Sample[][] = [];
+      for (let i = 0; i < config.accumulate; i++) batches.push(await loader.next());
+      waited = (performance.now() - began) / 1000;
+      const whole = !trainer.hasTags || step >= config.cam.warmup;
+      const taken = () => keepingGood(run, () => trainStep(trainer, batches, step));
+      return memory.around(trainer, batches, whole, taken);
+    };
+    const report = await work().catch((error) => keepUntil(place, error));
     step++;
     lr = report.lr!;
     means.add(report);

@@ -14,7 +14,10 @@ let runs = 0;
 const start = (...settings: string[]) =>
   train(gpu, config(`inputs${runs++}`, settings), { display: silent, file: "my.yaml" });
 
-type Document = { images: { file_name: string; width: number }[]; categories: { id: number; name: string }[] };
+type Document = {
+  images: { id: number; file_name: string; width: number }[];
+  categories: { id: number; name: string }[];
+};
 /** A file of the data set with a change. */
 function changed(name: string, from: string, change: (document: Document) => void): string {
   const document = JSON.parse(readFileSync(from, "utf8")) as Document;
@@ -22,6 +25,12 @@ function changed(name: string, from: string, change: (document: Document) => voi
   const path = join(folder, name);
   writeFileSync(path, JSON.stringify(document));
   return path;
+}
+
+/** Which kind of label each image has. */
+function weakKinds(): Map<number, string> {
+  const { weak } = JSON.parse(readFileSync(labels, "utf8")) as { weak: { image_id: number; kind: string }[] };
+  return new Map(weak.map(({ image_id, kind }) => [image_id, kind]));
 }
 
 test("a setting that does not fit is named with its file", async () => {
@@ -68,6 +77,29 @@ test("validation data is looked at before training: classes, files, sizes", asyn
     () => val("twice.json", (d) => d.categories.push({ id: 99, name: d.categories[0]!.name })),
     /twice\.json: two categories are called/,
   );
+  for (let i = started; i < runs; i++) assert.not.ok(existsSync(join(folder, `inputs${i}`)), "no run was begun");
+});
+
+test("training images are looked at before training: files, headers, sizes, whatever their labels", async () => {
+  const started = runs;
+  const weak = (name: string, change: (document: Document) => void) =>
+    start(`data.labels=${changed(name, labels, change)}`, "val.annotations=");
+  const kinds = weakKinds();
+  for (const kind of ["tags", "points", "boxes"]) {
+    const rename = (d: Document) => (d.images.find(({ id }) => kinds.get(id) === kind)!.file_name = `${kind}.png`);
+    await refused(() => weak("away.json", rename), new RegExp(`${kind}\\.png: the image does not exist`));
+  }
+  writeFileSync(join(scenes.imagesDir, "cut.png"), "\x89PNG\r\n");
+  await refused(() => weak("cut.json", (d) => (d.images[0]!.file_name = "cut.png")), /cut\.png: cannot be read as an/);
+  const supervised = changed("wide-train.json", scenes.annotations, (d) => {
+    d.images[1]!.width = 128;
+    Object.assign(d, { annotations: [] });
+  });
+  await refused(
+    () => start("mode=supervised", `data.labels=${supervised}`, "val.annotations="),
+    /\.png: is 64x64, but the labels are for 128x64/,
+  );
+  assert.equal(readdirSync(join(folder, "cache")), [], "SAM has not been asked");
   for (let i = started; i < runs; i++) assert.not.ok(existsSync(join(folder, `inputs${i}`)), "no run was begun");
 });
 

@@ -1,5 +1,5 @@
 // What a run leaves behind when it is interrupted, fails or is damaged, and how it goes on from there.
-import { copyFileSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -8,7 +8,7 @@ import { bestCheckpoint, latestCheckpoint, markBest } from "../../train/checkpoi
 import { isEvaluation, readDiary } from "../../train/metrics.ts";
 import { loadRun } from "../../train/models.ts";
 import { type Display, train } from "../../train/train.ts";
-import { config, folder, gpu, refused, removeFolder, silent } from "./tiny-run.ts";
+import { config, folder, gpu, refused, removeFolder, scenes, silent } from "./tiny-run.ts";
 
 const test = suite("resume");
 
@@ -94,6 +94,36 @@ test("the means of an interrupted run go on where they were", async () => {
   await train(gpu, config("means", settings), { display: silent, resume: true });
   assert.equal(lines("means"), lines("means-whole"));
   assert.is(lines("means").length, 1);
+});
+
+test("an image that cannot be read any more ends a run with what it has learned", async () => {
+  const settings = [
+    "log.checkpoint=100",
+    "log.every=4",
+    "val.annotations=",
+    "data.threads=0",
+    "accumulate=2",
+    "batch=1",
+  ];
+  await train(gpu, config("readable", settings), { display: silent });
+  // Four steps see every image; those that nobody has read yet go when the first step is done.
+  const hidden = join(folder, "hidden");
+  const gone: Display = {
+    ...silent,
+    progress: () => ({
+      update: (done, terms) => done === 1 && terms?.loss !== undefined && renameSync(scenes.imagesDir, hidden),
+      end: () => {},
+    }),
+  };
+  const start = (display: Display, resume = false) => train(gpu, config("unreadable", settings), { display, resume });
+  const ended = start(gone).finally(() => renameSync(hidden, scenes.imagesDir));
+  await refused(
+    () => ended,
+    /images\/\d+\.png: .*; .*unreadable is saved at step [123]: mend the image and go on with --resume$/,
+  );
+  assert.ok(latestCheckpoint(join(folder, "unreadable")));
+  await start(silent, true);
+  assert.equal(lines("unreadable"), lines("readable"), "nothing was lost or seen twice");
 });
 
 test("the last steps have a line, however few they are", async () => {
