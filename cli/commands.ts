@@ -93,7 +93,7 @@ export const commands: readonly Command[] = [
       { flags: "--ann <file>", help: "instances or weak labels JSON (with --images)" },
       { flags: "--images <dir>", help: "folder of the images (with --ann)" },
       { flags: "--out <dir>", help: "folder for the PNGs", required: true },
-      { flags: "--limit <n>", help: "at most this many images", parse: count },
+      { flags: "--limit <n>", help: "at most this many images (default: 64)", parse: count },
     ],
     examples: [
       "wgpu-wish show gt --ann data/scenes/annotations/instances.json --images data/scenes/images --out previews",
@@ -226,7 +226,7 @@ export const commands: readonly Command[] = [
         flags: "--checkpoint <file>",
         help: "instead of --run: a checkpoint, or Mask2Former weights of detectron2 or transformers",
       },
-      { flags: "--out <dir>", help: "folder for overlays, masks and results.json", required: true },
+      { flags: "--out <dir>", help: "folder for overlays, masks, results.json and images.json", required: true },
       {
         flags: "--short <px>",
         help: "size images to this on the short side (default: the run's, or 800)",
@@ -242,6 +242,8 @@ export const commands: readonly Command[] = [
       },
       { flags: "--dump <file>", help: "write the raw tensors as safetensors" },
     ],
+    notes:
+      "results.json holds COCO results, whose image ids 1, 2, … are in the order given; images.json says which file each of them is. Of several images those that cannot be read are skipped with a warning, and the exit code is 1.",
     examples: [
       "wgpu-wish predict --run runs/quickstart photo.jpg --out out",
       'wgpu-wish predict --run runs/a photos "more/**/*.jpg" --out out --score 0.5',

@@ -1,4 +1,5 @@
 /** `predict`: segments images with a trained model. */
+import { join } from "node:path";
 import { BadInput } from "../train/errors.ts";
 import { latentKind } from "../train/evaluate.ts";
 import { imagePaths } from "../train/image-paths.ts";
@@ -23,6 +24,7 @@ interface Options {
 const SIZE = { short: 800, long: 1333, topk: 100 };
 const LEAST_SCORE = 0.3;
 const DEFAULT_TEACHER = "assets/sam-mini.safetensors";
+const FAILED = 1;
 const INTERRUPTED = 130;
 
 export async function run(call: Call<Options>): Promise<number | undefined> {
@@ -51,6 +53,11 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
       : undefined;
   const signal = call.interruptible();
   const bar = terminal.progress(paths.length);
+  const skipped: string[] = [];
+  const onUnreadable = (reason: string): void => {
+    skipped.push(reason);
+    terminal.warn(`skipped: ${reason}`);
+  };
   const predicted = await predictImages(gpu, trained, paths, {
     short,
     long,
@@ -61,6 +68,7 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     ...(sam ? { sam } : {}),
     ...(dump === undefined ? {} : { dump }),
     onImage: (done) => bar.update(done),
+    ...(paths.length === 1 ? {} : { onUnreadable }),
   });
   bar.end();
   if (signal.aborted) return INTERRUPTED;
@@ -68,8 +76,8 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     instances.map(({ category, score: s, area }) => [image, category, s.toFixed(3), area]),
   );
   terminal.result(
-    { images: predicted, results: `${out}/results.json` },
-    `${table(["image", "class", "score", "pixels"], rows)}\n${predicted.length} overlays, masks and results.json in ${out}`,
+    { images: predicted, results: join(out, "results.json"), skipped },
+    `${table(["image", "class", "score", "pixels"], rows)}\n${predicted.length} overlays, masks, results.json and images.json in ${out}`,
   );
-  return undefined;
+  return skipped.length > 0 ? FAILED : undefined;
 }

@@ -1,6 +1,6 @@
-/** Folders that files are to be written to. */
+/** Folders that files are to be written to, and the files' names. */
 import { existsSync, mkdirSync, statSync } from "node:fs";
-import { dirname, resolve } from "node:path";
+import { basename, dirname, extname, resolve } from "node:path";
 import { BadInput } from "./errors.ts";
 
 /**
@@ -28,4 +28,27 @@ export function keepApart(out: string, images: readonly string[]): void {
     throw new BadInput(
       `${out}: holds the image ${inside}, which a picture could overwrite; name another folder with --out`,
     );
+}
+
+/** Names for the files of one folder, without their suffixes: none is given twice, whatever the case of its letters. */
+export class FileNames {
+  readonly #taken: Set<string>;
+
+  /** @param reserved names of files that are written besides */
+  constructor(reserved: readonly string[] = []) {
+    this.#taken = new Set(reserved);
+  }
+
+  /** The name itself, or with the first number from 2 on that makes it a new one. */
+  free(name: string): string {
+    let free = name;
+    for (let n = 2; this.#taken.has(free.toLowerCase()); n++) free = `${name}-${n}`;
+    this.#taken.add(free.toLowerCase());
+    return free;
+  }
+
+  /** Of an image's picture: images of one name may lie in several folders. */
+  ofImage(path: string): string {
+    return this.free(basename(path, extname(path)));
+  }
 }

@@ -1,14 +1,16 @@
 /** A trained model on the user's images: overlays, masks of each instance, COCO results, and the raw outputs for comparisons. */
-import { basename, dirname, extname, join } from "node:path";
+import { dirname, join } from "node:path";
 import { type Device, encode, F, noGrad, scope, type Tensor } from "../engine/index.ts";
-import { attentionLogits, maskLogits, type Wish, type WishOutput } from "../model/index.ts";
-import { readImage, writeMaskPng, writePng } from "./data/image.ts";
+import { attentionLogits, maskLogits, type Instance as Predicted, type Wish, type WishOutput } from "../model/index.ts";
+import type { Category } from "./data/coco.ts";
+import { type Image, readImage, writeMaskPng, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
 import { evalSample } from "./data/loader.ts";
+import { BadInput } from "./errors.ts";
 import { resultsDocument } from "./eval/coco-ap.ts";
 import { type InferenceOptions, predictionOverlay, resultsOf, segment } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
-import { keepApart } from "./folders.ts";
+import { FileNames, keepApart } from "./folders.ts";
 import type { Trained } from "./models.ts";
 import { drawOverlay } from "./pictures.ts";
 import { imageTensor } from "./step.ts";
@@ -18,10 +20,15 @@ export interface PredictImagesOptions extends InferenceOptions {
   /** Safetensors file for class_logits, mask_logits, prompt_latents, cam and attention_logits of the (only) image. */
   dump?: string;
   onImage?: (done: number, total: number) => void;
+  /** Told of images that cannot be read, which are then left out; where it is not given, the first of them ends the work. */
+  onUnreadable?: (reason: string) => void;
   signal?: AbortSignal;
 }
 
 export interface PredictedImage {
+  /** In results.json and images.json. */
+  id: number;
+  /** The file, as it was named. */
   image: string;
   width: number;
   height: number;
@@ -29,18 +36,22 @@ export interface PredictedImage {
   instances: { category: string; categoryId: number; score: number; box: number[]; area: number; mask: string }[];
 }
 
-/** Image ids in results.json are 1, 2, … in the order given. */
+/**
+ * Image ids in results.json are 1, 2, … in the order given; images.json says which file each of them is. Throws BadInput where no image can be
+ * read.
+ */
 export async function predictImages(
   gpu: Device,
   { model, categories }: Trained,
   paths: readonly string[],
   options: PredictImagesOptions,
 ): Promise<PredictedImage[]> {
-  const { out, onImage, signal } = options;
+  const { out, onImage, onUnreadable, signal } = options;
   keepApart(out, paths);
   await makeFolder(out);
   if (options.dump) await makeFolder(dirname(options.dump));
-  const names = distinctNames(paths);
+  const names = new FileNames();
+  const overlays = paths.map((path) => names.ofImage(path));
   const predicted: PredictedImage[] = [];
   const results: ReturnType<typeof resultsOf> = [];
   let raw: Uint8Array | undefined;
@@ -49,31 +60,61 @@ export async function predictImages(
   };
   for (const [i, path] of paths.entries()) {
     if (signal?.aborted) break;
-    const image = await readImage(path);
-    const found = await segment(gpu, model, image, { ...options, ...(options.dump ? { onOutput } : {}) });
-    const name = names[i]!;
-    const overlay = join(out, `${name}.png`);
-    await writePng(overlay, drawOverlay(image, predictionOverlay(found, categories, options.score ?? 0.3)));
-    const instances: PredictedImage["instances"] = [];
-    for (const [n, { mask, label, score, box, area }] of found.entries()) {
-      const file = join(out, `${name}-${String(n + 1).padStart(3, "0")}-${fileName(categories[label]!.name)}.png`);
-      await writeMaskPng(file, mask, image.width, image.height);
-      instances.push({
-        category: categories[label]!.name,
-        categoryId: categories[label]!.id,
-        score,
-        box,
-        area,
-        mask: file,
-      });
+    const image = await readable(path, onUnreadable);
+    if (image) {
+      const found = await segment(gpu, model, image, { ...options, ...(options.dump ? { onOutput } : {}) });
+      const overlay = join(out, `${overlays[i]}.png`);
+      await writePng(overlay, drawOverlay(image, predictionOverlay(found, categories, options.score ?? 0.3)));
+      const instances = await writeMasks(found, image, categories, (suffix) =>
+        join(out, `${names.free(`${overlays[i]}-${suffix}`)}.png`),
+      );
+      const [id, { width, height }] = [i + 1, image];
+      results.push(...resultsOf(found, id, categories));
+      predicted.push({ id, image: path, width, height, overlay, instances });
     }
-    results.push(...resultsOf(found, i + 1, categories));
-    predicted.push({ image: path, width: image.width, height: image.height, overlay, instances });
     onImage?.(i + 1, paths.length);
   }
+  if (predicted.length === 0 && !signal?.aborted)
+    throw new BadInput(`none of the ${paths.length} images could be read; give at least one that can`);
+  await writeWhole(join(out, "images.json"), JSON.stringify(imagesDocument(predicted, categories)));
   await writeWhole(join(out, "results.json"), JSON.stringify(resultsDocument(results)));
   if (options.dump) await writeWhole(options.dump, raw ?? (await rawOutputs(gpu, model, paths[0]!, options)));
   return predicted;
+}
+
+/** A file for each instance. `fileOf` makes a file's path of what tells it from the others of its image. */
+async function writeMasks(
+  found: readonly Predicted[],
+  { width, height }: Image,
+  categories: readonly Category[],
+  fileOf: (suffix: string) => string,
+): Promise<PredictedImage["instances"]> {
+  const instances: PredictedImage["instances"] = [];
+  for (const [n, { mask: pixels, label, score, box, area }] of found.entries()) {
+    const { name: category, id: categoryId } = categories[label]!;
+    const mask = fileOf(`${String(n + 1).padStart(3, "0")}-${fileName(category)}`);
+    await writeMaskPng(mask, pixels, width, height);
+    instances.push({ category, categoryId, score, box, area, mask });
+  }
+  return instances;
+}
+
+async function readable(path: string, onUnreadable?: (reason: string) => void): Promise<Image | undefined> {
+  try {
+    return await readImage(path);
+  } catch (error) {
+    if (!onUnreadable || !(error instanceof BadInput)) throw error;
+    onUnreadable(error.message);
+    return undefined;
+  }
+}
+
+/** COCO's images and categories, which its results refer to by their ids. */
+function imagesDocument(images: readonly PredictedImage[], categories: readonly Category[]): object {
+  return {
+    images: images.map(({ id, image, width, height }) => ({ id, file_name: image, width, height })),
+    categories,
+  };
 }
 
 /** The raw outputs of a model whose masks SAM drew, so that they were not at hand. */
@@ -111,17 +152,6 @@ function encodeOutput({ predictions, cam }: WishOutput, image: string): Promise<
       );
   }
   return encode(tensors, { image });
-}
-
-/** Images of one name in different folders must not overwrite each other. */
-function distinctNames(paths: readonly string[]): string[] {
-  const seen = new Map<string, number>();
-  return paths.map((path) => {
-    const name = basename(path, extname(path));
-    const count = (seen.get(name) ?? 0) + 1;
-    seen.set(name, count);
-    return count === 1 ? name : `${name}-${count}`;
-  });
 }
 
 function fileName(text: string): string {

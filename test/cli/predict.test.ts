@@ -1,5 +1,14 @@
 // predict and convert with a Mask2Former as transformers saves one: the recorded model of test/parity/make_swin.py in a folder.
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
@@ -120,6 +129,46 @@ test("a checkpoint that lacks a tensor, has one too many or another model's is r
   assert.not.ok(existsSync(at("never")));
   const sam = await predict(at("named"), "--out", at("never"), "--inference", "sam");
   assert.is(sam.code, 2, sam.stderr);
+});
+
+test("images of like names get files of their own, one that cannot be read is skipped, and images.json names them all", async () => {
+  const paths = [at("x-2.png"), at("a", "x.png"), at("b", "x.png"), at("b", "cut.png"), at("x-001-bee.png")];
+  for (const name of ["a", "b"]) mkdirSync(at(name));
+  for (const path of paths) copyFileSync(at("image.png"), path);
+  writeFileSync(at("b", "cut.png"), readFileSync(at("image.png")).subarray(0, 200));
+  const options = ["--short", "60", "--score", "0", "--checkpoint", at("named"), "--out", at("many"), "--json"];
+  const { code, stdout, stderr } = await wish(["predict", ...paths, ...options]);
+  assert.is(code, 1, stderr);
+
+  assert.match(stderr, /^warning: skipped: \S+cut\.png: cannot be read as an image .*$/m);
+  const { images, skipped } = JSON.parse(stdout) as {
+    images: { id: number; image: string; overlay: string; instances: { mask: string }[] }[];
+    skipped: string[];
+  };
+  assert.match(skipped.join(), /cut\.png/);
+  const files = images.flatMap(({ overlay, instances }) => [overlay, ...instances.map(({ mask }) => mask)]);
+  assert.is(new Set(files.map((file) => file.toLowerCase())).size, files.length, "no file is written twice");
+  assert.equal(readdirSync(at("many")).length, files.length + 2);
+  const named = JSON.parse(readFileSync(at("many", "images.json"), "utf8"));
+  assert.equal(
+    named.images.map(({ id, file_name }: { id: number; file_name: string }) => [id, file_name]),
+    paths.flatMap((path, i) => (path.endsWith("cut.png") ? [] : [[i + 1, path]])),
+  );
+  assert.equal(named.categories[1], { id: 2, name: "bee" });
+  const results: { image_id: number }[] = JSON.parse(readFileSync(at("many", "results.json"), "utf8"));
+  assert.equal([...new Set(results.map(({ image_id }) => image_id))], [1, 2, 3, 5]);
+
+  const cut = at("b", "cut.png");
+  copyFileSync(cut, at("cut too.png"));
+  for (const [few, reason] of [
+    [[cut], /^error: \S+cut\.png: cannot be read as an image/],
+    [[cut, at("cut too.png")], /error: none of the 2 images could be read/],
+  ] as const) {
+    const none = await wish(["predict", ...few, ...options, "--out", at("none")]);
+    assert.is(none.code, 2, none.stderr);
+    assert.match(none.stderr, reason);
+    assert.not.ok(existsSync(at("none", "results.json")));
+  }
 });
 
 test.run();

@@ -4,6 +4,7 @@ import { join, relative } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { BadInput } from "../../train/errors.ts";
+import { FileNames } from "../../train/folders.ts";
 import { imagePaths } from "../../train/image-paths.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "wgpu-wish-paths-"));
@@ -44,6 +45,15 @@ test("patterns relative to the working folder give paths relative to it", () => 
   } finally {
     process.chdir(before);
   }
+});
+
+test("pictures of images get names of their own, whatever their folders, suffixes and capitals", () => {
+  const names = new FileNames(["sheet"]);
+  const paths = ["x-2.jpg", "a/x.jpg", "b/X.jpg", "b/x.png", "x-2-2.png", "c/x-2.png", "Sheet.png"];
+  assert.equal(
+    paths.map((path) => names.ofImage(path)),
+    ["x-2", "x", "X-3", "x-4", "x-2-2", "x-2-3", "Sheet-2"],
+  );
 });
 
 test("what names no image is refused in one line", () => {
