@@ -1,5 +1,5 @@
 /** `wgpu-wish show`: PNG previews of labels. */
-import { basename, extname, join } from "node:path";
+import { join } from "node:path";
 import { augmentedPicture } from "../train/augmented.ts";
 import { readConfig, resolveConfig } from "../train/config.ts";
 import {
@@ -16,9 +16,9 @@ import { type Item, maskItems, weakItems } from "../train/data/loader.ts";
 import { readWeak, type WeakEntry } from "../train/data/weak.ts";
 import { BadInput } from "../train/errors.ts";
 import { shapesOf } from "../train/evaluate.ts";
-import { keepApart } from "../train/folders.ts";
+import { FileNames, keepApart } from "../train/folders.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
-import { showRun } from "../train/run-tools.ts";
+import { SHOWN, showRun } from "../train/run-tools.ts";
 import type { Call } from "./command.ts";
 
 export interface ShowOptions {
@@ -31,14 +31,13 @@ export interface ShowOptions {
 
 /** Pictures on the sheet that shows many at once. */
 const ON_SHEET = 16;
-const DEFAULT_LIMIT = 64;
 
 export async function run(call: Call<ShowOptions>): Promise<void> {
   const { args, options, terminal } = call;
   const [what] = args;
   if (what === "cam" || what === "proxies" || what === "predictions") return showOf(what, call);
   if (what === "augmented") return options.run === undefined ? showAugmented(call) : showOf(what, call);
-  const { out, limit = DEFAULT_LIMIT } = options;
+  const { out, limit = SHOWN } = options;
   const { ann, images: folder } = sourceOf(what as "gt" | "weak", options);
   const { images, overlayOf } = what === "weak" ? weakOverlays(ann) : instanceOverlays(ann);
   keepApart(
@@ -47,6 +46,7 @@ export async function run(call: Call<ShowOptions>): Promise<void> {
   );
   await makeFolder(out);
   const bar = terminal.progress(Math.min(limit, images.length));
+  const names = new FileNames(["sheet"]);
   const files: string[] = [];
   const shown = [];
   for (const entry of images.slice(0, limit)) {
@@ -57,7 +57,7 @@ export async function run(call: Call<ShowOptions>): Promise<void> {
       );
     }
     const picture = drawOverlay(image, overlayOf(entry));
-    const file = join(out, `${basename(entry.fileName, extname(entry.fileName))}.png`);
+    const file = join(out, `${names.ofImage(entry.fileName)}.png`);
     await writePng(file, picture);
     files.push(file);
     if (shown.length < ON_SHEET) shown.push(picture);
@@ -104,7 +104,7 @@ async function showOf(
 
 /** Without a run: the labels alone, under the settings' defaults. */
 async function showAugmented({ options, terminal }: Call<ShowOptions>): Promise<void> {
-  const { ann, images: folder, out, limit = DEFAULT_LIMIT } = options;
+  const { ann, images: folder, out, limit = SHOWN } = options;
   if (ann === undefined || folder === undefined)
     throw new BadInput("show augmented: give --run, or --ann and --images");
   const document = readJson(ann, "the labels file");
@@ -116,10 +116,11 @@ async function showAugmented({ options, terminal }: Call<ShowOptions>): Promise<
   );
   await makeFolder(out);
   const config = resolveConfig({});
+  const names = new FileNames();
   const files: string[] = [];
   const bar = terminal.progress(Math.min(limit, items.length));
   for (const [i, item] of items.slice(0, limit).entries()) {
-    files.push(join(out, `${basename(item.path, extname(item.path))}.png`));
+    files.push(join(out, `${names.ofImage(item.path)}.png`));
     await writePng(files.at(-1)!, await augmentedPicture(item, i, { categories, config }));
     bar.update(files.length);
   }

@@ -1,6 +1,6 @@
 /** What can be asked of a finished or running run: its metrics on any data, its CAMs, SAM proxies and predictions as pictures. */
 import { existsSync } from "node:fs";
-import { basename, dirname, extname, join } from "node:path";
+import { dirname, join } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { augmentedPicture } from "./augmented.ts";
 import type { Config } from "./config.ts";
@@ -15,14 +15,17 @@ import type { Curve, Metrics, Result } from "./eval/coco-ap.ts";
 import type { Confusion } from "./eval/confusion.ts";
 import { evaluateVoc, type VocMetrics } from "./eval/voc.ts";
 import { evaluateModel, predictionOverlay, segment } from "./evaluate.ts";
-import { keepApart } from "./folders.ts";
+import { FileNames, keepApart } from "./folders.ts";
 import { loadRun, type Trained } from "./models.ts";
 import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
+import type { SamProxy } from "./proxies.ts";
 import { camOf } from "./stages.ts";
 import { type Display, openTeacher, proxiesOf, readData } from "./train.ts";
 
 /** Pictures on the sheet that shows many at once. */
 const ON_SHEET = 24;
+/** Images that are drawn where nobody asks for another number. */
+export const SHOWN = 64;
 
 export interface EvaluateRunOptions {
   run: string;
@@ -74,6 +77,7 @@ export async function evaluateRun(gpu: Device, options: EvaluateRunOptions): Pro
 export interface ShowRunOptions {
   run: string;
   out: string;
+  /** At most so many images (default SHOWN). */
   limit?: number;
   display: Display;
 }
@@ -86,22 +90,27 @@ export async function showRun(
 ): Promise<string[]> {
   const trained = await loadRun(gpu, options.run);
   const config = configOf(trained, options.run);
-  const { data, val } = config;
-  for (const folder of [data.images, val.images]) if (folder) keepApart(options.out, [join(folder, "image")]);
-  await makeFolder(options.out);
-  const pictures = {
-    augmented: augmentedPictures,
-    cam: camPictures,
-    proxies: proxyPictures,
-    predictions: predictionPictures,
+  const drawings = {
+    augmented: augmentedDrawings,
+    cam: camDrawings,
+    proxies: proxyDrawings,
+    predictions: predictionDrawings,
   }[what];
+  const all = await drawings(gpu, trained, config, options);
+  keepApart(
+    options.out,
+    all.map(({ path }) => path),
+  );
+  await makeFolder(options.out);
+  const wanted = all.slice(0, options.limit ?? SHOWN);
+  const names = new FileNames(["sheet"]);
   const files: string[] = [];
   const panels: Image[] = [];
-  const bar = options.display.progress(options.limit ?? 64, "img");
-  for await (const { name, picture } of pictures(gpu, trained, config, options)) {
-    const path = join(options.out, `${basename(name, extname(name))}.png`);
-    await writePng(path, picture);
-    files.push(path);
+  const bar = options.display.progress(wanted.length, "img");
+  for (const { path, draw } of wanted) {
+    const picture = await draw();
+    files.push(join(options.out, `${names.ofImage(path)}.png`));
+    await writePng(files.at(-1)!, picture);
     if (panels.length < ON_SHEET) panels.push(picture);
     bar.update(files.length);
   }
@@ -113,20 +122,20 @@ export async function showRun(
   return files;
 }
 
-interface Named {
-  name: string;
-  picture: Image;
+/** A picture still to be drawn, and the image that it is of. */
+interface Drawing {
+  path: string;
+  draw(): Promise<Image>;
 }
 
 /** Training images as the network sees them, with SAM's masks of their labels or, where these are tags, of the CAM's peaks. */
-async function* augmentedPictures(
+async function augmentedDrawings(
   gpu: Device,
   { model, categories }: Trained,
   config: Config,
-  { limit = 64, display }: ShowRunOptions,
-): AsyncGenerator<Named> {
+  { display }: ShowRunOptions,
+): Promise<Drawing[]> {
   const data = readData(config);
-  const items = data.items.slice(0, limit);
   const teacher = config.mode === "wish" ? await openTeacher(gpu, config) : undefined;
   const all = teacher ? await proxiesOf(teacher, data, config, display) : [];
   const pseudo = async (image: Image, sample: Sample, item: Item): Promise<Overlay> => {
@@ -142,44 +151,38 @@ async function* augmentedPictures(
     });
     return { points: named, masks };
   };
-  for (const [i, item] of items.entries()) {
-    const picture = await augmentedPicture(item, i, { categories, config, proxies: (_, at) => all[at], pseudo });
-    yield { name: item.path, picture };
-  }
+  const options = { categories, config, proxies: (_: Item, at: number) => all[at], pseudo };
+  return data.items.map((item, i) => ({ path: item.path, draw: () => augmentedPicture(item, i, options) }));
 }
 
-async function* predictionPictures(
+async function predictionDrawings(
   gpu: Device,
   trained: Trained,
   config: Config,
-  { limit = 64, run }: ShowRunOptions,
-): AsyncGenerator<Named> {
+  { run }: ShowRunOptions,
+): Promise<Drawing[]> {
   if (!config.val.annotations) throw new BadInput(`${run}: its config names no evaluation images (val.annotations)`);
   const truth = readInstances(config.val.annotations, { supercategories: config.data.supercategories });
-  for (const entry of truth.images.slice(0, limit)) {
-    const image = await readImage(imagePath(config.val.images, entry));
-    const found = await segment(gpu, trained.model, image, config.val);
-    yield {
-      name: entry.fileName,
-      picture: drawOverlay(image, { ...predictionOverlay(found, trained.categories), caption: entry.fileName }),
+  return truth.images.map((entry) => {
+    const path = imagePath(config.val.images, entry);
+    const draw = async (): Promise<Image> => {
+      const image = await readImage(path);
+      const found = await segment(gpu, trained.model, image, config.val);
+      return drawOverlay(image, { ...predictionOverlay(found, trained.categories), caption: entry.fileName });
     };
-  }
+    return { path, draw };
+  });
 }
 
 /** The CAM of each tagged class over the image, with its peaks. */
-async function* camPictures(
-  gpu: Device,
-  trained: Trained,
-  config: Config,
-  { limit = 64, run }: ShowRunOptions,
-): AsyncGenerator<Named> {
+async function camDrawings(gpu: Device, trained: Trained, config: Config, { run }: ShowRunOptions): Promise<Drawing[]> {
   if (trained.model.config.cam.feature === "none")
     throw new BadInput(`${run}: its model has no CAM branch (cam.feature is none)`);
   const { items } = readData(config);
   const tagged = items
     .filter((item) => item.tags.length > 0)
     .sort((a, b) => Number(b.kind === "tags") - Number(a.kind === "tags"));
-  for (const item of tagged.slice(0, limit)) {
+  const draw = async (item: Item): Promise<Image> => {
     const image = await readImage(item.path);
     const { maps, peaks } = await camOf(gpu, trained.model, image, item.tags, config);
     const panels = maps.map(({ classIndex, picture, active }) => {
@@ -189,25 +192,24 @@ async function* camPictures(
       const { name } = trained.categories[classIndex]!;
       return drawOverlay(picture, { points, caption: active ? name : `${name}: no activation` });
     });
-    yield { name: item.path, picture: contactSheet(panels) };
-  }
+    return contactSheet(panels);
+  };
+  return tagged.map((item) => ({ path: item.path, draw: () => draw(item) }));
 }
 
 /** The label, and SAM's three masks for it with their ratings. */
-async function* proxyPictures(
+async function proxyDrawings(
   gpu: Device,
   trained: Trained,
   config: Config,
-  { limit = 64, run, display }: ShowRunOptions,
-): AsyncGenerator<Named> {
+  { run, display }: ShowRunOptions,
+): Promise<Drawing[]> {
   if (config.mode !== "wish") throw new BadInput(`${run}: was trained from masks; there are no SAM proxies`);
   const data = readData(config);
-  const labelled = data.items.filter((item) => item.kind === "points" || item.kind === "boxes").slice(0, limit);
   const teacher = await openTeacher(gpu, config);
   const all = await proxiesOf(teacher, data, config, display);
-  for (const item of labelled) {
+  const draw = async (item: Item, proxies: readonly SamProxy[]): Promise<Image> => {
     const image = await readImage(item.path);
-    const proxies = all[data.items.indexOf(item)]!;
     const label = (i: number): { classIndex: number; label: string } => ({
       classIndex: item.classes[i]!,
       label: trained.categories[item.classes[i]!]!.name,
@@ -224,8 +226,11 @@ async function* proxyPictures(
         caption: `candidate ${c + 1}`,
       }),
     );
-    yield { name: item.path, picture: contactSheet(panels, { columns: 3 }) };
-  }
+    return contactSheet(panels, { columns: 3 });
+  };
+  return data.items.flatMap((item, i) =>
+    item.kind === "points" || item.kind === "boxes" ? [{ path: item.path, draw: () => draw(item, all[i]!) }] : [],
+  );
 }
 
 function configOf({ config, file }: Trained, run: string): Config {

@@ -79,6 +79,27 @@ test("show draws ground truth and weak labels", async () => {
   assert.equal(readFileSync(join(folder, "of-gt", "000001.png")), readFileSync(join(out, "000001.png")));
 });
 
+test("show draws images of one name in different folders, and one called sheet, to files of their own", async () => {
+  const document = JSON.parse(readFileSync(ann, "utf8"));
+  const names = [join("a", "one.png"), join("b", "one.png"), "sheet.png"];
+  const nested = join(folder, "nested");
+  names.forEach((name, i) => {
+    mkdirSync(join(nested, name, ".."), { recursive: true });
+    cpSync(join(images, document.images[i].file_name), join(nested, name));
+    document.images[i].file_name = name;
+  });
+  const nestedAnn = join(folder, "nested.json");
+  writeFileSync(nestedAnn, JSON.stringify(document));
+  for (const [what, sheets] of [
+    ["gt", ["sheet-2.png", "sheet.png"]],
+    ["augmented", ["sheet.png"]],
+  ] as const) {
+    const out = join(folder, `nested-${what}`);
+    await done(["show", what, "--ann", nestedAnn, "--images", nested, "--out", out, "--limit", "3", "--quiet"]);
+    assert.equal(readdirSync(out).sort(), ["one-2.png", "one.png", ...sheets], what);
+  }
+});
+
 test("dataset turns labels of other formats into the JSON that the other commands read", async () => {
   const photos = join(folder, "photos");
   mkdirSync(photos);

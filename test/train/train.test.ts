@@ -215,8 +215,20 @@ test("a trained run is evaluated, shown, and segments images; its exported weigh
     /\.png: is 64x64, but the labels are for 128x64/,
   );
   for (const what of ["augmented", "cam", "proxies", "predictions"] as const) {
-    const files = await showRun(gpu, what, { run, out: join(folder, what), limit: 2, display: silent });
+    const totals: number[] = [];
+    const progress = (total: number) => {
+      totals.push(total);
+      return silent.progress(total);
+    };
+    const limit = what === "cam" ? {} : { limit: 2 };
+    const files = await showRun(gpu, what, {
+      run,
+      out: join(folder, what),
+      display: { ...silent, progress },
+      ...limit,
+    });
     assert.ok(files.length >= 2 && files.every(existsSync), what);
+    assert.is(totals.at(-1), files.length - 1, `${what}: the bar counts the pictures`);
   }
   const trained = await loadRun(gpu, run);
   const image = join(scenes.imagesDir, readdirSync(scenes.imagesDir)[0]!);
