@@ -131,10 +131,14 @@ const truth: Instances = {
 const exact: Result[] = [1, 2].map((imageId) => ({ imageId, categoryId: 1, score: 0.5, box: [10, 10, 20, 20] }));
 const bbox = { iou: "bbox" } as const;
 
-test("perfect results give 1, none give 0, and what cannot be measured is -1", () => {
+test("perfect results give 1, none give 0, what cannot be measured is -1, and classes of one name stay apart", () => {
   const perfect = evaluate(truth, exact, bbox);
   assert.equal([perfect.AP, perfect.AP25, perfect.AP70, perfect.APs, perfect.APm, perfect.AR1], [1, 1, 1, 1, -1, 1]);
   assert.equal(perfect.perClass, { square: 1, none: -1 });
+  const [first, second] = truth.categories;
+  const namesakes = { ...truth, categories: [first!, { ...second!, name: "square" }, { id: 9, name: "other" }] };
+  assert.equal(evaluate(namesakes, exact, bbox).perClass, { "square (1)": 1, "square (2)": -1, other: -1 });
+  assert.equal(judge(namesakes, exact, bbox).confusion.classes, ["square (1)", "square (2)", "other"]);
   const nothing = evaluate(truth, [], bbox);
   assert.equal([nothing.AP, nothing.AR100, nothing.perClass.square], [0, 0, 0]);
   assert.is(evaluate({ ...truth, instances: [] }, exact, bbox).AP, -1);

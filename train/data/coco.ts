@@ -265,6 +265,13 @@ export function instancesByImage(data: Instances): Map<number, Instance[]> {
   return lists;
 }
 
+/** Names to tell results apart by: where two classes have the same, their ids stand with it. */
+export function distinctNames(categories: readonly Category[]): string[] {
+  const counts = new Map<string, number>();
+  for (const { name } of categories) counts.set(name, (counts.get(name) ?? 0) + 1);
+  return categories.map(({ id, name }) => (counts.get(name) === 1 ? name : `${name} (${id})`));
+}
+
 /** Category id -> class index 0..K-1, in the file's order. */
 export function classIndex(categories: readonly Category[]): Map<number, number> {
   return new Map(categories.map(({ id }, i) => [id, i]));

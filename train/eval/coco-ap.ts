@@ -2,7 +2,7 @@
  * COCO's average precision and recall, figure for figure those of pycocotools' COCOeval (its oddities are marked "as
  * pycocotools"), and AP at IoU 0.25 and 0.70.
  */
-import type { Instances } from "../data/coco.ts";
+import { distinctNames, type Instances } from "../data/coco.ts";
 import { type EvaluateOptions, type Group, Groups } from "./groups.ts";
 import type { Result } from "./results.ts";
 
@@ -29,7 +29,7 @@ export type Figure = (typeof FIGURES)[number];
 
 /** From 0 to 1; -1 where there is nothing to measure (no ground truth of that size or class), as pycocotools. */
 export type Metrics = Record<Figure, number> & {
-  /** AP of each class by its name. */
+  /** AP of each class by its name, and its id where another has the same name. */
   perClass: Record<string, number>;
 };
 
@@ -73,6 +73,7 @@ export function evaluateDetailed(
   options: EvaluateOptions = {},
 ): { metrics: Metrics; curves: Curve[] } {
   const classes = [...truth.categories].sort((a, b) => a.id - b.id);
+  const names = distinctNames(classes);
   const groups = new Groups(truth, results, options);
   const tables = classes.map(({ id }) => tableOf(groups.ofClass(id, MOST.at(-1)!)));
 
@@ -95,7 +96,7 @@ export function evaluateDetailed(
     ARl: recall(LARGE, 2),
     AP25: precision([AT_25], ALL),
     AP70: precision([AT_70], ALL),
-    perClass: Object.fromEntries(classes.map(({ name }, i) => [name, precision(COCO, ALL, [tables[i]!])])),
+    perClass: Object.fromEntries(names.map((name, i) => [name, precision(COCO, ALL, [tables[i]!])])),
   };
 
   const curves: Curve[] = [];
@@ -103,7 +104,7 @@ export function evaluateDetailed(
     [AT_50, 0.5],
     [AT_75, 0.75],
   ] as const) {
-    const known = classes.flatMap(({ name }, i) => {
+    const known = names.flatMap((name, i) => {
       const values = tables[i]!.precision(threshold, ALL);
       return values === undefined ? [] : [{ name, iou, recall: RECALLS, precision: [...values] }];
     });

@@ -2,7 +2,14 @@
  * Which class is taken for which, and how well each image came out. Results above a score are paired with ground truths, whatever their
  * classes, one to one by falling overlap; pairs overlap by IOU at least. A result without a partner on a crowd region is left out.
  */
-import { type Instance, type Instances, instancesByImage, runsOfSegmentation } from "../data/coco.ts";
+import {
+  classIndex,
+  distinctNames,
+  type Instance,
+  type Instances,
+  instancesByImage,
+  runsOfSegmentation,
+} from "../data/coco.ts";
 import { boxOfRuns, iouOfBoxes, iouOfRuns } from "../data/mask.ts";
 import { type EvaluateOptions, maskOf } from "./groups.ts";
 import type { Result } from "./results.ts";
@@ -28,7 +35,7 @@ export interface Judgement {
 
 export function judge(truth: Instances, results: readonly Result[], options: EvaluateOptions = {}): Judgement {
   const classes = truth.categories;
-  const index = new Map(classes.map(({ id }, i) => [id, i]));
+  const index = classIndex(classes);
   const background = classes.length;
   const counts = Array.from({ length: background + 1 }, () => new Array<number>(background + 1).fill(0));
   const count = (predicted: number, real: number): void => void counts[predicted]![real]!++;
@@ -63,7 +70,7 @@ export function judge(truth: Instances, results: readonly Result[], options: Eva
     const others = (objects.length - right + pairs.length - right + madeUp.length) / 2;
     quality.set(image.id, right + others === 0 ? 1 : overlap / (right + others));
   }
-  return { confusion: { classes: classes.map(({ name }) => name), iou: IOU, score: SCORE, counts }, quality };
+  return { confusion: { classes: distinctNames(classes), iou: IOU, score: SCORE, counts }, quality };
 }
 
 /** (results.length * instances.length) */
