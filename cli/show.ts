@@ -4,6 +4,7 @@ import { augmentedPicture } from "../train/augmented.ts";
 import { readConfig, resolveConfig } from "../train/config.ts";
 import {
   type Category,
+  classIndex,
   type ImageEntry,
   imagePath,
   instancesByImage,
@@ -152,7 +153,7 @@ export function instanceOverlays(path: string): Overlays {
   const data = readInstances(path);
   const byImage = instancesByImage(data);
   const names = data.categories.map(({ name }) => name);
-  const index = new Map(data.categories.map(({ id }, i) => [id, i]));
+  const index = classIndex(data.categories);
   return {
     images: data.images,
     overlayOf: (image) => {
@@ -171,7 +172,7 @@ export function instanceOverlays(path: string): Overlays {
 export function weakOverlays(path: string): Overlays {
   const weak = readWeak(path);
   const entries = new Map(weak.entries.map((entry) => [entry.imageId, entry]));
-  const index = new Map(weak.categories.map(({ id }, i) => [id, i]));
+  const index = classIndex(weak.categories);
   const labelOf = (categoryId: number) => {
     const classIndex = index.get(categoryId)!;
     return { classIndex, label: weak.categories[classIndex]!.name };

@@ -1,5 +1,6 @@
 /** What augmentation makes of training images and their labels: the original, then some versions as the network sees them. */
 import { Random } from "../engine/index.ts";
+import { bestRated } from "../model/sam/index.ts";
 import type { Config } from "./config.ts";
 import type { Category } from "./data/coco.ts";
 import { type Image, readImage } from "./data/image.ts";
@@ -51,7 +52,7 @@ function named(classIndex: number, categories: readonly Category[]): { classInde
 /** A sample's labels in its frame; of SAM's three masks the best rated. */
 function sampleOverlay(sample: Sample, categories: readonly Category[], stride = 1): Overlay {
   const label = (i: number) => named(sample.classes[i]!, categories);
-  const best = sample.proxies?.map(({ masks, iou }) => masks[iou.indexOf(Math.max(...iou))]!);
+  const best = sample.proxies?.map(({ masks, iou }) => masks[bestRated(iou)]!);
   return {
     // Points and boxes carry the names.
     masks: (best ?? sample.masks).map((mask, i) => ({

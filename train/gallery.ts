@@ -6,7 +6,16 @@
 import { existsSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { Random } from "../engine/index.ts";
-import { type Category, type ImageEntry, type Instances, imagePath, instancesByImage, overlapOf } from "./data/coco.ts";
+import {
+  type Category,
+  classIndex,
+  type ImageEntry,
+  type Instance,
+  type Instances,
+  imagePath,
+  instancesByImage,
+  overlapOf,
+} from "./data/coco.ts";
 import { type Image, jpegOf, readImage } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
 import type { Item } from "./data/loader.ts";
@@ -66,10 +75,11 @@ export async function writeGallery(
   if (count === 0) return;
   await makeFolder(folder);
   const { best, worst } = extremes(source.quality, count);
+  const byImage = instancesByImage(source.truth);
   const evaluated = (section: Row["section"]) => (id: number) => {
     const entry = source.truth.images.find((image) => image.id === id)!;
     const caption = `${entry.fileName}, quality ${source.quality.get(id)!.toFixed(2)}`;
-    return { section, caption, draw: () => evaluationPanels(parts, source, entry) };
+    return { section, caption, draw: () => evaluationPanels(parts, source, entry, byImage.get(id)!) };
   };
   const trained = (item: Item) => {
     const caption = `image ${item.imageId}, labelled with ${item.kind}`;
@@ -103,22 +113,32 @@ function extremes(quality: ReadonlyMap<number, number>, count: number): { best: 
 }
 
 /** The truth, then the stages from a label that is derived from it, of the kind that most training images have. */
-async function evaluationPanels(parts: StageParts, source: GallerySource, entry: ImageEntry): Promise<Image[]> {
+async function evaluationPanels(
+  parts: StageParts,
+  { truth, items }: GallerySource,
+  entry: ImageEntry,
+  instances: readonly Instance[],
+): Promise<Image[]> {
   const { config, categories } = parts;
-  const { truth, items } = source;
-  const instances = instancesByImage(truth).get(entry.id)!;
   const path = imagePath(config.val.images, entry);
   const picture = drawOverlay(await readImage(path), truthOverlay(truth, instances, entry));
   // A point is found in a mask; where the truth is boxes, these are the labels.
   const kind = overlapOf(truth) === "bbox" ? "boxes" : commonest(items);
-  return [picture, ...(await drawStages(parts, derived(path, kind, truth, entry, categories)))];
+  return [
+    picture,
+    ...(await drawStages(parts, derived(kind, entry, instances, { path, categories, file: truth.file }))),
+  ];
 }
 
-function derived(path: string, kind: Kind, truth: Instances, entry: ImageEntry, categories: readonly Category[]): Item {
-  const place = new Map(categories.map(({ id }, i) => [id, i]));
-  const objects = instancesByImage(truth)
-    .get(entry.id)!
-    .filter(({ crowd, categoryId }) => !crowd && place.has(categoryId));
+/** @param file what errors call the truth */
+function derived(
+  kind: Kind,
+  entry: ImageEntry,
+  instances: readonly Instance[],
+  { path, categories, file }: { path: string; categories: readonly Category[]; file: string },
+): Item {
+  const place = classIndex(categories);
+  const objects = instances.filter(({ crowd, categoryId }) => !crowd && place.has(categoryId));
   const classes = objects.map(({ categoryId }) => place.get(categoryId)!);
   const tags = [...new Set(classes)].sort((a, b) => a - b);
   const { id: imageId, width, height } = entry;
@@ -126,7 +146,7 @@ function derived(path: string, kind: Kind, truth: Instances, entry: ImageEntry, 
   if (kind === "tags") return bare;
   if (kind === "boxes") return { ...bare, classes, boxes: objects.map(({ box }) => box) };
   const placed = objects.flatMap((object, i) => {
-    const at = pointOf(object, entry, "center", new Random(0), truth.file);
+    const at = pointOf(object, entry, "center", new Random(0), file);
     return at === undefined ? [] : [{ at, classIndex: classes[i]! }];
   });
   return {

@@ -3,6 +3,7 @@
  * at the CAM's peaks, prompted at every step because the CAM changes (paper Eq. 18).
  */
 import { noGrad, type Tensor } from "../engine/index.ts";
+import { bestRated } from "../model/sam/index.ts";
 import { findPeaks } from "./cam.ts";
 import type { Config } from "./config.ts";
 import { toOriginal } from "./data/augment.ts";
@@ -96,7 +97,7 @@ export async function pseudoLabelled(
 
 /** Greedy: by SAM's best rating, a peak goes when its mask overlaps that of a better one of its class by more than `limit`. */
 export function distinct(classes: readonly number[], { logits, iou }: PointMasks, limit: number): number[] {
-  const best = iou.map((ratings) => ratings.indexOf(Math.max(...ratings)));
+  const best = iou.map(bestRated);
   const order = classes.map((_, i) => i).sort((a, b) => iou[b]![best[b]!]! - iou[a]![best[a]!]! || a - b);
   const kept: number[] = [];
   for (const i of order) {

@@ -1,6 +1,7 @@
 /** The way from a label to a prediction as pictures side by side: label, CAM with its peaks, SAM's answer, prediction. */
 import { type Device, noGrad, scope } from "../engine/index.ts";
 import type { Wish } from "../model/index.ts";
+import { bestRated } from "../model/sam/index.ts";
 import { findPeaks } from "./cam.ts";
 import type { Config } from "./config.ts";
 import type { Category } from "./data/coco.ts";
@@ -67,7 +68,7 @@ async function answers(
   const [given = []] = await teacher.prompt([image], kind === "points" ? "point" : "box", [prompts]);
   return {
     masks: given.map(({ masks, iou }, i) => {
-      const best = iou.indexOf(Math.max(...iou));
+      const best = bestRated(iou);
       const classIndex = classes[i]!;
       return { mask: masks[best]!, score: iou[best]!, classIndex, label: categories[classIndex]!.name };
     }),

@@ -10,7 +10,7 @@ export {
 } from "./load.ts";
 export type { DecodedMasks } from "./mask-decoder.ts";
 export { bindingExcess, type LargeTensor, largestTensor, type PassSizes } from "./memory.ts";
-export { MASK_THRESHOLD, maskOfLogits } from "./postprocess.ts";
+export { bestRated, MASK_THRESHOLD, maskOfLogits } from "./postprocess.ts";
 export {
   longestSide,
   type PreparedImage,

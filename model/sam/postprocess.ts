@@ -4,6 +4,11 @@ import type { Size } from "./preprocess.ts";
 /** Logits above this are mask. */
 export const MASK_THRESHOLD = 0;
 
+/** Which of its candidates SAM rates best; of equals the first. */
+export function bestRated(iou: readonly number[] | Float32Array): number {
+  return iou.indexOf(Math.max(...iou));
+}
+
 /** SAM's postprocessing on the host: bilinear to the square input, cut to the image, bilinear to its size, above 0 is mask. */
 export function maskOfLogits(
   low: Float32Array,

@@ -1,6 +1,6 @@
 /** How well a SAM model finds objects from one point and from a box: mean IoU over instances, at the images' own size. */
 import { scope } from "../../engine/index.ts";
-import { type Sam, SamPredictor } from "../../model/sam/index.ts";
+import { bestRated, type Sam, SamPredictor } from "../../model/sam/index.ts";
 import type { Annotated } from "./data.ts";
 
 export interface PromptScores {
@@ -63,8 +63,7 @@ export async function evaluateSam(
         const single = await predictor.predict(prompts, { multimask: false });
         wanted.forEach((mask, j) => {
           const ious = candidates[j]!.map((candidate) => iouOf(candidate, mask));
-          const scores = iou[j]!;
-          sums[kind][0]! += ious[scores.indexOf(Math.max(...scores))]!;
+          sums[kind][0]! += ious[bestRated(iou[j]!)]!;
           sums[kind][1]! += iouOf(single.masks[j]![0]!, mask);
           sums[kind][2]! += Math.max(...ious);
         });
