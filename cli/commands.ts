@@ -203,6 +203,10 @@ export const commands: readonly Command[] = [
     options: [
       { flags: "--run <dir>", help: "a run's folder: its model is evaluated" },
       { flags: "--data <file>", help: "instances JSON to evaluate the run on (default: the config's)" },
+      {
+        flags: "--images <dir>",
+        help: "folder of its images (default: val2017/ of instances_val2017.json, or images/, beside the file or its folder)",
+      },
       { flags: "--gt <file>", help: "instances JSON (with --dt)" },
       { flags: "--dt <file>", help: "COCO results JSON (with --gt)" },
       {
@@ -213,7 +217,11 @@ export const commands: readonly Command[] = [
       { flags: "--details <file>", help: "write precision-recall curves and the confusion matrix as JSON" },
       { flags: "--protocol <name>", help: "voc adds VOC's metrics", choices: ["coco", "voc"], default: "coco" },
     ],
-    examples: ["wgpu-wish eval --run runs/quickstart", "wgpu-wish eval --gt instances.json --dt results.json --json"],
+    examples: [
+      "wgpu-wish eval --run runs/quickstart",
+      "wgpu-wish eval --run runs/a --data coco/annotations/instances_val2017.json",
+      "wgpu-wish eval --gt instances.json --dt results.json --json",
+    ],
     load: () => import("./eval.ts"),
   },
   {

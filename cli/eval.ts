@@ -14,6 +14,7 @@ const INTERRUPTED = 130;
 export interface EvalOptions {
   run?: string;
   data?: string;
+  images?: string;
   gt?: string;
   dt?: string;
   iou?: "segm" | "bbox";
@@ -23,9 +24,13 @@ export interface EvalOptions {
 
 export async function run(call: Call<EvalOptions>): Promise<number | undefined> {
   const { options, terminal } = call;
-  const { run: folder, gt, dt, protocol, details } = options;
+  const { run: folder, gt, dt, data, images, protocol, details } = options;
   if (folder !== undefined) return evaluateModelOf(folder, call);
   if (gt === undefined || dt === undefined) throw new BadInput("eval: give --run, or --gt and --dt");
+  if (data !== undefined || images !== undefined)
+    throw new BadInput(
+      `eval: ${data === undefined ? "--images" : "--data"} goes with --run; --dt is judged without images`,
+    );
   const truth = readInstances(gt, { bare: true });
   const { iou = overlapOf(truth) } = options;
   const results = readResults(dt, truth);
@@ -46,7 +51,7 @@ export async function run(call: Call<EvalOptions>): Promise<number | undefined> 
 /** Predicts with a run's model, then as above. */
 async function evaluateModelOf(folder: string, call: Call<EvalOptions>): Promise<number | undefined> {
   const { options, terminal } = call;
-  const { data, gt, dt, iou, protocol, details } = options;
+  const { data, images, gt, dt, iou, protocol, details } = options;
   if (gt !== undefined || dt !== undefined)
     throw new BadInput("eval: --run brings its own results; give --data to evaluate it on another file");
   const gpu = await call.open();
@@ -58,6 +63,7 @@ async function evaluateModelOf(folder: string, call: Call<EvalOptions>): Promise
     signal,
     ...(iou === undefined ? {} : { iou }),
     ...(data === undefined ? {} : { data }),
+    ...(images === undefined ? {} : { images }),
     onImage: (done, total) => {
       bar ??= terminal.progress(total);
       bar.update(done);

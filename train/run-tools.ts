@@ -1,7 +1,8 @@
 /** What can be asked of a finished or running run: its metrics on any data, its CAMs, SAM proxies and predictions as pictures. */
 import { existsSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { basename, dirname, extname, join } from "node:path";
 import type { Device } from "../engine/index.ts";
+import { bestRated } from "../model/sam/index.ts";
 import { augmentedPicture } from "./augmented.ts";
 import type { Config } from "./config.ts";
 import { pointToOriginal, warpMask } from "./data/augment.ts";
@@ -29,8 +30,9 @@ export const SHOWN = 64;
 
 export interface EvaluateRunOptions {
   run: string;
-  /** Instances JSON; default: the run's own. Its images lie beside it, or where the config says. */
+  /** Instances JSON; default: the run's own. */
   data?: string;
+  /** Folder of its images; default: looked for beside it, then where the config says. */
   images?: string;
   checkpoint?: "best" | "last";
   iou?: "segm" | "bbox";
@@ -146,7 +148,7 @@ async function augmentedDrawings(
     const onImage = peaks.map(({ x, y }) => pointToOriginal(sample.affine, x, y));
     const [answers = []] = await teacher.prompt([image], "point", [onImage]);
     const masks = answers.map(({ masks: three, iou }, i) => {
-      const runs = runsOfMask(three[iou.indexOf(Math.max(...iou))]!, image.width, image.height);
+      const runs = runsOfMask(three[bestRated(iou)]!, image.width, image.height);
       return { mask: warpMask(runs, sample.affine, sample.width, sample.height), classIndex: named[i]!.classIndex };
     });
     return { points: named, masks };
@@ -241,14 +243,20 @@ function configOf({ config, file }: Trained, run: string): Config {
   return config;
 }
 
-/** COCO's layouts: images/ beside annotations/, or the config's folder where its name for the first image leads somewhere. */
+/**
+ * COCO's layouts: val2017/ beside annotations/instances_val2017.json, or images/; or the config's folder. The one where the file's name for
+ * its first image leads somewhere.
+ */
 function imagesBeside(annotations: string, truth: Instances, config: Config): string {
   const folder = dirname(annotations);
-  const guesses = [join(folder, "images"), join(dirname(folder), "images"), folder, config.val.images];
+  const set = basename(annotations, extname(annotations)).split("_").at(-1)!;
+  const names = [set, join("images", set), "images"];
+  const guesses = [...[folder, dirname(folder)].flatMap((root) => names.map((name) => join(root, name))), folder];
+  if (config.val.images) guesses.push(config.val.images);
   const found = guesses.find((guess) => truth.images.length === 0 || existsSync(imagePath(guess, truth.images[0]!)));
   if (!found)
     throw new BadInput(
-      `${annotations}: its images were not found in ${guesses.filter(Boolean).join(", ")}; put them into images/ beside the file`,
+      `${annotations}: its image ${truth.images[0]!.fileName} was not found in ${guesses.join(", ")}; name the folder with --images`,
     );
   return found;
 }

@@ -1,5 +1,5 @@
 // Training end to end on a handful of small scenes with mixed labels and a teacher of random weights: resuming, interruption, faults.
-import { existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -214,6 +214,28 @@ test("a trained run is evaluated, shown, and segments images; its exported weigh
     () => evaluateRun(gpu, { run, data, images: scenes.imagesDir }),
     /\.png: is 64x64, but the labels are for 128x64/,
   );
+  // COCO 2017's own layout, and a folder that is named.
+  const coco = join(folder, "coco");
+  const val2017 = join(coco, "annotations", "instances_val2017.json");
+  mkdirSync(join(coco, "annotations"), { recursive: true });
+  const document = JSON.parse(readFileSync(scenes.annotations, "utf8")) as { images: { file_name: string }[] };
+  for (const entry of document.images) entry.file_name = `moved-${entry.file_name}`;
+  writeFileSync(val2017, JSON.stringify(document));
+  await refused(
+    () => evaluateRun(gpu, { run, data: val2017 }),
+    /moved-\S+ was not found in .*; name the folder with --im/,
+  );
+  for (const [images, options] of [
+    [join(coco, "val2017"), {}],
+    [join(folder, "elsewhere"), { images: join(folder, "elsewhere") }],
+  ] as const) {
+    mkdirSync(images);
+    for (const name of readdirSync(scenes.imagesDir))
+      cpSync(join(scenes.imagesDir, name), join(images, `moved-${name}`));
+    const again = await evaluateRun(gpu, { run, iou: "bbox", data: val2017, ...options });
+    assert.equal(again.metrics, metrics, images);
+    rmSync(images, { recursive: true });
+  }
   for (const what of ["augmented", "cam", "proxies", "predictions"] as const) {
     const totals: number[] = [];
     const progress = (total: number) => {
