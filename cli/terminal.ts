@@ -145,7 +145,8 @@ export class Progress {
     const width = 20;
     const filled = Math.min(width, Math.round((width * done) / Math.max(1, this.#total)));
     const bar = `${"━".repeat(filled)}${"─".repeat(width - filled)}`;
-    const columns = process.stderr.columns ?? 80;
+    // Some pseudo-terminals say 0.
+    const columns = process.stderr.columns || 80;
     this.#write(`\r\u001b[2K${`${bar} ${this.#line}`.slice(0, Math.max(20, columns - 1))}`);
     this.#shown = true;
   }

@@ -49,6 +49,21 @@ test("a bar on a terminal redraws one line that fits and ends with a line break"
   assert.is(written.split("\n").length, 2);
 });
 
+test("a terminal that does not know its width gets a whole line", () => {
+  const before = Object.getOwnPropertyDescriptor(process.stderr, "columns");
+  Object.defineProperty(process.stderr, "columns", { value: 0, configurable: true });
+  try {
+    let written = "";
+    new Progress(2, "img", true, (text) => {
+      written += text;
+    }).update(2);
+    assert.match(written, /━ 2\/2 {2}.* img\/s {2}0:00/);
+  } finally {
+    if (before) Object.defineProperty(process.stderr, "columns", before);
+    else Reflect.deleteProperty(process.stderr, "columns");
+  }
+});
+
 test("without a terminal the last state is one plain line", () => {
   let written = "";
   const bar = new Progress(2, "img", false, (text) => {
