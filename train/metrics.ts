@@ -1,7 +1,7 @@
 /** A run's diary: metrics.jsonl has a line for each logged step and evaluation, results.csv a row for each evaluation. */
 import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Metrics } from "./eval/coco-ap.ts";
+import { FIGURES, type Metrics } from "./eval/coco-ap.ts";
 import { writeWhole } from "./files.ts";
 import { EventFile, type Picture } from "./tensorboard.ts";
 
@@ -25,9 +25,6 @@ export interface LoggedEvaluation {
 
 export type Entry = LoggedStep | LoggedEvaluation;
 
-/** results.csv's columns after the step. */
-const COLUMNS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "AP25", "AP70"] as const;
-
 export class Diary {
   readonly #run: string;
   readonly #evaluations: LoggedEvaluation[];
@@ -49,7 +46,7 @@ export class Diary {
     const isNew = !EventFile.in(run);
     const events = tensorboard ? await EventFile.open(run, from) : undefined;
     if (isNew) for (const entry of entries) events?.scalars(entry.step, scalarsOf(entry));
-    const head = `step,${COLUMNS.join(",")},highWaterBytes`;
+    const head = `step,${FIGURES.join(",")},highWaterBytes`;
     await writeWhole(join(run, "results.csv"), [head, ...evaluations.map(row), ""].join("\n"));
     return new Diary(run, evaluations, events);
   }
@@ -84,6 +81,7 @@ const TAGS: Readonly<Record<string, string>> = {
   gradient: "optim/gradient",
   scale: "optim/scale",
   imagesPerSecond: "speed/imagesPerSecond",
+  waiting: "speed/waiting",
   liveBytes: "memory/liveBytes",
   liveBuffers: "memory/liveBuffers",
   highWaterBytes: "memory/highWaterBytes",
@@ -160,7 +158,7 @@ export function readDiary(run: string): Entry[] {
 }
 
 function row({ step, evaluation, highWaterBytes }: LoggedEvaluation): string {
-  return [step, ...COLUMNS.map((name) => evaluation[name].toFixed(4)), highWaterBytes ?? ""].join(",");
+  return [step, ...FIGURES.map((name) => evaluation[name].toFixed(4)), highWaterBytes ?? ""].join(",");
 }
 
 /** Seven digits: what f32 holds. Bytes and steps are counted exactly. */

@@ -51,14 +51,17 @@ function timeless(bytes: Buffer): string[] {
 /** Steps and tags in the order of the file. */
 function eventsOf(run: string): string[] {
   const text = readFileSync(fileIn(run)).toString("latin1");
-  return [...text.matchAll(/(loss\/total|optim\/lr|eval\/AP|eval AP of classes\/dog|val\/one)/g)].map(([tag]) => tag);
+  return [...text.matchAll(/(loss\/\w+|optim\/lr|speed\/\w+|eval\/AP|eval AP of classes\/dog|val\/one)/g)].map(
+    ([tag]) => tag,
+  );
 }
 
 test("a diary writes losses, rate, AP and pictures; what could not be measured is left out", async () => {
   const diary = await Diary.open(join(folder, "run"), 0, { tensorboard: true });
-  diary.step({ step: 10, loss: 2, lr: 0.1 });
+  diary.step({ step: 10, loss: 2, dice: 1, lr: 0.1, waiting: 0.5 });
   diary.evaluation(10, metrics, 5, () => [{ tag: "val/one", png }]);
-  assert.equal(eventsOf("run"), ["loss/total", "optim/lr", "eval/AP", "eval AP of classes/dog", "val/one"]);
+  const evaluation = ["eval/AP", "eval AP of classes/dog", "val/one"];
+  assert.equal(eventsOf("run"), ["loss/total", "loss/dice", "optim/lr", "speed/waiting", ...evaluation]);
 });
 
 test("a run that goes on writes nothing twice and drops a torn record", async () => {
@@ -66,7 +69,7 @@ test("a run that goes on writes nothing twice and drops a torn record", async ()
   const diary = await Diary.open(join(folder, "run"), 10, { tensorboard: true });
   diary.step({ step: 20, loss: 1, lr: 0.1 });
   const whole = readFileSync(fileIn("run"));
-  assert.is(eventsOf("run").length, 7);
+  assert.is(eventsOf("run").length, 9);
   // It was killed while it wrote step 30: from 10 on again, step 20 goes and the torn end with it.
   appendFileSync(fileIn("run"), whole.subarray(before.length, before.length + 30));
   await Diary.open(join(folder, "run"), 10, { tensorboard: true });

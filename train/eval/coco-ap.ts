@@ -9,7 +9,8 @@ import type { Result } from "./results.ts";
 export type { EvaluateOptions } from "./groups.ts";
 export { type Result, readResults, resultsDocument } from "./results.ts";
 
-const FIGURES = [
+/** Names of the figures, in the order of tables. */
+export const FIGURES = [
   "AP",
   "AP50",
   "AP75",
