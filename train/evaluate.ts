@@ -83,6 +83,8 @@ export interface EvaluationOptions extends InferenceOptions {
 }
 
 export interface Evaluation extends Judgement {
+  /** What overlaps: masks or boxes. */
+  iou: "segm" | "bbox";
   metrics: Metrics;
   curves: Curve[];
   results: Result[];
@@ -133,6 +135,7 @@ export async function evaluateModel(
   const counted = { iou: options.iou ?? "segm", imageIds: images.map((image) => image.id) };
   const { metrics, curves } = evaluateDetailed(truth, results, counted);
   return {
+    iou: counted.iou,
     metrics,
     curves,
     ...judge(truth, results, counted),

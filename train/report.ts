@@ -30,6 +30,8 @@ export interface ReportParts {
 /** What the last evaluation found besides its figures: details.json. */
 export interface Details {
   step: number;
+  /** What overlaps: masks or boxes. */
+  iou: "segm" | "bbox";
   curves: Curve[];
   confusion: Confusion;
 }
@@ -37,9 +39,12 @@ export interface Details {
 export async function writeDetails(
   run: string,
   step: number,
-  { curves, confusion }: Omit<Details, "step">,
+  { iou, curves, confusion }: Omit<Details, "step">,
 ): Promise<void> {
-  await writeWhole(join(run, "details.json"), `${JSON.stringify({ step, curves, confusion } satisfies Details)}\n`);
+  await writeWhole(
+    join(run, "details.json"),
+    `${JSON.stringify({ step, iou, curves, confusion } satisfies Details)}\n`,
+  );
 }
 
 function readDetails(run: string): Details | undefined {
@@ -61,7 +66,7 @@ export async function writeReport(run: string, { config, categories, notes = [] 
     lineChart(series(steps, TERMS), { title: "terms", x: "step" }),
     "</div>",
     evaluations.length > 0
-      ? `<h2>Accuracy</h2><div class="row">${accuracy(evaluations)}${curves(details)}${perClass(evaluations)}${confusionOf(details)}</div>`
+      ? `<h2>Accuracy</h2><div class="row">${accuracy(evaluations, details)}${curves(details)}${perClass(evaluations)}${confusionOf(details)}</div>`
       : "",
     stages(run),
     await pictures(run),
@@ -110,11 +115,11 @@ function series(steps: readonly LoggedStep[], names: readonly string[]): Line[] 
   }));
 }
 
-function accuracy(evaluations: readonly LoggedEvaluation[]): string {
+function accuracy(evaluations: readonly LoggedEvaluation[], details: Details | undefined): string {
   const lines = (["AP", "AP50", "AP75"] as const).map(
     (name): Line => ({ name, points: evaluations.map((e) => [e.step, Math.max(0, e.evaluation[name])]) }),
   );
-  return lineChart(lines, { title: "COCO AP of masks", x: "step", y: [0, 1] });
+  return lineChart(lines, { title: `COCO AP of ${details?.iou === "bbox" ? "boxes" : "masks"}`, x: "step", y: [0, 1] });
 }
 
 /** More lines than this cannot be told apart. */

@@ -70,6 +70,9 @@ test("a run on them is judged by boxes, by itself and afterwards", async () => {
     if (!isEvaluation(entry)) assert.ok(entry.waiting! > 0 && entry.waiting! < 1, String(entry.waiting));
   const rows = readFileSync(join(own.run, "results.csv"), "utf8").trim().split("\n");
   assert.is(rows.length, 2);
+  const report = readFileSync(join(own.run, "report.html"), "utf8");
+  assert.match(report, />COCO AP of boxes</);
+  assert.not.match(report, /AP of masks/);
 });
 
 test.run();
