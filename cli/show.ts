@@ -18,6 +18,7 @@ import { readWeak, type WeakEntry } from "../train/data/weak.ts";
 import { BadInput } from "../train/errors.ts";
 import { shapesOf } from "../train/evaluate.ts";
 import { FileNames, keepApart } from "../train/folders.ts";
+import { classText } from "../train/lettering.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
 import { SHOWN, showRun } from "../train/run-tools.ts";
 import type { Call } from "./command.ts";
@@ -152,7 +153,7 @@ interface Overlays {
 export function instanceOverlays(path: string): Overlays {
   const data = readInstances(path);
   const byImage = instancesByImage(data);
-  const names = data.categories.map(({ name }) => name);
+  const names = data.categories.map(classText);
   const index = classIndex(data.categories);
   return {
     images: data.images,
@@ -175,7 +176,7 @@ export function weakOverlays(path: string): Overlays {
   const index = classIndex(weak.categories);
   const labelOf = (categoryId: number) => {
     const classIndex = index.get(categoryId)!;
-    return { classIndex, label: weak.categories[classIndex]!.name };
+    return { classIndex, label: classText(weak.categories[classIndex]!) };
   };
   const draw = (entry: WeakEntry): Overlay => {
     if (entry.kind === "points")

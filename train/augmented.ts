@@ -6,6 +6,7 @@ import type { Category } from "./data/coco.ts";
 import { type Image, readImage } from "./data/image.ts";
 import { maskOfRuns } from "./data/mask.ts";
 import { type Item, loadSample, type Sample, type SampleJob } from "./data/sample.ts";
+import { classText } from "./lettering.ts";
 import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
 import type { SamProxy } from "./proxies.ts";
 import { labelOverlay } from "./stages.ts";
@@ -46,7 +47,7 @@ export async function augmentedPicture(item: Item, index: number, options: Augme
 }
 
 function named(classIndex: number, categories: readonly Category[]): { classIndex: number; label: string } {
-  return { classIndex, label: categories[classIndex]!.name };
+  return { classIndex, label: classText(categories[classIndex]!) };
 }
 
 /** A sample's labels in its frame; of SAM's three masks the best rated. */

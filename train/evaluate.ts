@@ -19,6 +19,7 @@ import { encodeMask, maskOfRuns } from "./data/mask.ts";
 import { BadInput } from "./errors.ts";
 import { type Curve, evaluateDetailed, type Metrics, type Result } from "./eval/coco-ap.ts";
 import { type Judgement, judge } from "./eval/confusion.ts";
+import { classText } from "./lettering.ts";
 import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
 import { imageTensor } from "./step.ts";
 import type { Teacher } from "./teacher.ts";
@@ -192,7 +193,7 @@ export function predictionOverlay(found: readonly Predicted[], categories: reado
     masks: shown(found, least).map(({ mask, label, score }) => ({
       mask,
       classIndex: label,
-      label: categories[label]!.name,
+      label: classText(categories[label]!),
       score,
     })),
     caption: "predicted",
@@ -209,7 +210,7 @@ export function truthOverlay(
     .filter((instance) => !instance.crowd)
     .map((instance) => {
       const classIndex = index.get(instance.categoryId)!;
-      return { instance, classIndex, label: truth.categories[classIndex]!.name };
+      return { instance, classIndex, label: classText(truth.categories[classIndex]!) };
     });
   return { ...shapesOf(named, entry), caption: "truth" };
 }

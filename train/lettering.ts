@@ -55,10 +55,44 @@ const GLYPHS: Record<string, string> = {
   _: "... ... ... ... ###",
   "'": "# # . . .",
   "&": ".#.. #.#. .#.. #.#. .#.#",
+  "!": "# # # . #",
+  '"': "#.# #.# ... ... ...",
+  $: ".## ##. .#. .## ##.",
+  "*": "... #.# .#. #.# ...",
+  ";": ".. .# .. .# #.",
+  "<": "..# .#. #.. .#. ..#",
+  ">": "#.. .#. ..# .#. #..",
+  "?": "##. ..# .#. ... .#.",
+  "@": ".##. #..# #.## #... .##.",
+  "\\": "#.. #.. .#. ..# ..#",
+  "^": ".#. #.# ... ... ...",
+  "`": "#. .# .. .. ..",
+  "{": ".## .#. ##. .#. .##",
+  "|": "# # # # #",
+  "}": "##. .#. .## .#. ##.",
+  "~": "..... .#... #.#.# ...#. .....",
+};
+
+/** What Unicode does not take apart by itself. */
+const FOLDED: Record<string, string> = {
+  Ø: "O",
+  Æ: "AE",
+  Œ: "OE",
+  Ł: "L",
+  Đ: "D",
+  Ð: "D",
+  Ħ: "H",
+  Þ: "TH",
+  "–": "-",
+  "—": "-",
+  "‘": "'",
+  "’": "'",
+  "“": '"',
+  "”": '"',
+  "⁄": "/",
 };
 
 const HEIGHT = 5;
-const UNKNOWN = "##. ..# .#. ... .#.";
 
 export interface Lettering {
   width: number;
@@ -67,12 +101,23 @@ export interface Lettering {
   ink: [x: number, y: number][];
 }
 
-/** Sets a line of text; each dot of a letter is `dot` pixels wide. Accents go, and characters without a glyph become "?". */
+/** A text as the characters that there are glyphs for: capitals without accents, "?" for those of other scripts. */
+function spelled(text: string): string {
+  const plain = text.normalize("NFKD").replaceAll(/\p{M}/gu, "").toUpperCase();
+  return Array.from(plain, (c) => FOLDED[c] ?? (Object.hasOwn(GLYPHS, c) ? c : "?")).join("");
+}
+
+/** What pictures call a class: its name, or its number where not one letter of the name can be written. */
+export function classText({ id, name }: { id: number; name: string }): string {
+  return /^[?\s]*$/.test(spelled(name)) ? `class ${id}` : name;
+}
+
+/** Sets a line of text; each dot of a letter is `dot` pixels wide. */
 export function letter(text: string, dot: number): Lettering {
   const ink: [number, number][] = [];
   let at = 0;
-  for (const character of text.normalize("NFD").replaceAll(/\p{M}/gu, "").toUpperCase()) {
-    const rows = (GLYPHS[character] ?? UNKNOWN).split(" ");
+  for (const character of spelled(text)) {
+    const rows = GLYPHS[character]!.split(" ");
     rows.forEach((row, y) => {
       for (let x = 0; x < row.length; x++) {
         if (row[x] !== "#") continue;

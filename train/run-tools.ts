@@ -17,6 +17,7 @@ import type { Confusion } from "./eval/confusion.ts";
 import { evaluateVoc, type VocMetrics } from "./eval/voc.ts";
 import { evaluateModel, predictionOverlay, segment } from "./evaluate.ts";
 import { FileNames, keepApart } from "./folders.ts";
+import { classText } from "./lettering.ts";
 import { loadRun, type Trained } from "./models.ts";
 import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
 import type { SamProxy } from "./proxies.ts";
@@ -144,7 +145,7 @@ async function augmentedDrawings(
     if (!teacher || model.config.cam.feature === "none") return {};
     const frame = { width: sample.width, height: sample.height, data: sample.rgb };
     const { peaks } = await camOf(gpu, model, frame, item.tags, config);
-    const named = peaks.map((peak) => ({ ...peak, label: categories[peak.classIndex]!.name }));
+    const named = peaks.map((peak) => ({ ...peak, label: classText(categories[peak.classIndex]!) }));
     const onImage = peaks.map(({ x, y }) => pointToOriginal(sample.affine, x, y));
     const [answers = []] = await teacher.prompt([image], "point", [onImage]);
     const masks = answers.map(({ masks: three, iou }, i) => {
@@ -191,7 +192,7 @@ async function camDrawings(gpu: Device, trained: Trained, config: Config, { run 
       const points = peaks
         .filter((peak) => peak.classIndex === classIndex)
         .map((peak) => ({ ...peak, label: peak.value.toFixed(2) }));
-      const { name } = trained.categories[classIndex]!;
+      const name = classText(trained.categories[classIndex]!);
       return drawOverlay(picture, { points, caption: active ? name : `${name}: no activation` });
     });
     return contactSheet(panels);
@@ -214,7 +215,7 @@ async function proxyDrawings(
     const image = await readImage(item.path);
     const label = (i: number): { classIndex: number; label: string } => ({
       classIndex: item.classes[i]!,
-      label: trained.categories[item.classes[i]!]!.name,
+      label: classText(trained.categories[item.classes[i]!]!),
     });
     const panels = [0, 1, 2].map((c) =>
       drawOverlay(image, {

@@ -8,6 +8,7 @@ import type { Category } from "./data/coco.ts";
 import { type Image, readImage } from "./data/image.ts";
 import { evalSample, type Item } from "./data/loader.ts";
 import { predictionOverlay, segment } from "./evaluate.ts";
+import { classText } from "./lettering.ts";
 import { drawOverlay, heatmap, type Overlay } from "./pictures.ts";
 import { imageTensor } from "./step.ts";
 import type { Teacher } from "./teacher.ts";
@@ -31,7 +32,7 @@ export async function drawStages(parts: StageParts, item: Item): Promise<Image[]
     panels.push(draw(labelOverlay(item, categories)));
     const cam = model.config.cam.feature === "none" ? undefined : await camOf(gpu, model, image, item.tags, config);
     if (cam) {
-      const points = cam.peaks.map((peak) => ({ ...peak, label: categories[peak.classIndex]!.name }));
+      const points = cam.peaks.map((peak) => ({ ...peak, label: classText(categories[peak.classIndex]!) }));
       panels.push(draw({ points, caption: "CAM and peaks" }, cam.together));
     }
     const asked = item.kind === "tags" && cam ? peaksItem(item, cam.peaks) : item;
@@ -42,9 +43,9 @@ export async function drawStages(parts: StageParts, item: Item): Promise<Image[]
 }
 
 export function labelOverlay(item: Item, categories: readonly Category[]): Overlay {
-  const label = (i: number) => ({ classIndex: item.classes[i]!, label: categories[item.classes[i]!]!.name });
+  const label = (i: number) => ({ classIndex: item.classes[i]!, label: classText(categories[item.classes[i]!]!) });
   if (item.kind === "tags")
-    return { caption: `tags: ${item.tags.map((tag) => categories[tag]!.name).join(", ") || "none"}` };
+    return { caption: `tags: ${item.tags.map((tag) => classText(categories[tag]!)).join(", ") || "none"}` };
   return {
     points: item.points.map(([x, y], i) => ({ x, y, ...label(i) })),
     boxes: item.boxes.map((box, i) => ({ box, ...label(i) })),
@@ -70,7 +71,7 @@ async function answers(
     masks: given.map(({ masks, iou }, i) => {
       const best = bestRated(iou);
       const classIndex = classes[i]!;
-      return { mask: masks[best]!, score: iou[best]!, classIndex, label: categories[classIndex]!.name };
+      return { mask: masks[best]!, score: iou[best]!, classIndex, label: classText(categories[classIndex]!) };
     }),
     caption: "SAM, best rated",
   };

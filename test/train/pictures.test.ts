@@ -1,6 +1,8 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Image } from "../../train/data/image.ts";
+import { predictionOverlay } from "../../train/evaluate.ts";
+import { classText, letter } from "../../train/lettering.ts";
 import { classColour, contactSheet, drawOverlay, heatmap } from "../../train/pictures.ts";
 
 const grey = (width: number, height: number): Image => ({
@@ -61,6 +63,34 @@ test("texts of neighbours do not cover each other, and accents are written witho
   const written = (label: string) => drawOverlay(grey(90, 40), { points: [{ x: 5, y: 20, classIndex: 1, label }] });
   assert.equal(written("Étoilé"), written("etoile"));
   assert.not.equal(written("étoile"), written("?toile"));
+});
+
+test("every printable ASCII character has a glyph of its own, letters with accents are folded, and other scripts' classes are numbered", () => {
+  const inkOf = (text: string) => JSON.stringify(letter(text, 1));
+  const ascii = Array.from({ length: 95 }, (_, i) => String.fromCharCode(32 + i));
+  const drawn = new Set(ascii.filter((c) => !/[a-z]/.test(c)).map(inkOf));
+  assert.is(drawn.size, 95 - 26);
+  for (const [text, same] of [
+    ["Ä", "A"],
+    ["ångström", "ANGSTROM"],
+    ["Łódź œuf Straße", "LODZ OEUF STRASSE"],
+    ["ﬁsh №²", "FISH NO2"],
+    ["собака", "??????"],
+  ] as const)
+    assert.is(inkOf(text), inkOf(same), text);
+  const names = ["собака", "犬", "Ä", "犬 dog", "?", "__proto__", "dog"];
+  assert.equal(
+    names.map((name, i) => classText({ id: 10 + i, name })),
+    ["class 10", "class 11", "Ä", "犬 dog", "class 14", "__proto__", "dog"],
+  );
+  const picture = predictionOverlay(
+    [{ mask: new Uint8Array(4), label: 1, score: 1, query: 0 } as never],
+    [
+      { id: 1, name: "dog" },
+      { id: 7, name: "犬" },
+    ],
+  );
+  assert.is(picture.masks![0]!.label, "class 7");
 });
 
 test("small images are enlarged, large ones are not", () => {
