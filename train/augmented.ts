@@ -2,9 +2,10 @@
 import { Random } from "../engine/index.ts";
 import { bestRated } from "../model/sam/index.ts";
 import type { Config } from "./config.ts";
+import { pointToNetwork, warpMask } from "./data/augment.ts";
 import type { Category } from "./data/coco.ts";
-import { type Image, readImage } from "./data/image.ts";
-import { maskOfRuns } from "./data/mask.ts";
+import { type Image, readImage, resizeImage } from "./data/image.ts";
+import type { Box } from "./data/mask.ts";
 import { type Item, loadSample, type Sample, type SampleJob } from "./data/sample.ts";
 import { classText } from "./lettering.ts";
 import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
@@ -30,11 +31,9 @@ export function sampleOptions({ data }: Pick<Config, "data">): Pick<SampleJob, "
 export async function augmentedPicture(item: Item, index: number, options: AugmentedOptions): Promise<Image> {
   const { categories, config, proxies, pseudo } = options;
   const image = await readImage(item.path);
-  const own = labelOverlay(item, categories);
-  const masks = item.runs.map((runs, i) => ({ mask: maskOfRuns(runs), ...named(item.classes[i]!, categories) }));
-  const panels = [drawOverlay(image, { ...own, ...(masks.length > 0 ? { masks, boxes: [] } : {}) })];
-  const given = proxies?.(item, index);
   const how = sampleOptions(config);
+  const panels = [originalPanel(image, item, categories, how.augment)];
+  const given = proxies?.(item, index);
   for (let version = 0; version < VERSIONS; version++) {
     const random = new Random(config.seed).fork(`show ${item.imageId} ${version}`);
     const sample = await loadSample({ item, index, proxies: given, ...how, random: random.state });
@@ -43,8 +42,34 @@ export async function augmentedPicture(item: Item, index: number, options: Augme
     const overlay = { ...sampleOverlay(sample, categories, how.maskStride), ...more };
     panels.push(drawOverlay(frame, { ...overlay, caption: described(sample) }));
   }
-  return contactSheet(panels, { columns: panels.length });
+  return contactSheet(panels, { columns: panels.length, most: Number.POSITIVE_INFINITY });
 }
+
+/** The image with its labels, made smaller where it is larger than the frame, so that the panels are alike and texts can be read. */
+function originalPanel(
+  image: Image,
+  item: Item,
+  categories: readonly Category[],
+  frame: { width: number; height: number },
+): Image {
+  const shrink = Math.min(1, frame.width / image.width, frame.height / image.height);
+  const [width, height] = [image.width, image.height].map((side) => Math.max(1, Math.round(side * shrink))) as Size;
+  const affine = { scaleX: width / image.width, offsetX: 0, scaleY: height / image.height, offsetY: 0 };
+  const under = shrink < 1 ? resizeImage(image, width, height) : image;
+  const [w, h] = [affine.scaleX, affine.scaleY];
+  const shown = {
+    ...item,
+    points: item.points.map(([x, y]) => pointToNetwork(affine, x, y)),
+    boxes: item.boxes.map(([x, y, across, down]): Box => [x * w, y * h, across * w, down * h]),
+  };
+  const masks = item.runs.map((runs, i) => ({
+    mask: warpMask(runs, affine, width, height),
+    ...named(item.classes[i]!, categories),
+  }));
+  return drawOverlay(under, { ...labelOverlay(shown, categories), ...(masks.length > 0 ? { masks, boxes: [] } : {}) });
+}
+
+type Size = [width: number, height: number];
 
 function named(classIndex: number, categories: readonly Category[]): { classIndex: number; label: string } {
   return { classIndex, label: classText(categories[classIndex]!) };

@@ -1,6 +1,12 @@
+import { rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import type { Image } from "../../train/data/image.ts";
+import { augmentedPicture } from "../../train/augmented.ts";
+import { resolveConfig } from "../../train/config.ts";
+import { type Image, writePng } from "../../train/data/image.ts";
+import { runsOfMask } from "../../train/data/mask.ts";
 import { predictionOverlay } from "../../train/evaluate.ts";
 import { classText, letter } from "../../train/lettering.ts";
 import { classColour, contactSheet, drawOverlay, heatmap } from "../../train/pictures.ts";
@@ -113,6 +119,32 @@ test("a contact sheet holds all images, of any size, and none", () => {
   assert.is(contactSheet(wide, { columns: 3, gap: 0 }).width, 2000);
   assert.is(contactSheet(wide, { columns: 3, gap: 0, most: 3000 }).width, 3000);
   assert.is(contactSheet([]).data.length, 3);
+});
+
+test("an image and its augmented versions stand in one row, panels of like size, however large the image is", async () => {
+  const path = join(tmpdir(), `wgpu-wish-large-${process.pid}.png`);
+  const [width, height] = [3200, 1600];
+  await writePng(path, grey(width, height));
+  const box: [number, number, number, number] = [1600, 0, 1600, 1600];
+  const mask = Uint8Array.from({ length: width * height }, (_, i) => Number(i % width >= 1600));
+  const item = { imageId: 1, path, width, height, classes: [0], points: [], tags: [0] };
+  const config = resolveConfig({ data: { width: 640, height: 640 } });
+  try {
+    for (const labels of [
+      { kind: "boxes" as const, boxes: [box], runs: [] },
+      { kind: "masks" as const, boxes: [box], runs: [runsOfMask(mask, width, height)] },
+    ]) {
+      const picture = await augmentedPicture({ ...item, ...labels }, 0, { categories: [{ id: 1, name: "a" }], config });
+      assert.is(picture.width, 5 * (640 + 6) + 6);
+      assert.ok(picture.height < 700, `${picture.height}`);
+      // The original in its first panel: 640 x 320, the label on its right half.
+      const [red, green, blue] = classColour(0);
+      assert.equal(pixel(picture, 6 + 639, 6 + 160), [red, green, blue], labels.kind);
+      assert.equal(pixel(picture, 6 + 300, 6 + 160), [100, 100, 100], labels.kind);
+    }
+  } finally {
+    rmSync(path);
+  }
 });
 
 test("a heat map goes from blue to red and takes values that are no numbers", () => {
