@@ -47,11 +47,12 @@ export async function run(call: Call<ShowOptions>): Promise<void> {
     images.map((entry) => imagePath(folder, entry)),
   );
   await makeFolder(out);
-  const bar = terminal.progress(Math.min(limit, images.length));
-  const names = new FileNames(["sheet"]);
+  const wanted = images.slice(0, limit);
+  const names = new FileNames(["sheet"]).ofImages(wanted.map(({ fileName }) => fileName));
+  const bar = terminal.progress(wanted.length);
   const files: string[] = [];
   const shown = [];
-  for (const entry of images.slice(0, limit)) {
+  for (const [i, entry] of wanted.entries()) {
     const image = await readImage(imagePath(folder, entry));
     if (image.width !== entry.width || image.height !== entry.height) {
       throw new BadInput(
@@ -59,7 +60,7 @@ export async function run(call: Call<ShowOptions>): Promise<void> {
       );
     }
     const picture = drawOverlay(image, overlayOf(entry));
-    const file = join(out, `${names.ofImage(entry.fileName)}.png`);
+    const file = join(out, `${names[i]}.png`);
     await writePng(file, picture);
     files.push(file);
     if (shown.length < ON_SHEET) shown.push(picture);
@@ -118,11 +119,12 @@ async function showAugmented({ options, terminal }: Call<ShowOptions>): Promise<
   );
   await makeFolder(out);
   const config = resolveConfig({});
-  const names = new FileNames();
+  const wanted = items.slice(0, limit);
+  const names = new FileNames().ofImages(wanted.map(({ path }) => path));
   const files: string[] = [];
-  const bar = terminal.progress(Math.min(limit, items.length));
-  for (const [i, item] of items.slice(0, limit).entries()) {
-    files.push(join(out, `${names.ofImage(item.path)}.png`));
+  const bar = terminal.progress(wanted.length);
+  for (const [i, item] of wanted.entries()) {
+    files.push(join(out, `${names[i]}.png`));
     await writePng(files.at(-1)!, await augmentedPicture(item, i, { categories, config }));
     bar.update(files.length);
   }

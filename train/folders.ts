@@ -47,8 +47,14 @@ export class FileNames {
     return free;
   }
 
-  /** Of an image's picture: images of one name may lie in several folders. */
-  ofImage(path: string): string {
-    return this.free(basename(path, extname(path)));
+  /** Of images' pictures, in their order: images of one name may lie in several folders. The first keeps its name, whatever others get. */
+  ofImages(paths: readonly string[]): string[] {
+    const own = paths.map((path) => basename(path, extname(path)));
+    const first = new Map<string, number>();
+    own.forEach((name, i) => {
+      if (!first.has(name.toLowerCase())) first.set(name.toLowerCase(), i);
+    });
+    const names = own.map((name, i) => (first.get(name.toLowerCase()) === i ? this.free(name) : undefined));
+    return names.map((name, i) => name ?? this.free(own[i]!));
   }
 }

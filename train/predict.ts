@@ -51,7 +51,7 @@ export async function predictImages(
   await makeFolder(out);
   if (options.dump) await makeFolder(dirname(options.dump));
   const names = new FileNames();
-  const overlays = paths.map((path) => names.ofImage(path));
+  const overlays = names.ofImages(paths);
   const predicted: PredictedImage[] = [];
   const results: ReturnType<typeof resultsOf> = [];
   let raw: Uint8Array | undefined;

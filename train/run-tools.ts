@@ -106,13 +106,13 @@ export async function showRun(
   );
   await makeFolder(options.out);
   const wanted = all.slice(0, options.limit ?? SHOWN);
-  const names = new FileNames(["sheet"]);
+  const names = new FileNames(["sheet"]).ofImages(wanted.map(({ path }) => path));
   const files: string[] = [];
   const panels: Image[] = [];
   const bar = options.display.progress(wanted.length, "img");
-  for (const { path, draw } of wanted) {
+  for (const [i, { draw }] of wanted.entries()) {
     const picture = await draw();
-    files.push(join(options.out, `${names.ofImage(path)}.png`));
+    files.push(join(options.out, `${names[i]}.png`));
     await writePng(files.at(-1)!, picture);
     if (panels.length < ON_SHEET) panels.push(picture);
     bar.update(files.length);
