@@ -39,6 +39,20 @@ def blob(rng, h, w):
     return (noise > rng.normal() * noise.std()).astype(np.uint8)
 
 
+def far_polygons():
+    """Polygons with corners far outside the image."""
+    rng = np.random.default_rng(2)
+    found = []
+    for i in range(24):
+        h, w = (int(n) for n in rng.integers(1, 60, 2))
+        xy = rng.uniform(-1, 1, (int(rng.integers(3, 9)), 2)) * 10 ** rng.uniform(2, 5.9, 2)
+        xy[::3] = rng.uniform(0, 1, xy[::3].shape) * [w, h]
+        part = [round(float(v), 1 + i % 2) for v in xy.reshape(-1)]
+        rle = coco_mask.merge(coco_mask.frPyObjects([part], h, w))
+        found.append({"height": h, "width": w, "polygons": [part], "rle": text(rle)})
+    return found
+
+
 def masks():
     rng = np.random.default_rng(0)
     polygons = []
@@ -59,6 +73,7 @@ def masks():
             parts.append([round(float(v), 2) for v in xy.reshape(-1)])
         rle = coco_mask.merge(coco_mask.frPyObjects(parts, h, w))
         polygons.append({"height": h, "width": w, "polygons": parts, "rle": text(rle)})
+    polygons += far_polygons()
 
     groups = []
     for i in range(12):

@@ -12,8 +12,9 @@ import {
   merge,
   readClasses,
 } from "../../train/data/labelled.ts";
-import { areaOfRuns, iouOfRuns, rleOfRuns, runsByIndex, runsOfPolygons, runsOfRle } from "../../train/data/mask.ts";
+import { areaOfRuns, iouOfRuns, rleOfRuns, runsByIndex, runsOfRle } from "../../train/data/mask.ts";
 import { ownWeakLabels } from "../../train/data/own-labels.ts";
+import { runsOfPolygons } from "../../train/data/polygon.ts";
 import { readSource } from "../../train/data/sources.ts";
 import { sbdExtra } from "../../train/data/voc.ts";
 import { readWeak } from "../../train/data/weak.ts";

@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import fc from "fast-check";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { Random } from "../../engine/random.ts";
 import {
   areaOfRuns,
   type Box,
@@ -15,9 +16,9 @@ import {
   type Runs,
   rleOfRuns,
   runsOfMask,
-  runsOfPolygons,
   runsOfRle,
 } from "../../train/data/mask.ts";
+import { runsOfPolygons } from "../../train/data/polygon.ts";
 import { BadInput } from "../../train/errors.ts";
 
 interface Text {
@@ -49,6 +50,14 @@ test("polygons become the masks that pycocotools makes of them", () => {
   for (const { height, width, polygons, rle } of recorded.polygons) {
     assert.equal(rleOfRuns(runsOfPolygons(polygons, width, height)), rle, JSON.stringify(polygons));
   }
+});
+
+test("a polygon takes the time of what is inside the image, however far outside its corners lie", () => {
+  const random = new Random(7);
+  const polygon = Array.from({ length: 6000 }, () => random.uniform(-9e5, 9e5));
+  const started = performance.now();
+  runsOfPolygons([polygon], 200, 150);
+  assert.ok(performance.now() - started < 10_000);
 });
 
 test("encoding, decoding, areas, boxes, overlaps and merging equal pycocotools'", () => {

@@ -7,7 +7,8 @@ import { join } from "node:path";
 import { BadInput } from "../errors.ts";
 import { imageSize } from "./image.ts";
 import { readJson } from "./json.ts";
-import { areaOfRuns, type Box, boxOfRuns, MAX_PIXELS, type Rle, type Runs, runsOfPolygons, runsOfRle } from "./mask.ts";
+import { areaOfRuns, type Box, boxOfRuns, MAX_PIXELS, type Rle, type Runs, runsOfRle } from "./mask.ts";
+import { runsOfPolygons } from "./polygon.ts";
 
 export interface Category {
   id: number;

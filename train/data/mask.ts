@@ -164,80 +164,6 @@ function countsOfString(text: string): Uint32Array {
   return counts.slice(0, length);
 }
 
-/** The union of polygons [x0, y0, x1, y1, …], each rasterised as pycocotools does. */
-export function runsOfPolygons(polygons: readonly (readonly number[])[], width: number, height: number): Runs {
-  return mergeRuns(
-    polygons.map((polygon) => runsOfPolygon(polygon, width, height)),
-    "union",
-    { width, height },
-  );
-}
-
-/** The polygon's corners are put on a grid this much finer than the pixels. */
-const FINER = 5;
-
-/**
- * One polygon. Its outline is walked on a finer grid; wherever it passes from one column of the fine grid to the next and that
- * passage lies at the middle of a pixel column, the pixel's row is a place where the mask changes between 0 and 1.
- */
-function runsOfPolygon(polygon: readonly number[], width: number, height: number): Runs {
-  const corners = polygon.length >> 1;
-  const xs = new Int32Array(corners + 1);
-  const ys = new Int32Array(corners + 1);
-  for (let i = 0; i < corners; i++) {
-    xs[i] = FINER * polygon[2 * i]! + 0.5;
-    ys[i] = FINER * polygon[2 * i + 1]! + 0.5;
-  }
-  xs[corners] = xs[0]!;
-  ys[corners] = ys[0]!;
-
-  const changes: number[] = [];
-  let [u, v] = [xs[0]!, ys[0]!];
-  const step = (toU: number, toV: number) => {
-    if (toU !== u) {
-      const x = (Math.min(u, toU) + 0.5) / FINER - 0.5;
-      if (Number.isInteger(x) && x >= 0 && x <= width - 1) {
-        const y = (Math.min(v, toV) + 0.5) / FINER - 0.5;
-        changes.push(x * height + Math.ceil(Math.min(Math.max(y, 0), height)));
-      }
-    }
-    u = toU;
-    v = toV;
-  };
-  for (let i = 0; i < corners; i++) {
-    const [x0, y0, x1, y1] = [xs[i]!, ys[i]!, xs[i + 1]!, ys[i + 1]!];
-    const [dx, dy] = [Math.abs(x1 - x0), Math.abs(y1 - y0)];
-    // An edge is always computed from its left (or upper) end, so that both ways along it give the same points.
-    if (dx >= dy) {
-      const [left, base, slope] = x0 > x1 ? [x1, y1, (y0 - y1) / dx] : [x0, y0, (y1 - y0) / dx];
-      for (let d = 0; d <= dx; d++) {
-        const t = x0 > x1 ? dx - d : d;
-        step(left + t, dx === 0 ? base : Math.trunc(base + slope * t + 0.5));
-      }
-    } else {
-      const [top, base, slope] = y0 > y1 ? [y1, x1, (x0 - x1) / dy] : [y0, x0, (x1 - x0) / dy];
-      for (let d = 0; d <= dy; d++) {
-        const t = y0 > y1 ? dy - d : d;
-        step(Math.trunc(base + slope * t + 0.5), top + t);
-      }
-    }
-  }
-
-  return { height, width, counts: countsOfChanges(Uint32Array.from(changes).sort(), height * width) };
-}
-
-/** Places in ascending order where a mask of `size` pixels changes -> its counts. Two changes in one place cancel. */
-function countsOfChanges(places: Uint32Array, size: number): Uint32Array {
-  const kept: number[] = [];
-  for (const place of places) {
-    if (place >= size) break;
-    if (kept.at(-1) === place) kept.pop();
-    else kept.push(place);
-  }
-  kept.push(size);
-  return Uint32Array.from(kept, (place, i) => place - (kept[i - 1] ?? 0));
-}
-
 /** Number of pixels in the mask. */
 export function areaOfRuns({ counts }: Runs): number {
   let area = 0;
@@ -263,6 +189,23 @@ export function boxOfRuns({ width, height, counts }: Runs): Box {
     at += run;
   }
   return right < 0 ? [0, 0, 0, 0] : [left, top, right - left + 1, bottom - top + 1];
+}
+
+/** Calls `visit(x, top, bottom)` for each stretch of a column that lies in the mask, both ends included, column by column. */
+export function eachStretch({ height, counts }: Runs, visit: (x: number, top: number, bottom: number) => void): void {
+  let at = 0;
+  for (let i = 0; i < counts.length; i++) {
+    const end = at + counts[i]!;
+    if (i % 2 === 1) {
+      for (let from = at; from < end; ) {
+        const x = Math.floor(from / height);
+        const to = Math.min(end, (x + 1) * height);
+        visit(x, from - x * height, to - 1 - x * height);
+        from = to;
+      }
+    }
+    at = end;
+  }
 }
 
 /** Calls `visit(length, inA, inB)` for each stretch of pixels on which neither mask changes. */
