@@ -1,10 +1,13 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import fc from "fast-check";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { Random } from "../../engine/random.ts";
+import { anyPixel, centerPixel } from "../../train/data/click.ts";
 import { type Instance, type Instances, instanceRuns } from "../../train/data/coco.ts";
-import { encodeMask, maskOfRuns } from "../../train/data/mask.ts";
+import { type Box, encodeMask, maskOfRuns, type Rle, runsOfMask } from "../../train/data/mask.ts";
 import { labelCounts, readWeak, type Shares, weaken, writeWeak } from "../../train/data/weak.ts";
 import { BadInput } from "../../train/errors.ts";
 
@@ -148,6 +151,46 @@ test("a point lies in its mask: nearest to the centroid, or anywhere", () => {
   assert.ok(spots("center").has("1 16 4"));
   assert.is(spots("center").size, 3);
   assert.ok(spots("uniform").size > 12);
+});
+
+test("points are those of a list of the mask's pixels, row by row", () => {
+  const mask = fc.tuple(fc.integer({ min: 1, max: 9 }), fc.integer({ min: 1, max: 9 })).chain(([width, height]) => {
+    const pixels = fc.uint8Array({ min: 0, max: 1, minLength: width * height, maxLength: width * height });
+    return fc.record({ width: fc.constant(width), height: fc.constant(height), pixels });
+  });
+  fc.assert(
+    fc.property(mask, fc.nat(), ({ width, height, pixels }, seed) => {
+      const runs = runsOfMask(pixels, width, height);
+      const places = [...pixels].flatMap((v, at) => (v ? [{ x: at % width, y: Math.floor(at / width) }] : []));
+      if (places.length === 0) {
+        assert.is(centerPixel(runs), undefined);
+        assert.is(anyPixel(runs, new Random(seed)), undefined);
+        return;
+      }
+      const mean = (key: "x" | "y") => places.reduce((sum, place) => sum + place[key], 0) / places.length;
+      const far = places.map(({ x, y }) => (x - mean("x")) ** 2 + (y - mean("y")) ** 2);
+      assert.equal(centerPixel(runs), places[far.indexOf(Math.min(...far))]);
+      assert.equal(anyPixel(runs, new Random(seed)), places[new Random(seed).int(places.length)]);
+    }),
+    { seed: 1 },
+  );
+});
+
+test("a mask of more pixels than a list holds gets its point", () => {
+  const side = 16_000;
+  const full: Rle = { size: [side, side], counts: [0, side * side] };
+  const [id, box]: [number, Box] = [1, [0, 0, side, side]];
+  const data: Instances = {
+    file: "instances.json",
+    images: [{ id, fileName: "large.png", width: side, height: side }],
+    categories: [{ id, name: "wall" }],
+    instances: [{ id, imageId: id, categoryId: id, box, area: side * side, crowd: false, segmentation: full }],
+  };
+  for (const point of ["center", "uniform"] as const) {
+    const [entry] = weaken(data, { points: 1 }, { point }).weak as { points: { x: number; y: number }[] }[];
+    const { x, y } = entry!.points[0]!;
+    assert.ok(point === "center" ? x === 7999 && y === 7999 : x >= 0 && x < side && y >= 0 && y < side, `${x} ${y}`);
+  }
 });
 
 test("supercategories are classes for weak labels too, each tag once", () => {

@@ -8,6 +8,7 @@
  */
 import { Random } from "../../engine/random.ts";
 import { BadInput } from "../errors.ts";
+import { anyPixel, centerPixel, type Place } from "./click.ts";
 import {
   boxOf,
   type Category,
@@ -29,7 +30,7 @@ import {
   show,
 } from "./coco.ts";
 import { readJson, writeJson } from "./json.ts";
-import { type Box, maskOfRuns, type Runs } from "./mask.ts";
+import type { Box } from "./mask.ts";
 
 export type Kind = "tags" | "points" | "boxes";
 
@@ -205,40 +206,12 @@ export function pointOf(
   where: "center" | "uniform",
   random: Random,
   file: string,
-): { x: number; y: number } | undefined {
+): Place | undefined {
   if (object.segmentation === undefined) {
     throw new BadInput(`${file}: annotation ${object.id} has no segmentation; points are taken from masks`);
   }
   const runs = instanceRuns(object, image);
-  const pixels = pixelsOf(runs);
-  if (pixels.length === 0) return undefined;
-  const at = where === "uniform" ? pixels[random.int(pixels.length)]! : nearestCentroid(pixels, image.width);
-  return { x: at % image.width, y: Math.floor(at / image.width) };
-}
-
-/** Row-major places of the mask's pixels, ascending. */
-function pixelsOf(runs: Runs): number[] {
-  const pixels: number[] = [];
-  maskOfRuns(runs).forEach((value, at) => {
-    if (value !== 0) pixels.push(at);
-  });
-  return pixels;
-}
-
-/** The mask's pixel nearest to its centroid, so that the point never lies beside a bent or hollow object. */
-function nearestCentroid(pixels: readonly number[], width: number): number {
-  let [sumX, sumY] = [0, 0];
-  for (const at of pixels) {
-    sumX += at % width;
-    sumY += Math.floor(at / width);
-  }
-  const [x, y] = [sumX / pixels.length, sumY / pixels.length];
-  let [best, least] = [pixels[0]!, Number.POSITIVE_INFINITY];
-  for (const at of pixels) {
-    const distance = ((at % width) - x) ** 2 + (Math.floor(at / width) - y) ** 2;
-    if (distance < least) [best, least] = [at, distance];
-  }
-  return best;
+  return where === "uniform" ? anyPixel(runs, random) : centerPixel(runs);
 }
 
 export function writeWeak(path: string, document: WeakDocument): void {
