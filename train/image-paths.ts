@@ -5,10 +5,8 @@
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { isAbsolute, join, normalize, resolve } from "node:path";
 import { globSync } from "tinyglobby";
+import { IMAGE_FORMATS, isImageName } from "./data/image.ts";
 import { BadInput } from "./errors.ts";
-
-const IMAGE = /\.(jpe?g|png|webp)$/i;
-const FORMATS = "JPEG, PNG or WebP";
 
 /** Each image once, in the order named; those of a folder (not of folders in it) and of a pattern by name. Throws BadInput. */
 export function imagePaths(named: readonly string[]): string[] {
@@ -25,15 +23,15 @@ function expanded(name: string): string[] {
   if (!/[*?[{(!]/.test(name)) throw new BadInput(`${name}: the image does not exist`);
   const pattern = process.platform === "win32" ? name.replaceAll("\\", "/") : name;
   const found = globSync(pattern, { absolute: isAbsolute(name), expandDirectories: false })
-    .filter((path) => IMAGE.test(path))
+    .filter(isImageName)
     .map(normalize)
     .sort();
-  if (found.length === 0) throw new BadInput(`${name}: matches no image (${FORMATS})`);
+  if (found.length === 0) throw new BadInput(`${name}: matches no image (${IMAGE_FORMATS})`);
   return found;
 }
 
 function inFolder(folder: string): string[] {
-  const names = readdirSync(folder).filter((name) => IMAGE.test(name));
-  if (names.length === 0) throw new BadInput(`${folder}: the folder holds no image (${FORMATS})`);
+  const names = readdirSync(folder).filter(isImageName);
+  if (names.length === 0) throw new BadInput(`${folder}: the folder holds no image (${IMAGE_FORMATS})`);
   return names.sort().map((name) => join(folder, name));
 }

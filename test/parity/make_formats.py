@@ -156,13 +156,17 @@ for i, (name, labels) in enumerate(
         boundaries[n, 0] = scipy.sparse.csc_matrix((numbers == n + 1)[:, ::-1])
     categories = np.array([[VOC.index(label) + 1] for label in labels], [np.uint8, np.float64, np.int32, np.uint8][i])
     file = io.BytesIO()
-    inst = {"Boundaries": boundaries, "Segmentation": numbers, "Categories": categories}
+    stored = numbers.astype([np.uint8, np.uint8, np.int64, np.uint64][i])
+    inst = {"Boundaries": boundaries, "Segmentation": stored, "Categories": categories}
     other = {"note": "a variable before it", "GTinst": inst} if i == 1 else {"GTinst": inst}
     scipy.io.savemat(file, other, do_compression=i != 2)
     put(f"{SBD}/inst/{name}.mat", file.getvalue())
     sbd[f"{name}.jpg"] = expected(numbers, labels)
 put(f"{SBD}/train.txt", "2008_000015\n2011_000003\n")
 put(f"{SBD}/val.txt", "2009_000001\n2011_000009\n")
+file = io.BytesIO()
+scipy.io.savemat(file, {"GTinst": {"Segmentation": np.full((3, 4), 1 + 2j), "Categories": np.ones((1, 1))}})
+put("complex.mat", file.getvalue())
 want["sbd"] = sbd
 want["train_aug"] = {**want["voc-train"], **{f"{n}.jpg": sbd[f"{n}.jpg"] for n in ["2011_000003", "2011_000009"]}}
 

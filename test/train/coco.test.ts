@@ -302,7 +302,11 @@ test("a missing, empty, truncated or foreign file is refused", () => {
   for (const [text, reason] of [
     ["", /the file is empty/],
     ['{"images": [', /not JSON .*truncated/],
+    ["", /the file is empty\); the file may be truncated/],
+    ['{"images": [], "area": NaN}', /not JSON \(NaN is no number of JSON's\); write a number/],
+    ['{"images": [1, -Infinity]}', /not JSON \(-Infinity is no number/],
     ["[1, 2]", /expected a JSON object/],
+    ["\uFEFF[1, 2]", /expected a JSON object/],
     ["null", /expected a JSON object/],
   ] as const) {
     writeFileSync(path, text);

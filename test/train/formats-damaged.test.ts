@@ -32,6 +32,9 @@ async function damaged(
   }
 }
 
+/** One pixel. */
+const GIF = "R0lGODdhAQABAIAAAP///////ywAAAAAAQABAAACAkQBADs=";
+
 test("damaged VOC trees", async () => {
   const object = (copy: string) => join(copy, "SegmentationObject", "2007_000032.png");
   const xml = (copy: string) => join(copy, "Annotations", "2010_000002.xml");
@@ -96,6 +99,29 @@ test("damaged VOC trees", async () => {
     [(copy) => rewrite(xml(copy), /<bndbox>.*?<\/bndbox>/, ""), boxes, /object 1: <bndbox> is missing/],
     [(copy) => rewrite(xml(copy), /<width>\d+/, "<width>7"), boxes, /is for "7" x/],
     [(copy) => writeFileSync(xml(copy), "<a/>"), boxes, /<annotation> is missing/],
+    [
+      (copy) => writeFileSync(xml(copy), `${"<a>".repeat(200_000)}${"</a>".repeat(200_000)}`),
+      boxes,
+      /2010_000002\.xml: cannot be read as a VOC annotation \(Maximum nested tags exceeded\)/,
+    ],
+    [
+      (copy) => rewrite(xml(copy), "<object>", "<object><__proto__>x</__proto__>"),
+      boxes,
+      /2010_000002\.xml: cannot be read as a VOC annotation/,
+    ],
+    [
+      (copy) => {
+        const names = Array.from({ length: 1200 }, (_, i) => `2009_${100_000 + i}`);
+        writeFileSync(join(copy, "ImageSets/Segmentation/val.txt"), [...names, names[700]].join("\n"));
+      },
+      { set: "val" },
+      /val\.txt: names 2009_100700 twice/,
+    ],
+    [
+      (copy) => writeFileSync(join(copy, "JPEGImages/2007_000032.jpg"), Buffer.from(GIF, "base64")),
+      {},
+      /2007_000032\.jpg: holds GIF; expected JPEG, PNG or WebP/,
+    ],
   ]);
 });
 
@@ -138,6 +164,11 @@ test("damaged SBD trees", async () => {
       (copy) => writeFileSync(mat(copy), `MATLAB 7.3 MAT-file${" ".repeat(600)}`),
       {},
       /is no MAT-file of level 5 \(HDF5/,
+    ],
+    [
+      (copy) => cpSync(join(root, "complex.mat"), mat(copy)),
+      {},
+      /2011_000003\.mat: GTinst\.Segmentation holds complex numbers/,
     ],
     [(copy) => cpSync(plain(copy), mat(copy)), {}, /2011_000003\.mat: is for \d+x\d+, but its image is/],
     [(copy) => rewrite(join(copy, "train.txt"), "2011", "2012"), {}, /2012_000003\.jpg: the image does not exist/],

@@ -1,9 +1,9 @@
 // Data sets in formats of their own, written by test/parity/make_formats.py, which also says what is to be read from them.
-import { rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { readInstances } from "../../train/data/coco.ts";
+import { type Category, readInstances } from "../../train/data/coco.ts";
 import {
   categoriesOfLabels,
   instancesDocument,
@@ -162,6 +162,35 @@ test("a CSV of tags: separators, quotes, rows that add up, a byte order mark", a
   assert.is(document.info.spent, 2 + 12);
 });
 
+test("sources are joined by the names of classes, also where one of them has a list and others none", () => {
+  const image: LabelledImage = { fileName: "a.png", width: 20, height: 10, at: "a.json", objects: [] };
+  const listed = (fileName: string, ...categories: Category[]): Labelled => ({
+    images: [{ ...image, fileName }],
+    categories,
+    imagesDir: undefined,
+  });
+  const drawn: Labelled = { images: [{ ...image, objects: [{ label: "dog", box: [1, 1, 4, 4] }] }], imagesDir: "a" };
+  const tagged: Labelled = { images: [{ ...image, fileName: "b.png", tags: ["cat", "person"] }], imagesDir: "a" };
+  const [person, sheep] = [
+    { id: 17, name: "person", supercategory: "person" },
+    { id: 3, name: "sheep" },
+  ];
+  const classes = (...sources: Labelled[]) => categoriesOfLabels(merge(sources));
+  // A list keeps its ids, and what it does not have comes behind them.
+  assert.equal(classes(drawn, listed("c.png", person), tagged), [
+    person,
+    { id: 18, name: "cat" },
+    { id: 19, name: "dog" },
+  ]);
+  assert.equal(classes(listed("c.png", person), listed("d.png", person)), [person]);
+  const joined = ["person", "sheep", "cat", "dog"].map((name, i) => ({ id: i + 1, name }));
+  assert.equal(classes(listed("c.png", person), tagged, listed("d.png", sheep), drawn), joined);
+  assert.equal(
+    classes(drawn, tagged),
+    ["cat", "dog", "person"].map((name, i) => ({ id: i + 1, name })),
+  );
+});
+
 test("COCO's boxes become weak labels; masks are left to weaken", async () => {
   const path = join(root, "boxes.json");
   const document = {
@@ -190,6 +219,11 @@ test("COCO's boxes become weak labels; masks are left to weaken", async () => {
     { image_id: 9, kind: "boxes", boxes: [] },
   ]);
   assert.equal([categories, images], [document.categories, document.images]);
+  const folder = join(root, "boxes");
+  mkdirSync(folder);
+  await refused(() => readSource(path, { images: folder }), /a\.jpg: the image does not exist/);
+  cpSync(join(labelme, "boxes.png"), join(folder, "a.jpg"));
+  await refused(() => readSource(path, { images: folder }), /a\.jpg: is 40x30, but the labels are for 9x9/);
   Object.assign(document.annotations[0]!, { segmentation: [[1, 1, 5, 1, 5, 5]] });
   writeFileSync(path, JSON.stringify(document));
   const masked = await readSource(path);
@@ -239,6 +273,16 @@ test("an image of one kind: boxes beside points, and labels beside the image, ar
     /a\.json: the box of "dog" .* has no area in the image/,
   );
   await refused(() => weak([{ label: "dog", box: [2, 2, 0, 4] }]), /has no area/);
+  // Nor is it a truth to judge by.
+  const truth = (box: [number, number, number, number]) => {
+    const labelled = { images: [{ ...image, objects: [{ label: "dog", box }] }], imagesDir: undefined };
+    return instancesDocument(labelled, categoriesOfLabels(labelled));
+  };
+  await refused(
+    () => truth([2, 2, 0, 4]),
+    /a\.json: the box of "dog" \[2,2,0,4\] .* has no area in the image of 20x10/,
+  );
+  await refused(() => truth([-9, 2, 9, 4]), /has no area/);
   await refused(() => weak([]), /there is no label/);
 });
 

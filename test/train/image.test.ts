@@ -143,7 +143,7 @@ test("a missing, empty, truncated, corrupt or foreign file is refused in one lin
     [
       "drawing.svg",
       new TextEncoder().encode('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'),
-      /none of JPEG/,
+      /holds SVG; expected JPEG, PNG or WebP/,
     ],
   ];
   for (const [name, bytes, reason] of files) {
@@ -151,6 +151,7 @@ test("a missing, empty, truncated, corrupt or foreign file is refused in one lin
     const message = await refusal(readImage(join(folder, name)));
     assert.match(message, reason, name);
     assert.ok(message.startsWith(join(folder, name)), message);
+    if (name === "drawing.svg") assert.is(await refusal(imageSize(join(folder, name))), message);
   }
   assert.match(await refusal(readImage(join(folder, "none.png"))), /does not exist/);
   mkdirSync(join(folder, "folder.png"));

@@ -187,7 +187,7 @@ function instanceOf(
     outline !== undefined && (bbox === undefined || area === undefined)
       ? runsOfSegmentation(outline, image)
       : undefined;
-  const box = bbox === undefined ? boxOfRuns(runs!) : boxOf(bbox, at);
+  const box = bbox === undefined ? boxOfRuns(runs!) : checkedBox(bbox, at);
   return {
     id,
     imageId: image.id,
@@ -200,7 +200,7 @@ function instanceOf(
 }
 
 /** [x, y, width, height] of finite numbers with a size from 0. */
-export function boxOf(value: unknown, at: string): Box {
+export function checkedBox(value: unknown, at: string): Box {
   const isBox =
     Array.isArray(value) && value.length === 4 && value.every((v) => typeof v === "number" && Number.isFinite(v));
   if (!isBox || value[2] < 0 || value[3] < 0)

@@ -17,6 +17,12 @@ export interface Image {
 }
 
 const FORMATS = new Set(["jpeg", "png", "webp"]);
+export const IMAGE_FORMATS = "JPEG, PNG or WebP";
+
+/** Whether a file is an image to go by its name. */
+export function isImageName(name: string): boolean {
+  return /\.(jpe?g|png|webp)$/i.test(name);
+}
 
 /** Reads a JPEG, PNG or WebP file. Throws BadInput naming the file when it is missing, no image, truncated or corrupt. */
 export async function readImage(path: string): Promise<Image> {
@@ -41,13 +47,19 @@ export async function decodeImage(bytes: Uint8Array, name: string): Promise<Imag
   try {
     const source = sharp(bytes, { limitInputPixels: MAX_PIXELS, failOn: "warning" });
     const { format, hasAlpha, space } = await source.metadata();
-    if (!FORMATS.has(format ?? "")) throw new Error(`format ${format} is none of JPEG, PNG and WebP`);
+    checkFormat(format, name);
     const upright = source.autoOrient();
     if (space === "cmyk") return rgbOfCmyk(await rawOf(upright.pipelineColourspace("cmyk").toColourspace("cmyk"), 4));
     return await rawOf((hasAlpha ? upright.removeAlpha() : upright).toColourspace("srgb"), 3);
   } catch (error) {
+    if (error instanceof BadInput) throw error;
     throw new BadInput(`${name}: cannot be read as an image (${clauseOf(error)}); it may be truncated or corrupt`);
   }
+}
+
+function checkFormat(format: string | undefined, name: string): void {
+  if (!FORMATS.has(format ?? ""))
+    throw new BadInput(`${name}: holds ${format?.toUpperCase()}; expected ${IMAGE_FORMATS}: convert it`);
 }
 
 async function rawOf(pipeline: Sharp, channels: number): Promise<Image> {
@@ -75,7 +87,8 @@ export function clauseOf(error: unknown): string {
 /** Width and height of the upright image without decoding it. Throws BadInput as readImage does. */
 export async function imageSize(path: string): Promise<{ width: number; height: number }> {
   try {
-    const { width, height, orientation = 1 } = await sharp(path, { limitInputPixels: MAX_PIXELS }).metadata();
+    const { width, height, orientation = 1, format } = await sharp(path, { limitInputPixels: MAX_PIXELS }).metadata();
+    checkFormat(format, path);
     // EXIF orientations 5 to 8 are turned by a quarter.
     return orientation > 4 ? { width: height, height: width } : { width, height };
   } catch {

@@ -14,11 +14,20 @@ export function readJson(path: string, what: string): unknown {
     throw new BadInput(`${path}: ${reasonOf(error, what)}`);
   }
   try {
-    return JSON.parse(text);
+    // Editors on Windows put a byte order mark in front.
+    return JSON.parse(text.replace(/^\uFEFF/, ""));
   } catch (error) {
-    const cut = text.trim() === "" ? "the file is empty" : (error as Error).message.replace(/\s+/g, " ");
-    throw new BadInput(`${path}: not JSON (${cut}); the file may be truncated`);
+    throw new BadInput(`${path}: not JSON (${faultOf(error as Error, text)}`);
   }
+}
+
+/** What is wrong with a JSON text, and what may be behind it. */
+function faultOf({ message }: Error, text: string): string {
+  if (text.trim() === "") return "the file is empty); the file may be truncated";
+  // Python's json writes these; V8 stops at the name, or at the digit that it misses behind the sign.
+  const name = /token '?[NI]|minus sign/.test(message) ? /[[:,]\s*(NaN|-?Infinity)\b/.exec(text)?.[1] : undefined;
+  if (name !== undefined) return `${name} is no number of JSON's); write a number, or leave the entry out`;
+  return `${message.replace(/\s+/g, " ")}); the file may be truncated`;
 }
 
 /** V8 holds no string of 512 MiB, but a list of results may be as long as that. */
@@ -54,8 +63,9 @@ export function readJsonList(path: string, what: string, atOnce = AT_ONCE): unkn
   }
 }
 
+/** Behind a byte order mark and space. */
 function skipSpace(file: Uint8Array): number {
-  let at = 0;
+  let at = file[0] === 0xef && file[1] === 0xbb && file[2] === 0xbf ? 3 : 0;
   while (at < file.length && file[at]! <= 32) at++;
   return at;
 }

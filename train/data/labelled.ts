@@ -87,26 +87,28 @@ export function merge(sources: readonly Labelled[]): Labelled {
   }
   const named = sources.flatMap(({ categories }) => (categories === undefined ? [] : [categories]));
   const same = named.every((list) => JSON.stringify(list) === JSON.stringify(named[0]));
-  const complete = named.length === sources.length || same;
-  // Lists that differ are joined by name.
-  const names = [...new Set(named.flat().map(({ name }) => name))];
-  const categories = same ? named[0] : complete ? numbered(names) : numbered([...names, ...labelsOf(images, names)]);
-  const [first] = sources;
-  return { images, ...(categories === undefined ? {} : { categories }), imagesDir: first?.imagesDir };
+  const imagesDir = sources[0]?.imagesDir;
+  if (named.length === 0) return { images, imagesDir };
+  // Lists that differ are joined by name; what a source without a list calls by other names is added.
+  const listed = same ? named[0]! : numbered([...new Set(named.flat().map(({ name }) => name))]);
+  const complete = named.length === sources.length;
+  const added = complete ? [] : labelsOf(images, new Set(listed.map(({ name }) => name)));
+  const last = Math.max(0, ...listed.map(({ id }) => id));
+  return { images, categories: [...listed, ...numbered(added, last + 1)], imagesDir };
 }
 
-function numbered(names: readonly string[]): Category[] {
-  return names.map((name, i) => ({ id: i + 1, name }));
+function numbered(names: readonly string[], from = 1): Category[] {
+  return names.map((name, i) => ({ id: from + i, name }));
 }
 
 /** Labels that occur and are not in `known`, in alphabetical order. */
-function labelsOf(images: readonly LabelledImage[], known: readonly string[] = []): string[] {
+function labelsOf(images: readonly LabelledImage[], known: ReadonlySet<string> = new Set()): string[] {
   const labels = new Set(images.flatMap(({ objects, tags = [] }) => [...objects.map(({ label }) => label), ...tags]));
-  return [...labels].filter((label) => !known.includes(label)).sort();
+  return [...labels].filter((label) => !known.has(label)).sort();
 }
 
-/** Names that tools write for what is no class. */
-const NO_CLASS = new Set(["__ignore__", "_background_"]);
+/** Names that labelme and its converters write for what is no object of a class. */
+export const NO_CLASS = new Set(["__ignore__", "_background_"]);
 
 /** A list of classes: a name on each line, or the categories of a JSON file. Throws BadInput. */
 export function readClasses(path: string): Category[] {
@@ -154,6 +156,14 @@ export function identified(images: readonly LabelledImage[]): (LabelledImage & {
   return images.map((image, i) => ({ ...image, id: keep ? image.id! : i + 1 }));
 }
 
+/** Throws BadInput where nothing of a box that was drawn lies in its image. */
+export function checkArea([x, y, w, h]: Box, label: string, { at, width, height }: LabelledImage): void {
+  if (!(w > 0 && h > 0) || x >= width || y >= height || x + w <= 0 || y + h <= 0)
+    throw new BadInput(
+      `${at}: the box of "${label}" [${[x, y, w, h]}] (x, y, width, height) has no area in the image of ${width}x${height}`,
+    );
+}
+
 export interface InstancesDocument {
   images: { id: number; file_name: string; width: number; height: number }[];
   categories: Category[];
@@ -187,7 +197,10 @@ function outlineOf(
     throw new BadInput(
       `${image.at}: "${label}" is a point, which has no mask; for training from points write weak labels with --weak`,
     );
-  if (segmentation === undefined) return { bbox: box, area: area ?? box![2] * box![3] };
+  if (segmentation === undefined) {
+    checkArea(box!, label, image);
+    return { bbox: box, area: area ?? box![2] * box![3] };
+  }
   const runs = runsOfSegmentation(segmentation, image);
   const pixels = areaOfRuns(runs);
   return pixels === 0 ? undefined : { segmentation, bbox: box ?? boxOfRuns(runs), area: area ?? pixels };

@@ -8,12 +8,9 @@ import { BadInput } from "../errors.ts";
 import { type Fields, isFields, show } from "./coco.ts";
 import { decodeIndices } from "./index-png.ts";
 import { readJson } from "./json.ts";
-import { type Labelled, type LabelledImage, type LabelledObject, readEach, sizeOf } from "./labelled.ts";
+import { type Labelled, type LabelledImage, type LabelledObject, NO_CLASS, readEach, sizeOf } from "./labelled.ts";
 import { type Box, mergeRuns, type Rle, rleOfRuns, runsOfMask, runsOfRle } from "./mask.ts";
 import { runsOfPolygons } from "./polygon.ts";
-
-/** labelme's names for what is no object of a class. */
-const NO_CLASS = new Set(["__ignore__", "_background_"]);
 
 type Points = (readonly [x: number, y: number])[];
 type Size = { width: number; height: number };

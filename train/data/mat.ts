@@ -21,8 +21,10 @@ const HEADER = 128;
 const MATRIX = 14;
 const COMPRESSED = 15;
 const STRUCT = 2;
-/** Classes double to uint32 hold numbers. */
-const NUMERIC = { first: 6, last: 13 };
+/** Classes double to uint64 hold numbers. */
+const NUMERIC = { first: 6, last: 15 };
+/** In an array's flags: an imaginary part follows. */
+const COMPLEX = 0x800;
 /** An element of a file that is no bomb inflates to less. */
 const MOST_BYTES = 2 ** 28;
 
@@ -36,6 +38,8 @@ const NUMBERS: Record<number, [bytes: number, read: (view: DataView, at: number)
   6: [4, (view, at) => view.getUint32(at, true)],
   7: [4, (view, at) => view.getFloat32(at, true)],
   9: [8, (view, at) => view.getFloat64(at, true)],
+  12: [8, (view, at) => Number(view.getBigInt64(at, true))],
+  13: [8, (view, at) => Number(view.getBigUint64(at, true))],
 };
 
 /** The named fields of a 1x1 struct. Throws an Error that says what is wrong. */
@@ -75,10 +79,11 @@ function fieldsOf(rest: Generator<Element>, variable: string, fields: readonly s
 }
 
 function numbersOf(data: DataView, name: string): Matrix {
-  const { kind, size, rest } = headOf(data);
+  const { kind, complex, size, rest } = headOf(data);
   const [rows = 0, columns = 0, ...more] = size;
   if (kind < NUMERIC.first || kind > NUMERIC.last || more.length > 0)
     throw new Error(`${name} is no matrix of numbers`);
+  if (complex) throw new Error(`${name} holds complex numbers; real ones are expected`);
   const { type, data: raw } = take(rest);
   const number = NUMBERS[type];
   if (number === undefined) throw new Error(`${name} holds numbers of a type that is not known (${type})`);
@@ -92,15 +97,24 @@ function numbersOf(data: DataView, name: string): Matrix {
   };
 }
 
-/** Class, size and name of an array, and the elements that follow them. */
-function headOf(data: DataView): { kind: number; size: number[]; name: string; rest: Generator<Element> } {
+interface Head {
+  kind: number;
+  complex: boolean;
+  size: number[];
+  name: string;
+  /** The elements that follow. */
+  rest: Generator<Element>;
+}
+
+function headOf(data: DataView): Head {
   const rest = elements(data);
   const flags = take(rest).data;
   if (flags.byteLength < 8) throw new Error("an array's flags are damaged");
   const dimensions = take(rest).data;
   const size = Array.from({ length: dimensions.byteLength >> 2 }, (_, i) => dimensions.getInt32(4 * i, true));
   if (size.length < 2 || size.some((n) => n < 0)) throw new Error("an array's size is damaged");
-  return { kind: flags.getUint32(0, true) & 0xff, size, name: textOf(take(rest).data), rest };
+  const bits = flags.getUint32(0, true);
+  return { kind: bits & 0xff, complex: (bits & COMPLEX) !== 0, size, name: textOf(take(rest).data), rest };
 }
 
 function take(elements: Generator<Element>): Element {

@@ -4,7 +4,7 @@
  */
 import { BadInput } from "../errors.ts";
 import type { Category } from "./coco.ts";
-import { identified, type Labelled, type LabelledImage } from "./labelled.ts";
+import { checkArea, identified, type Labelled, type LabelledImage } from "./labelled.ts";
 import { COSTS, type Kind } from "./weak.ts";
 
 export interface OwnWeakDocument {
@@ -71,11 +71,7 @@ function labelsOf(image: LabelledImage, kind: Kind, idOf: ReadonlyMap<string, nu
     };
   return {
     boxes: drawn.map(({ label, box }) => {
-      const [x, y, w, h] = box!;
-      if (!(w > 0 && h > 0) || x >= width || y >= height || x + w <= 0 || y + h <= 0)
-        throw new BadInput(
-          `${at}: the box of "${label}" [${box}] (x, y, width, height) has no area in the image of ${width}x${height}`,
-        );
+      checkArea(box!, label, image);
       return { category_id: idOf.get(label)!, bbox: box };
     }),
   };

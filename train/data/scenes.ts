@@ -11,7 +11,7 @@ import type { Category } from "./coco.ts";
 import { type Image, writePng } from "./image.ts";
 import { makeFolder, readJson, writeJson } from "./json.ts";
 import { areaOfRuns, type Box, boxOfRuns, encodeMask, runsOfMask } from "./mask.ts";
-import { type Colour, clutter, type Thing, things } from "./shapes.ts";
+import { type Colour, clutter, type Thing, things } from "./things.ts";
 
 export const sceneCategories: Category[] = Object.keys(things).map((name, i) => ({
   id: i + 1,

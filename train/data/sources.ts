@@ -2,9 +2,9 @@
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { extname, join } from "node:path";
 import { BadInput } from "../errors.ts";
-import { type Category, type Instances, instancesByImage, isFields, readInstances } from "./coco.ts";
+import { type Category, type Instances, imagePath, instancesByImage, isFields, readInstances } from "./coco.ts";
 import { readJson } from "./json.ts";
-import type { Labelled, LabelledImage, LabelledObject } from "./labelled.ts";
+import { type Labelled, type LabelledImage, type LabelledObject, readEach, sizeOf } from "./labelled.ts";
 import { labelmeFiles, readLabelme } from "./labelme.ts";
 import { readSbd } from "./sbd.ts";
 import { readTags } from "./tags-csv.ts";
@@ -39,7 +39,7 @@ export async function readSource(path: string, options: SourceOptions = {}): Pro
   if (format === "sbd") return readSbd(place, { set, classes, onImage });
   if (format === "yolo") return readYolo(place, { set, images, onImage });
   if (format === "labelme") return readLabelme(place, { images, onImage });
-  if (format === "coco") return ofInstances(readInstances(place), images);
+  if (format === "coco") return ofInstances(readInstances(place), images, onImage);
   if (images === undefined) throw new BadInput(`${path}: a CSV of tags needs the folder of its images: --images DIR`);
   return readTags(place, { images, onImage });
 }
@@ -71,8 +71,15 @@ function formatOfFolder(folder: string): { format: Format; place: string } {
   throw new BadInput(`${folder}: holds no labels of a known format; expected ${KNOWN}`);
 }
 
-/** COCO's instances, as every format is given here. */
-function ofInstances(data: Instances, imagesDir: string | undefined): Labelled {
+/** COCO's instances, as every format is given here. Throws BadInput where an image is not as they say. */
+async function ofInstances(
+  data: Instances,
+  imagesDir: string | undefined,
+  onImage: SourceOptions["onImage"],
+): Promise<Labelled> {
+  // Other formats are read beside their images, which are looked at as they are read.
+  if (imagesDir !== undefined)
+    await readEach(data.images, (image) => sizeOf(imagePath(imagesDir, image), image), onImage);
   const nameOf = new Map(data.categories.map(({ id, name }) => [id, name]));
   const byImage = instancesByImage(data);
   const images = data.images.map((image): LabelledImage => {

@@ -28,7 +28,8 @@ export function readList(path: string): string[] {
   if (names.length === 0) throw new BadInput(`${path}: the list is empty`);
   const odd = names.find((name) => !/^[\w.-]+$/.test(name) || name.startsWith("."));
   if (odd !== undefined) throw new BadInput(`${path}: ${show(odd)} is no name of an image`);
-  const twice = names.find((name, i) => names.indexOf(name) !== i && names.length < 1000);
+  const seen = new Set<string>();
+  const twice = names.find((name) => seen.size === seen.add(name).size);
   if (twice !== undefined) throw new BadInput(`${path}: names ${twice} twice`);
   return names;
 }

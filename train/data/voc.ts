@@ -9,7 +9,7 @@ import { basename, extname, join } from "node:path";
 import { XMLParser, XMLValidator } from "fast-xml-parser";
 import { BadInput } from "../errors.ts";
 import { type Category, type Fields, isFields, show } from "./coco.ts";
-import { reasonOf } from "./image.ts";
+import { clauseOf, reasonOf } from "./image.ts";
 import { decodeIndices, type Indices } from "./index-png.ts";
 import { type Labelled, type LabelledImage, type LabelledObject, readEach, sizeOf } from "./labelled.ts";
 import { type Box, rleOfRuns, runsByIndex } from "./mask.ts";
@@ -161,7 +161,7 @@ async function readBoxes(
   const valid = XMLValidator.validate(text);
   if (valid !== true)
     throw new BadInput(`${at}: not XML (${valid.err.msg}, line ${valid.err.line}); it may be truncated`);
-  const annotation = fieldsOf(parser.parse(text), "annotation", at);
+  const annotation = fieldsOf(parsed(text, at), "annotation", at);
   const said = fieldsOf(annotation, "size", at);
   if (Number(said.width) !== size.width || Number(said.height) !== size.height)
     throw new BadInput(
@@ -176,10 +176,18 @@ async function readBoxes(
       throw new BadInput(
         `${place}: the name ${show(label)} is none of the ${classes.length} classes; --classes can name others`,
       );
-    const box = boxOf(fieldsOf(object, "bndbox", place), size, place);
+    const box = boxOfBndbox(fieldsOf(object, "bndbox", place), size, place);
     return { label, box, ...(Number(object.difficult) === 1 ? { crowd: true } : {}) };
   });
   return { at, objects };
+}
+
+function parsed(text: string, at: string): unknown {
+  try {
+    return parser.parse(text);
+  } catch (error) {
+    throw new BadInput(`${at}: cannot be read as a VOC annotation (${clauseOf(error)})`);
+  }
 }
 
 function fieldsOf(value: unknown, key: string, at: string): Fields {
@@ -189,7 +197,7 @@ function fieldsOf(value: unknown, key: string, at: string): Fields {
 }
 
 /** VOC counts pixels from 1 and includes the last one. */
-function boxOf(fields: Fields, size: { width: number; height: number }, place: string): Box {
+function boxOfBndbox(fields: Fields, size: { width: number; height: number }, place: string): Box {
   const [x0 = Number.NaN, y0 = Number.NaN, x1 = Number.NaN, y1 = Number.NaN] = ["xmin", "ymin", "xmax", "ymax"].map(
     (key) => (typeof fields[key] === "string" && fields[key].trim() !== "" ? Number(fields[key]) : Number.NaN),
   );

@@ -10,9 +10,9 @@ import { Random } from "../../engine/random.ts";
 import { BadInput } from "../errors.ts";
 import { anyPixel, centerPixel, type Place } from "./click.ts";
 import {
-  boxOf,
   type Category,
   categoriesOf,
+  checkedBox,
   documentOf,
   type Fields,
   groupCategories,
@@ -295,7 +295,7 @@ function entryOf(fields: Fields, image: ImageEntry, idOf: ReadonlyMap<number, nu
     return { imageId, kind, points };
   }
   const boxes = items.map(({ item, place, categoryId }) => {
-    const box = boxOf(item.bbox, place);
+    const box = checkedBox(item.bbox, place);
     const [x, y, width, height] = box;
     if (!(width > LEAST_SIDE && height > LEAST_SIDE))
       throw new BadInput(`${place}: the box has no area, got ${show(box)}`);

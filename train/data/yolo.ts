@@ -4,14 +4,12 @@
  * image's sides. An image without a file of labels has no objects, as Ultralytics takes it.
  */
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
-import { dirname, extname, isAbsolute, join, relative, resolve, sep } from "node:path";
+import { dirname, isAbsolute, join, relative, resolve, sep } from "node:path";
 import { parse } from "yaml";
 import { BadInput } from "../errors.ts";
 import { type Category, type Fields, isFields, show } from "./coco.ts";
-import { reasonOf } from "./image.ts";
+import { IMAGE_FORMATS, isImageName, reasonOf } from "./image.ts";
 import { type Labelled, type LabelledImage, type LabelledObject, readEach, sizeOf } from "./labelled.ts";
-
-const IMAGES = new Set([".jpg", ".jpeg", ".png", ".webp"]);
 
 export interface YoloOptions {
   /** train (the default), val or test. */
@@ -96,14 +94,14 @@ function imagesOf(document: Fields, set: string, root: string, file: string): { 
     return found;
   });
   const paths = places.flatMap((place) => (statSync(place).isDirectory() ? filesBelow(place) : listed(place, root)));
-  if (paths.length === 0) throw new BadInput(`${file}: ${set}: holds no JPEG, PNG or WebP`);
+  if (paths.length === 0) throw new BadInput(`${file}: ${set}: holds no ${IMAGE_FORMATS}`);
   const folder = places.length === 1 && statSync(places[0]!).isDirectory() ? places[0]! : root;
   return { paths, folder };
 }
 
 function filesBelow(folder: string): string[] {
   const names = readdirSync(folder, { recursive: true }).map(String).sort();
-  return names.filter((name) => IMAGES.has(extname(name).toLowerCase())).map((name) => join(folder, name));
+  return names.filter((name) => isImageName(name)).map((name) => join(folder, name));
 }
 
 function listed(list: string, root: string): string[] {
@@ -134,7 +132,7 @@ function objectsOf(at: string, names: readonly string[], size: { width: number; 
       // A share may exceed 1 by what rounding left over.
       const odd = fields.slice(1).find((_, n) => !(shares[n]! >= -0.001 && shares[n]! <= 1.001));
       if (odd !== undefined) throw new BadInput(`${place}: ${show(odd)} is no share of the image's side from 0 to 1`);
-      if (shares.length === 4) return [{ label, box: boxOf(shares, size) }];
+      if (shares.length === 4) return [{ label, box: boxOfShares(shares, size) }];
       if (shares.length < 6 || shares.length % 2 !== 0)
         throw new BadInput(
           `${place}: has ${shares.length} numbers after the class; expected a box of 4 or a polygon of 6, 8, 10, …`,
@@ -143,7 +141,7 @@ function objectsOf(at: string, names: readonly string[], size: { width: number; 
     });
 }
 
-function boxOf(
+function boxOfShares(
   [x = 0, y = 0, w = 0, h = 0]: readonly number[],
   { width, height }: { width: number; height: number },
 ): [number, number, number, number] {

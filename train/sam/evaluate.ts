@@ -54,7 +54,7 @@ export async function evaluateSam(
         labels: wanted.map(() => 1),
         count: wanted.length,
       };
-      const boxes = wanted.flatMap((mask) => boxOf(mask, width));
+      const boxes = wanted.flatMap((mask) => cornersOf(mask, width));
       for (const [kind, prompts] of [
         ["point", { points }],
         ["box", { boxes }],
@@ -95,7 +95,7 @@ function iouOf(a: Uint8Array, b: Uint8Array): number {
 }
 
 /** x0, y0, x1, y1 as edges. */
-function boxOf(mask: Uint8Array, width: number): number[] {
+function cornersOf(mask: Uint8Array, width: number): number[] {
   let [x0, y0, x1, y1] = [Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY, 0, 0];
   for (let i = 0; i < mask.length; i++) {
     if (mask[i] === 0) continue;
