@@ -51,7 +51,8 @@ export const commands: readonly Command[] = [
     notes:
       "VOC: a root such as VOCdevkit/VOC2012; without --set all images that are segmented. train_aug is VOC's train and SBD's train and val without VOC's val: 10,582 images. Lists under ImageSets/Main give boxes, from Annotations; difficult objects become crowd.\n\n" +
       "labelme: a folder with a JSON for each labelled image; others are left out. Polygons, circles and masks are masks, rectangles boxes, points points, image flags tags. YOLO: a data.yaml; lines of five numbers are boxes. CSV: the columns file_name and tags (a;b;c), with --images.\n\n" +
-      "Without --weak comes a COCO instances JSON, whose masks `weaken` can turn into weak labels. With --classes training and evaluation data get the same classes.",
+      "Without --weak comes a COCO instances JSON, whose masks `weaken` can turn into weak labels. With --classes training and evaluation data get the same classes.\n\n" +
+      "Of the images only the headers are read, for their sizes (of COCO's with --images): that a file is cut off, `show` and `train` find.",
     examples: [
       "wgpu-wish dataset VOCdevkit/VOC2012 --set train_aug --sbd benchmark_RELEASE/dataset --out train_aug.json",
       "wgpu-wish dataset photos --weak --out weak.json",
@@ -70,11 +71,16 @@ export const commands: readonly Command[] = [
       { flags: "--points <share>", help: "share of the images that get points", parse: share },
       { flags: "--boxes <share>", help: "share of the images that get boxes", parse: share },
       { flags: "--budget <cost>", help: "spend this much: a tag costs 1, points 6, boxes 12 an image", parse: amount },
-      { flags: "--mix <shares>", help: "shares of the budget: tags:F,points:F,boxes:F", parse: mix },
+      {
+        flags: "--mix <shares>",
+        help: "shares of the budget: tags:F,points:F,boxes:F, such as tags:1/2,boxes:1/2",
+        parse: mix,
+      },
       { flags: "--seed <n>", help: "the same seed gives the same file", parse: seed, default: 0 },
       { flags: "--point <where>", help: "where a point is put", choices: ["center", "uniform"], default: "center" },
     ],
-    notes: "Either shares of the images (--tags, --points, --boxes; absent ones are 0) or --budget with --mix.",
+    notes:
+      "Either shares of the images (--tags, --points, --boxes; absent ones are 0) or --budget with --mix. A share is a number from 0 to 1 or a fraction such as 1/3.",
     examples: [
       "wgpu-wish weaken --ann data/scenes/annotations/instances.json --out weak.json --tags 0.4 --points 0.3 --boxes 0.3",
       "wgpu-wish weaken --ann instances.json --out weak.json --budget 1200 --mix tags:0.2,points:0.4,boxes:0.4",

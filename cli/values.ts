@@ -22,10 +22,12 @@ export function seed(text: string, flag: string): number {
   return value;
 }
 
-/** A number from 0 to 1. */
+/** A number from 0 to 1, or a fraction such as 1/3. */
 export function share(text: string, flag: string): number {
-  const value = number(text);
-  if (!(value >= 0 && value <= 1)) throw new BadInput(`${flag}: expected a number from 0 to 1, got "${text}"`);
+  const [over, under, ...rest] = text.split("/").map(number);
+  const value = under === undefined ? over! : over! / under;
+  if (!(value >= 0 && value <= 1) || rest.length > 0)
+    throw new BadInput(`${flag}: expected a number from 0 to 1 or a fraction such as 1/3, got "${text}"`);
   return value;
 }
 
@@ -62,15 +64,18 @@ export function box(text: string, flag: string): [number, number, number, number
   return [x0, y0, x1, y1];
 }
 
-/** `tags:F,points:F,boxes:F`; absent kinds are 0. */
+/** `tags:F,points:F,boxes:F`, each kind once; absent kinds are 0. */
 export function mix(text: string, flag: string): { tags: number; points: number; boxes: number } {
   const shares = { tags: 0, points: 0, boxes: 0 };
+  const given = new Set<string>();
   for (const part of text.split(",")) {
     const [kind = "", value = "", ...rest] = part.split(":");
     const isKind = (name: string): name is keyof typeof shares => Object.hasOwn(shares, name);
     if (!isKind(kind) || rest.length > 0) {
       throw new BadInput(`${flag}: expected tags:F,points:F,boxes:F with shares from 0 to 1, got "${text}"`);
     }
+    if (given.has(kind)) throw new BadInput(`${flag}: has ${kind} twice, got "${text}"; give each kind one share`);
+    given.add(kind);
     shares[kind] = share(value, `${flag} ${kind}`);
   }
   return shares;

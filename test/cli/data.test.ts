@@ -54,6 +54,9 @@ test("weaken derives labels by shares and by budget", async () => {
     [byBudget.counts.tags, byBudget.counts.points, byBudget.counts.boxes, byBudget.counts.unlabelled],
     [0, 3, 2, 7],
   );
+  const thirds = ["--budget", "36", "--mix", "tags:1/3,points:1/3,boxes:1/3"];
+  const byThirds = JSON.parse(await done(["weaken", "--ann", ann, "--out", other, ...thirds, "--json"]));
+  assert.equal(byThirds.counts, { tags: 9, points: 2, boxes: 1, unlabelled: 0 });
   const rich = await wish(["weaken", "--ann", ann, "--out", other, "--budget", "30", "--mix", "tags:0.6,boxes:0.4"]);
   assert.match(rich.stderr, /23 of the budget of 30 is spent: tags for 7 more images were due, but there are no more/);
 });
@@ -219,6 +222,14 @@ test("bad input ends with 2 and one line that names the file", async () => {
     refused(["weaken", "--ann", ann, "--out", ann, "--tags", "1"], /is the file with the masks/),
     refused(["weaken", "--ann", ann, "--out", weak, "--tags", "0.7", "--boxes", "0.7"], /at most 1, got 1.4/),
     refused(["weaken", "--ann", ann, "--out", weak, "--budget", "10"], /--budget and --mix belong together/),
+    refused(
+      ["weaken", "--ann", ann, "--out", weak, "--budget", "10", "--mix", "tags:1/2,tags:1/2"],
+      /--mix: has tags twice/,
+    ),
+    refused(
+      ["weaken", "--ann", ann, "--out", weak, "--tags", "1/0"],
+      /--tags: .* or a fraction such as 1\/3, got "1\/0"/,
+    ),
     refused(["weaken", "--ann", weak, "--out", join(folder, "x.json"), "--tags", "1"], /holds weak labels/),
     refused(["show", "weak", "--ann", ann, "--images", images, "--out", folder], /holds annotations with masks/),
     refused(
