@@ -4,16 +4,11 @@
  * "ours" (a choice that the paper leaves open).
  */
 import { z } from "zod";
-import { objectIn, readSettings, resolveSettings } from "./settings.ts";
+import { type Origin, option, type SettingDoc, section, settingsOf } from "./options.ts";
+import { readSettings, resolveSettings } from "./settings.ts";
 
+export type { SettingDoc } from "./options.ts";
 export { configText } from "./settings.ts";
-
-type Origin = "paper" | "reference" | "ours";
-
-function option<T extends z.ZodType>(schema: T, origin: Origin, help: string): T {
-  return schema.meta({ origin, help });
-}
-const section = <T extends z.ZodRawShape>(shape: T) => z.strictObject(shape).prefault({} as never);
 
 const whole = z.number().int().min(1);
 const amount = z.number().min(0);
@@ -25,34 +20,58 @@ const span = z
   .tuple([z.number().positive(), z.number().positive()])
   .refine(([low, high]) => low <= high, "the first must not exceed the second");
 
+const four = z.tuple([whole, whole, whole, whole]);
+const outputStride = z.union([z.literal(32), z.literal(16), z.literal(8)]);
+const STRIDE = "pixels to a cell of res5: 32, 16 or 8; less keeps finer maps of small images";
+
 const backbone = z.discriminatedUnion("kind", [
   z.strictObject({
     kind: z.literal("mini"),
-    widths: z.tuple([whole, whole, whole, whole]),
-    blocks: z.tuple([whole, whole, whole, whole]),
-    outputStride: z.union([z.literal(32), z.literal(16), z.literal(8)]).default(16),
+    widths: option(four, "ours", "channels of the stages"),
+    blocks: option(four, "ours", "residual blocks of the stages"),
+    outputStride: option(outputStride.default(16), "ours", STRIDE),
   }),
   z.strictObject({
     kind: z.literal("mobilenetV2"),
-    width: z.number().positive().default(1),
-    norm: z.enum(["folded", "groupNorm"]).default("folded"),
-    outputStride: z.union([z.literal(32), z.literal(16), z.literal(8)]).default(32),
-    origin: z.enum(["tensorflow", "pytorch"]).default("tensorflow"),
+    width: option(z.number().positive().default(1), "reference", "factor on the channels"),
+    norm: option(
+      z.enum(["folded", "groupNorm"]).default("folded"),
+      "ours",
+      "folded: the BatchNorms of trained weights, folded into the convolutions; groupNorm: for training from scratch",
+    ),
+    outputStride: option(outputStride.default(32), "reference", STRIDE),
+    origin: option(
+      z.enum(["tensorflow", "pytorch"]).default("tensorflow"),
+      "ours",
+      "whose weights: pytorch pads, normalises and scales the image as torchvision and timm",
+    ),
   }),
   z.strictObject({
     kind: z.literal("resnet"),
-    depth: z.union([z.literal(18), z.literal(34), z.literal(50), z.literal(101)]).default(50),
-    norm: z.enum(["frozenBN", "batchNorm", "groupNorm"]).default("frozenBN"),
-    outputStride: z.union([z.literal(32), z.literal(16), z.literal(8)]).default(32),
-    width: whole.default(64),
+    depth: option(
+      z.union([z.literal(18), z.literal(34), z.literal(50), z.literal(101)]).default(50),
+      "paper",
+      "layers: 18, 34, 50 or 101",
+    ),
+    norm: option(
+      z.enum(["frozenBN", "batchNorm", "groupNorm"]).default("frozenBN"),
+      "reference",
+      "frozenBN: the statistics of the pretrained weights; batchNorm: learned; groupNorm: for training from scratch",
+    ),
+    outputStride: option(outputStride.default(32), "reference", STRIDE),
+    width: option(whole.default(64), "reference", "channels of the stem; the stages have multiples of it"),
   }),
   z.strictObject({
     kind: z.literal("swin"),
-    embedDim: whole,
-    depths: z.tuple([whole, whole, whole, whole]),
-    heads: z.tuple([whole, whole, whole, whole]),
-    window: whole,
-    dropPath: share.default(0.3),
+    embedDim: option(whole, "reference", "channels of the first stage; each further one doubles them"),
+    depths: option(four, "reference", "blocks of the stages"),
+    heads: option(four, "reference", "attention heads of the stages"),
+    window: option(whole, "reference", "side of a window in tokens"),
+    dropPath: option(
+      share.default(0.3),
+      "reference",
+      "largest probability that an image skips a block's branch while training",
+    ),
   }),
 ]);
 
@@ -159,24 +178,30 @@ export const configSchema = z.strictObject({
     backbone: option(
       backbone.optional(),
       "ours",
-      "the backbone, in place of the preset's; {kind: mobilenetV2, origin: pytorch} takes torchvision's and timm's weights",
+      "the backbone, in place of the preset's: {kind: mini, mobilenetV2, resnet or swin} with the settings of its kind, which follow; {kind: mobilenetV2, origin: pytorch} takes torchvision's and timm's weights",
     ),
     hiddenDim: option(whole.optional(), "reference", "width of pixel decoder, mask features and queries"),
     levels: option(z.number().int().min(1).max(3).optional(), "reference", "feature levels of both attentions"),
     groups: option(whole.optional(), "reference", "groups of the pixel decoder's GroupNorms"),
-    encoder: option(
-      z
-        .strictObject({ layers: z.number().int().min(0), heads: whole, points: whole, ffn: whole })
-        .partial()
-        .optional(),
-      "reference",
-      "deformable encoder of the pixel decoder: layers, heads, points, ffn",
-    ),
-    decoder: option(
-      z.strictObject({ layers: whole, heads: whole, ffn: whole }).partial().optional(),
-      "reference",
-      "masked-attention decoder: layers, heads, ffn",
-    ),
+    encoder: z
+      .strictObject({
+        layers: option(
+          z.number().int().min(0).optional(),
+          "reference",
+          "layers of the pixel decoder's deformable encoder; 0: none",
+        ),
+        heads: option(whole.optional(), "reference", "its attention heads"),
+        points: option(whole.optional(), "reference", "places that a head looks at in each level"),
+        ffn: option(whole.optional(), "reference", "width between the two linear layers of a block"),
+      })
+      .optional(),
+    decoder: z
+      .strictObject({
+        layers: option(whole.optional(), "reference", "layers of the masked-attention decoder"),
+        heads: option(whole.optional(), "reference", "its attention heads"),
+        ffn: option(whole.optional(), "reference", "width between the two linear layers of a block"),
+      })
+      .optional(),
     queries: option(whole.optional(), "reference", "objects that can be told in one image"),
     backboneWeights: option(
       z.string().default(""),
@@ -344,42 +369,7 @@ export function resolveConfig(input: unknown, settings: readonly string[] = [], 
   return resolveSettings(configSchema, input, settings, name);
 }
 
-export interface SettingDoc {
-  key: string;
-  default: unknown;
-  origin: Origin;
-  help: string;
-}
-
 /** Every setting with its default, in the schema's order. */
 export function settings(): SettingDoc[] {
-  const defaults = configSchema.parse({}) as Record<string, unknown>;
-  const walk = (schema: z.ZodObject, values: Record<string, unknown>, prefix: string): SettingDoc[] =>
-    Object.entries(schema.shape).flatMap(([key, field]) => {
-      const inner = objectIn(field as z.ZodType);
-      const meta = (field as z.ZodType).meta() as { origin?: Origin; help?: string } | undefined;
-      if (meta?.help) return [{ key: prefix + key, default: values[key], origin: meta.origin!, help: meta.help }];
-      return inner ? walk(inner, values[key] as Record<string, unknown>, `${prefix}${key}.`) : [];
-    });
-  return walk(configSchema, defaults, "");
-}
-
-const INTRODUCTION = `# Settings of \`wgpu-wish train\`
-
-A YAML file holds those that differ from the defaults; \`key=value\` on the command line changes single ones, in YAML's notation
-(\`optim.lr=1e-4 "data.scale=[0.5, 2]"\`). \`extends: OTHER.yaml\` takes another file's settings, for all that a file does not set itself. An unknown key is an error that names the nearest one. The resolved settings are saved as
-\`config.yaml\` in the run's folder. Paths are relative to the working folder; \`assets/…\` is also looked up in the package.
-
-Origin of a default: **paper** as far as it is known, **reference** Mask2Former, SAM or detectron2, **ours** where the paper leaves the
-choice open. This page is written by \`node --import tsx scripts/settings.ts\`.
-`;
-
-/** configs/README.md: every setting with default, origin and meaning. */
-export function settingsPage(): string {
-  const cell = (text: string): string => text.replaceAll("|", "\\|");
-  const shown = (value: unknown): string => (value === undefined ? "the preset's" : `\`${JSON.stringify(value)}\``);
-  const rows = settings().map((s) => `| \`${s.key}\` | ${cell(shown(s.default))} | ${s.origin} | ${cell(s.help)} |`);
-  return [INTRODUCTION, "| setting | default | origin | meaning |", "| --- | --- | --- | --- |", ...rows, ""].join(
-    "\n",
-  );
+  return settingsOf(configSchema);
 }

@@ -17,6 +17,7 @@ import type { Figure, Metrics } from "./eval/coco-ap.ts";
 import { evaluateModel, latentKind } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
 import { loadRun } from "./models.ts";
+import { option } from "./options.ts";
 import { readSettings, refuseChanges, resolveSettings } from "./settings.ts";
 import { type Arm, studyArms } from "./study-arms.ts";
 import { type Row, studyMarkdown, studyPage } from "./study-table.ts";
@@ -24,15 +25,28 @@ import { loadTeacher } from "./teacher.ts";
 import { type Display, train } from "./train.ts";
 
 export const studySchema = z.strictObject({
-  /** Of `train`, with data.images and val.*; labels, run and seed are the study's. */
-  train: configSchema,
-  /** Instances JSON with the masks that weak labels are derived from, and that the arm "masks" learns. */
-  annotations: z.string().min(1),
-  /** What the labels of an equal-budget arm cost; default: as many tags as there are images. */
-  budget: z.number().int().min(1).optional(),
-  point: z.enum(["center", "uniform"]).default("center"),
-  /** Arms by name; default: all. */
-  arms: z.array(z.string()).optional(),
+  train: option(
+    configSchema,
+    "ours",
+    "settings of `train` with data.images and val.*; labels, run and seed are the study's",
+  ),
+  annotations: option(
+    z.string().min(1),
+    "ours",
+    'COCO instances JSON with the masks that weak labels are derived from, and that the arm "masks" learns',
+  ),
+  budget: option(
+    z.number().int().min(1).optional(),
+    "paper",
+    "what the labels of an equal-budget arm cost: a tag 1, a point 6, a box 12 an image",
+    "a tag for every image",
+  ),
+  point: option(
+    z.enum(["center", "uniform"]).default("center"),
+    "ours",
+    "where a point is put: the mask's pixel nearest to its centroid, or any of its pixels",
+  ),
+  arms: option(z.array(z.string()).optional(), "ours", "names of the arms to run", "all"),
 });
 
 export type StudyConfig = z.infer<typeof studySchema>;

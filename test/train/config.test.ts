@@ -4,14 +4,17 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { parse } from "yaml";
+import { z } from "zod";
 import { Wish } from "../../model/index.ts";
 import { packageRoot } from "../../platform/root.ts";
-import { configText, readConfig, resolveConfig, settings, settingsPage } from "../../train/config.ts";
+import { configText, readConfig, resolveConfig, settings } from "../../train/config.ts";
 import { BadInput } from "../../train/errors.ts";
 import { checkModel } from "../../train/inputs.ts";
 import { modelConfig } from "../../train/models.ts";
-import { readSamTrainConfig } from "../../train/sam/config.ts";
-import { readStudy } from "../../train/study.ts";
+import { settingsOf } from "../../train/options.ts";
+import { readSamTrainConfig, samTrainSchema } from "../../train/sam/config.ts";
+import { settingsPage } from "../../train/settings-page.ts";
+import { readStudy, studySchema } from "../../train/study.ts";
 import { testDevice } from "../device.ts";
 
 const test = suite("config");
@@ -32,10 +35,21 @@ test("defaults are the paper's and the reference's", () => {
   assert.throws(() => ((config as { steps: number }).steps = 1), "frozen");
 });
 
-test("every setting has a default's origin and a line of help", () => {
-  const all = settings();
-  assert.ok(all.length > 70);
-  for (const s of all) assert.ok(s.help.length > 8 && ["paper", "reference", "ours"].includes(s.origin), s.key);
+test("every setting of every config has a default's origin and a line of help, also within others and of each kind", () => {
+  const all = [settings(), settingsOf(studySchema), settingsOf(samTrainSchema)].flat();
+  for (const s of all) assert.ok(s.help.length > 4 && ["paper", "reference", "ours"].includes(s.origin), s.key);
+  const helpOf = (key: string) => all.filter((s) => s.key === key).map(({ help }) => help);
+  for (const key of ["model.encoder.points", "model.decoder.ffn", "annotations", "budget", "point", "arms"])
+    assert.ok(helpOf(key).length > 0, key);
+  assert.equal(
+    helpOf("model.backbone.outputStride").map((help) => help.split(":", 1)[0]),
+    ["kind mini", "kind mobilenetV2", "kind resnet"],
+  );
+  assert.ok(helpOf("model.encoder.globalBlocks")[0]!.startsWith("kind vit: "));
+  assert.throws(
+    () => settingsOf(z.strictObject({ a: z.strictObject({ b: z.number().default(1) }).prefault({}) })),
+    /the setting a\.b has no line of help/,
+  );
 });
 
 test("configs/README.md says what the schema says", () => {
