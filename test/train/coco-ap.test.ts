@@ -231,7 +231,8 @@ test("a list that is too long for one string is read in pieces", () => {
     { d: null },
     ...Array.from({ length: 40 }, (_, i) => ({ i })),
   ];
-  for (const text of [JSON.stringify(list), ` \n${JSON.stringify(list, null, 2)}\n`]) {
+  const plain = JSON.stringify(list);
+  for (const text of [plain, ` \n${JSON.stringify(list, null, 2)}\n`, `\uFEFF${plain}`]) {
     writeFileSync(join(folder, "long.json"), text);
     for (const atOnce of [1, 10, 100, 1e6])
       assert.equal(readJsonList(join(folder, "long.json"), "a list", atOnce), list, String(atOnce));
