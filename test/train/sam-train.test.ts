@@ -173,6 +173,9 @@ test("a frozen part stays as it is while the others learn", async () => {
     String(await refusal("batch=1000000")),
     /^BadInput: .*with batch=1000000 and prompts=2 .* takes a tensor of \d+ bytes, more than the \d+ that .* can bind/,
   );
+  // Said before anything is trained, not when it is needed.
+  const missing = join(folder, "missing.json");
+  assert.match(String(await refusal(`eval.annotations=${missing}`)), /^BadInput: .*missing\.json: /);
 });
 
 test("a run goes on after a torn line, and refuses what it cannot go on with", async () => {

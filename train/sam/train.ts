@@ -12,6 +12,7 @@ import {
   saveWeights,
 } from "../checkpoint.ts";
 import { claimRun } from "../claim.ts";
+import { checkImages, readInstances } from "../data/coco.ts";
 import { BadInput } from "../errors.ts";
 import { writeWhole } from "../files.ts";
 import { NotFinite } from "../finite.ts";
@@ -65,6 +66,8 @@ async function trainClaimed(gpu: Device, config: SamTrainConfig, options: SamTra
   const { run, steps, batch } = config;
   if (latestCheckpoint(run) && !options.resume)
     throw new BadInput(`${run}: holds a run already; continue it with --resume or choose another folder with run=DIR`);
+  // Hours before they are evaluated on.
+  if (config.eval.annotations) await checkImages(readInstances(config.eval.annotations), config.eval.images);
   const warn = options.onWarning ?? options.onMessage ?? (() => {});
   const last = options.resume ? await newestCheckpoint(run, warn) : undefined;
   gpu.manualSeed(config.seed);
