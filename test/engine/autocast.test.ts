@@ -167,7 +167,7 @@ test("options that cannot be right are refused", () => {
     assert.throws(() => new optim.GradScaler({ initScale }), /GradScaler: initScale must be above 0/);
   for (const what of [undefined, Promise.resolve(true), 1])
     assert.throws(() => new optim.GradScaler().update(what as never), /update wants to know whether/);
-  assert.throws(() => new optim.GradScaler().loadStateDict({} as never), /a state has a scale above 0/);
+  assert.throws(() => new optim.GradScaler().loadStateDict({} as never), /the state's scale must be above 0/);
   assert.throws(() => gpu.record(() => new optim.GradScaler().scale(gpu.ones([1]))), /outside of Device\.record/);
   assert.throws(() => autocast(3 as never), /autocast: a function is wanted; got number 3/);
   assert.throws(() => autocast(() => 1, { dtype: "f16" } as never), /autocast: .*dtype/);

@@ -223,6 +223,17 @@ optimizer("follows torch.optim.AdamW and clip_grad_norm_", async () => {
     assert.ok(Math.abs(got[i]! - v) < 2e-5 * Math.max(1, Math.abs(v)), `${i}: ${got[i]} ${v}`);
 });
 
+optimizer("clipGradNorm takes a lone tensor, and squares that f32 cannot hold for infinite, as PyTorch", async () => {
+  const x = nn.parameter(gpu.ones([2]));
+  x.grad = gpu.tensor([3, 4]);
+  assert.is(await optim.clipGradNorm(x, 1).item(), 5);
+  for (const [i, v] of [...(await x.grad.toArray())].entries()) assert.ok(Math.abs(v - [0.6, 0.8][i]!) < 1e-6, `${v}`);
+  // torch 2.13: tensor(inf), tensor([0., 0.])
+  x.grad = gpu.tensor([1e20, 1]);
+  assert.is(await optim.clipGradNorm(x, 1).item(), Infinity);
+  assert.equal([...(await x.grad.toArray())], [0, 0]);
+});
+
 optimizer(
   "steps small and large parameters of two groups alike, leaves those without a gradient, and keeps its state",
   async () => {
@@ -319,6 +330,21 @@ optimizer("steps at any rate, and takes groups of f32 parameters alone", async (
   );
   assert.throws(() => new optim.SGD([{ params: [x] }], { momentum: -1 }), /SGD: momentum must be/);
   assert.throws(() => optim.clipGradNorm([x], Number.NaN), /clipGradNorm: maxNorm must be a number above 0/);
+  for (const [params, got] of [
+    [5, "number 5"],
+    [undefined, "nothing"],
+    [{ params: [x] }, "an object"],
+  ])
+    assert.throws(
+      () => optim.clipGradNorm(params as never, 1),
+      new RegExp(`clipGradNorm: params must be a tensor or several, .*; got ${got}`),
+    );
+  assert.throws(
+    () => optim.clipGradNorm([x, 5 as never], 1),
+    /clipGradNorm: parameter 1 must be a tensor; got number 5/,
+  );
+  for (const scale of [0, -2, Infinity, 1e39, 1e-46])
+    assert.throws(() => optim.clipGradNorm([x], 1, { scale }), /clipGradNorm: scale must be above 0 and/);
   x.grad = gpu.ones([2]);
   assert.throws(
     () => new optim.SGD([{ params: [x] }]).step(),
