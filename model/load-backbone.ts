@@ -58,10 +58,12 @@ function loadMobileNet(backbone: MobileNetV2, state: ReadonlyMap<string, Source>
   const numbered = [...state.keys()].some((key) => NUMBERED.test(key));
   const origin = found ? "pytorch" : numbered ? "tensorflow" : backbone.origin;
   if (found && backbone.norm !== "folded")
-    throw new CheckpointError(`the backbone's norm is ${backbone.norm}; pre-trained MobileNetV2s need norm=folded`);
+    throw new CheckpointError(
+      `the backbone's norm is ${backbone.norm}, which pre-trained MobileNetV2s do not fit; give model.backbone={kind: mobilenetV2, norm: folded, origin: pytorch}`,
+    );
   if (origin !== backbone.origin)
     throw new CheckpointError(
-      `the backbone's origin is ${backbone.origin}, the weights are ${origin}'s, which pad and normalise otherwise; give it origin=${origin}`,
+      `the backbone's origin is ${backbone.origin}, the weights are ${origin}'s, which pad and normalise otherwise; give model.backbone={kind: mobilenetV2, origin: ${origin}}`,
     );
   scope(() => {
     const own = backbone.stateDict();
