@@ -24,7 +24,7 @@ const four = z.tuple([whole, whole, whole, whole]);
 const outputStride = z.union([z.literal(32), z.literal(16), z.literal(8)]);
 const STRIDE = "pixels to a cell of res5: 32, 16 or 8; less keeps finer maps of small images";
 
-const backbone = z.discriminatedUnion("kind", [
+const backbones = [
   z.strictObject({
     kind: z.literal("mini"),
     widths: option(four, "ours", "channels of the stages"),
@@ -73,7 +73,12 @@ const backbone = z.discriminatedUnion("kind", [
       "largest probability that an image skips a block's branch while training",
     ),
   }),
-]);
+] as const;
+const backbone = z.discriminatedUnion(
+  "kind",
+  backbones,
+  "a backbone is {kind: mini, mobilenetV2, resnet or swin} with the settings of its kind",
+);
 
 export const configSchema = z.strictObject({
   run: option(z.string().min(1).default("runs/wish"), "ours", "folder of the run"),
@@ -359,12 +364,12 @@ export const configSchema = z.strictObject({
 export type Config = z.infer<typeof configSchema>;
 export type ConfigInput = z.input<typeof configSchema>;
 
-/** Reads a YAML file, applies `key=value` settings, checks everything. Throws BadInput naming the file and the setting. */
+/** Reads a YAML file, applies `key=value` settings, checks everything. Throws BadInput naming what brings a problem in. */
 export function readConfig(path: string, settings: readonly string[] = []): Config {
   return readSettings(configSchema, path, settings);
 }
 
-/** Checks a configuration given as an object. `name` stands in the errors. */
+/** Checks a configuration given as an object. `name` stands in the errors about it; those about a setting name that. */
 export function resolveConfig(input: unknown, settings: readonly string[] = [], name = "config"): Config {
   return resolveSettings(configSchema, input, settings, name);
 }

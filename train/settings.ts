@@ -8,8 +8,8 @@ import { z } from "zod";
 import { BadInput } from "./errors.ts";
 
 /**
- * Reads a YAML file, applies `key=value` settings, checks everything. Throws BadInput naming the file and the setting. `extends: OTHER.yaml`
- * in a file takes the other one's settings where it has none of its own.
+ * Reads a YAML file, applies `key=value` settings, checks everything. Throws BadInput naming where the problem comes from, the file or one
+ * of the settings, and the key. `extends: OTHER.yaml` in a file takes the other one's settings where it has none of its own.
  */
 export function readSettings<T extends z.ZodObject>(
   schema: T,
@@ -57,7 +57,7 @@ function readYaml(path: string): unknown {
   }
 }
 
-/** Checks settings given as an object. `name` stands in the errors. */
+/** Checks settings given as an object. `name` stands in the errors about it; those about a setting name that. */
 export function resolveSettings<T extends z.ZodObject>(
   schema: T,
   input: unknown,
@@ -68,14 +68,37 @@ export function resolveSettings<T extends z.ZodObject>(
     throw new BadInput(`${name}: must hold settings by name; got ${Array.isArray(input) ? "a list" : typeof input}`);
   const changed = structuredClone(input);
   for (const setting of settings) apply(changed, setting);
-  refuseUnknown(schema, schema, changed, name, "");
-  const result = schema.safeParse(changed);
-  if (!result.success) {
-    const issue = result.error.issues[0]!;
-    const where = issue.path.join(".");
-    throw new BadInput(`${name}: ${where || "the settings"}: ${issue.message}${given(changed, issue.path)}`);
+  const [problem] = problemsOf(schema, changed);
+  if (problem !== undefined) throw new BadInput(`${sourceOf(problem, schema, input, settings) ?? name}: ${problem}`);
+  return freeze(schema.parse(changed));
+}
+
+/** The setting that brings a problem in; undefined where it was there without any. */
+function sourceOf(
+  problem: string,
+  schema: z.ZodObject,
+  input: Record<string, unknown>,
+  settings: readonly string[],
+): string | undefined {
+  const changed = structuredClone(input);
+  let source: string | undefined;
+  let there = problemsOf(schema, changed).includes(problem);
+  for (const setting of settings) {
+    const before = there;
+    apply(changed, setting);
+    there = problemsOf(schema, changed).includes(problem);
+    if (there && !before) source = setting;
   }
-  return freeze(result.data);
+  return source;
+}
+
+/** All that is wrong with settings, a line each. */
+function problemsOf(schema: z.ZodObject, input: Record<string, unknown>): string[] {
+  const issues = schema.safeParse(input).error?.issues ?? [];
+  return [
+    ...unknownKeys(schema, schema, input, ""),
+    ...issues.map(({ path, message }) => `${path.join(".") || "the settings"}: ${message}${given(input, path)}`),
+  ];
 }
 
 /**
@@ -163,25 +186,23 @@ function keysOf(schema: z.ZodObject, prefix: string): string[] {
   });
 }
 
-function refuseUnknown(
+/** What each key that the schema does not know is told. */
+function unknownKeys(
   whole: z.ZodObject,
   schema: z.ZodObject,
   input: Record<string, unknown>,
-  name: string,
   prefix: string,
-): void {
-  for (const [key, value] of Object.entries(input)) {
+): string[] {
+  return Object.entries(input).flatMap(([key, value]) => {
     const field = Object.hasOwn(schema.shape, key) ? (schema.shape[key] as z.ZodType) : undefined;
     if (!field) {
       const known = keysOf(whole, "");
       const siblings = Object.keys(schema.shape).map((k) => prefix + k);
-      throw new BadInput(
-        `${name}: there is no setting "${prefix}${key}"; did you mean "${nearest(prefix + key, [...siblings, ...known])}"?`,
-      );
+      return `there is no setting "${prefix}${key}"; did you mean "${nearest(prefix + key, [...siblings, ...known])}"?`;
     }
     const inner = objectIn(field);
-    if (inner && isRecord(value)) refuseUnknown(whole, inner, value, name, `${prefix}${key}.`);
-  }
+    return inner && isRecord(value) ? unknownKeys(whole, inner, value, `${prefix}${key}.`) : [];
+  });
 }
 
 function given(input: unknown, path: readonly PropertyKey[]): string {

@@ -143,6 +143,11 @@ test("the command line changes single settings, in YAML's notation", () => {
   assert.is(config.val.images, "a=b");
 });
 
+test("what loadBackbone says to give is a setting", () => {
+  const { model } = resolveConfig({}, ["model.backbone={kind: mobilenetV2, norm: folded, origin: pytorch}"]);
+  assert.equal(model.backbone, { kind: "mobilenetV2", norm: "folded", origin: "pytorch", outputStride: 32, width: 1 });
+});
+
 test("an unknown setting is refused with the nearest name", () => {
   refused(() => resolveConfig({}, ["optim.lrr=1"]), /no setting "optim\.lrr"; did you mean "optim\.lr"/);
   refused(() => resolveConfig({ promt: { mode: "typed" } }), /did you mean "prompt"/);
@@ -160,6 +165,41 @@ test("a wrong value is refused with its place", () => {
   refused(() => resolveConfig({}, ["optim.betas=[0.9, 1]"]), /optim\.betas\.1: .*<1; got 1/);
   refused(() => resolveConfig({}, ["steps"]), /key=value/);
   refused(() => resolveConfig([]), /got a list/);
+});
+
+test("an error names the setting that brings it in, or else the file", () => {
+  const folder = mkdtempSync(join(tmpdir(), "wgpu-wish-config-"));
+  const path = join(folder, "own.yaml");
+  const from = (text: string, ...given: string[]) => {
+    writeFileSync(path, text);
+    return () => readConfig(path, given);
+  };
+  const swin = "model.backbone={kind: swin}";
+  const mobile = "model.backbone={kind: mobilenetV2}";
+  refused(from("optim: { lr: -1 }", "steps=5"), /own\.yaml: optim\.lr: .*; got -1$/);
+  refused(from("optim: { lr: 1 }", "steps=5", "optim.lr=-1"), /^optim\.lr=-1: optim\.lr: .*; got -1$/);
+  refused(from("steps: 1", "steps=-1", "batch=2", "steps=-2"), /^steps=-2: steps: .*; got -2$/);
+  refused(from("steps: 1", "batch=0", "steps=0", "batch=1"), /^steps=0: steps: /);
+  refused(from("steps: 1", "optim={lr: -1}", "optim.lr=1", "optim.lr=-1"), /^optim\.lr=-1: optim\.lr: /);
+  // The file's own mistake, that a setting leaves where it is, and one that a setting mends.
+  refused(
+    from("model: { backbone: { kind: swin } }", "model.backbone.window=7"),
+    /own\.yaml: model\.backbone\.embedDim: /,
+  );
+  refused(from("steps: many", "optim.lr=-1", "steps=5"), /^optim\.lr=-1: optim\.lr: /);
+  refused(from("stps: 5", "steps=5"), /own\.yaml: there is no setting "stps"/);
+  refused(from("steps: 5", "stps=6"), /^stps=6: there is no setting "stps"; did you mean "steps"\?$/);
+  refused(from("steps: 5", swin), /^model\.backbone=\{kind: swin\}: model\.backbone\.embedDim: /);
+  refused(
+    from("steps: 5", mobile, "model.backbone.origin=foo"),
+    /^model\.backbone\.origin=foo: model\.backbone\.origin: .*"pytorch"; got "foo"$/,
+  );
+  for (const setting of ["model.backbone.origin=pytorch", "model.backbone=mobilenetV2", "model.backbone.kind=vgg"])
+    refused(
+      from("steps: 5", setting),
+      new RegExp(`^${setting}: .* a backbone is \\{kind: mini, mobilenetV2, resnet or swin\\}`),
+    );
+  rmSync(folder, { recursive: true });
 });
 
 test("files that are missing or no YAML are named", () => {
