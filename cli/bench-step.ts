@@ -12,8 +12,8 @@ import { type Config, resolveConfig } from "../train/config.ts";
 import type { Sample } from "../train/data/loader.ts";
 import { makeScene, sceneCategories } from "../train/data/scenes.ts";
 import { modelConfig } from "../train/models.ts";
+import { openTeacher } from "../train/prepare.ts";
 import { type Trainer, trainStep } from "../train/step.ts";
-import { openTeacher } from "../train/train.ts";
 
 const SEED = 5;
 

@@ -12,14 +12,16 @@ import { type Config, resolveConfig } from "./config.ts";
 import { type Instances, readInstances } from "./data/coco.ts";
 import { writeScenes } from "./data/scenes.ts";
 import { weaken, writeWeak } from "./data/weak.ts";
+import type { Display } from "./display.ts";
 import { BadInput } from "./errors.ts";
 import type { Metrics } from "./eval/coco-ap.ts";
 import { evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
 import { modelConfig, newModel } from "./models.ts";
+import { openTeacher } from "./prepare.ts";
 import { writeReport } from "./report.ts";
 import { findAsset } from "./teacher.ts";
-import { type Display, openTeacher, train } from "./train.ts";
+import { train } from "./train.ts";
 
 /** Trained on scenes of seed 101 and judged on those of 999; the ones made here have other seeds. */
 const START = "assets/wish-scenes.safetensors";

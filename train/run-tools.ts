@@ -11,18 +11,20 @@ import { type Image, readImage, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
 import type { Item, Sample } from "./data/loader.ts";
 import { maskOfRuns, runsOfMask } from "./data/mask.ts";
+import type { Display } from "./display.ts";
 import { BadInput } from "./errors.ts";
 import type { Curve, Metrics, Result } from "./eval/coco-ap.ts";
 import type { Confusion } from "./eval/confusion.ts";
 import { evaluateVoc, type VocMetrics } from "./eval/voc.ts";
 import { evaluateModel, predictionOverlay, segment } from "./evaluate.ts";
 import { FileNames, keepApart } from "./folders.ts";
+import { readData } from "./inputs.ts";
 import { classText } from "./lettering.ts";
 import { loadRun, type Trained } from "./models.ts";
 import { contactSheet, drawOverlay, type Overlay } from "./pictures.ts";
+import { openTeacher, proxiesOf } from "./prepare.ts";
 import type { SamProxy } from "./proxies.ts";
 import { camOf } from "./stages.ts";
-import { type Display, openTeacher, proxiesOf, readData } from "./train.ts";
 
 /** Pictures on the sheet that shows many at once. */
 const ON_SHEET = 24;

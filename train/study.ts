@@ -12,6 +12,7 @@ import { type Config, configSchema, resolveConfig } from "./config.ts";
 import { readInstances } from "./data/coco.ts";
 import { readJson } from "./data/json.ts";
 import { COSTS, labelCounts, weaken, writeWeak } from "./data/weak.ts";
+import type { Display } from "./display.ts";
 import { BadInput } from "./errors.ts";
 import type { Figure, Metrics } from "./eval/coco-ap.ts";
 import { evaluateModel, latentKind } from "./evaluate.ts";
@@ -22,7 +23,7 @@ import { readSettings, refuseChanges, resolveSettings } from "./settings.ts";
 import { type Arm, studyArms } from "./study-arms.ts";
 import { type Row, studyMarkdown, studyPage } from "./study-table.ts";
 import { loadTeacher } from "./teacher.ts";
-import { type Display, train } from "./train.ts";
+import { train } from "./train.ts";
 
 export const studySchema = z.strictObject({
   train: option(

@@ -1,9 +1,8 @@
 /** Training as a whole: data, teacher, model, the loop, checkpoints, evaluation. */
 import { existsSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
-import { type Device, optim } from "../engine/index.ts";
-import { parameterGroups, type Wish, type WishConfig } from "../model/index.ts";
-import { sampleOptions } from "./augmented.ts";
+import type { Device, optim } from "../engine/index.ts";
+import type { Wish } from "../model/index.ts";
 import {
   type Checkpoint,
   checkpointPath,
@@ -16,31 +15,19 @@ import {
 import { type Claim, claimRun, makeWritable } from "./claim.ts";
 import { type Config, configText } from "./config.ts";
 import { type Category, overlapOf } from "./data/coco.ts";
-import { type Item, Loader, type LoaderState, type Sample } from "./data/loader.ts";
+import type { LoaderState, Sample } from "./data/loader.ts";
+import type { Display } from "./display.ts";
 import { BadInput } from "./errors.ts";
 import { type Evaluation, evaluateModel } from "./evaluate.ts";
 import { writeWhole } from "./files.ts";
 import { writeGallery } from "./gallery.ts";
-import { checkImages, checkMemory, checkModel, checkResumed, readData, type TrainData } from "./inputs.ts";
+import { checkImages, checkResumed, readData, type TrainData } from "./inputs.ts";
 import { Diary, Means } from "./metrics.ts";
-import { modelConfig, newModel } from "./models.ts";
 import { MemoryWatch } from "./plan.ts";
-import { filledBoxes, makeProxies, type SamProxy } from "./proxies.ts";
+import { type Prepared, prepare } from "./prepare.ts";
 import { writeDetails, writeReport } from "./report.ts";
 import { type StepReport, type Trainer, trainStep } from "./step.ts";
-import { loadTeacher, type Teacher } from "./teacher.ts";
-
-export { readData, type TrainData };
-
-/** What shows progress; cli/terminal.ts is one. */
-export interface Display {
-  log(line: string): void;
-  warn(line: string): void;
-  progress(
-    total: number,
-    unit?: string,
-  ): { update(done: number, terms?: Record<string, number | string>, each?: number): void; end(): void };
-}
+import type { Teacher } from "./teacher.ts";
 
 export interface TrainOptions {
   display: Display;
@@ -255,45 +242,6 @@ async function previousState(config: Config, { display, resume, file }: TrainOpt
   return previous;
 }
 
-interface Prepared {
-  trainer: Trainer;
-  teacher: Teacher | undefined;
-  loader: Loader;
-  sizes: WishConfig;
-  /** What the model started from. */
-  notes: string[];
-}
-
-async function prepare(
-  gpu: Device,
-  config: Config,
-  data: TrainData,
-  { display, signal, file = "config" }: TrainOptions,
-): Promise<Prepared> {
-  const teacher = config.mode === "wish" ? await openTeacher(gpu, config, data.items) : undefined;
-  const sizes = modelConfig(config, data.categories.length, teacher?.promptDim ?? 1);
-  checkModel(sizes, file);
-  checkMemory(config, file);
-  const { model, notes } = await newModel(gpu, config, sizes);
-  const { lr, weightDecay, backbone, cam, betas } = config.optim;
-  const groups = parameterGroups(model, { lr, weightDecay, backboneMultiplier: backbone, camMultiplier: cam });
-  const optimizer = new optim.AdamW(groups, { betas });
-  const proxies = teacher ? await proxiesOf(teacher, data, config, display, signal) : [];
-  const trainer: Trainer = {
-    gpu,
-    config,
-    model,
-    optimizer,
-    scaler: config.precision === "mixed" ? new optim.GradScaler() : undefined,
-    rates: groups.map((group) => group.lr),
-    teacher,
-    items: data.items,
-    proxies,
-    hasTags: data.items.some((item) => item.kind === "tags"),
-  };
-  return { trainer, teacher, loader: newLoader(config, data.items, proxies), sizes, notes };
-}
-
 /** Best AP among the evaluations whose checkpoint is still there, -1 where there is none; `best` then names that checkpoint. */
 async function bestOf(run: string, diary: Diary): Promise<number> {
   const kept = diary.evaluations.filter(({ step }) => existsSync(checkpointPath(run, step)));
@@ -301,59 +249,6 @@ async function bestOf(run: string, diary: Diary): Promise<number> {
   if (!best) return -1;
   await markBest(run, best.step);
   return best.evaluation.AP;
-}
-
-/** @param items the images whose embeddings may be asked for */
-export async function openTeacher(gpu: Device, config: Config, items: readonly Item[] = []): Promise<Teacher> {
-  const { checkpoint, memory } = config.sam;
-  const images = new Map(items.map(({ imageId, path }) => [imageId, path]));
-  return loadTeacher(gpu, checkpoint, { cache: cacheFolder(config), memory: memory * 2 ** 20, images });
-}
-
-export function cacheFolder(config: Config): string {
-  return config.sam.cache || join(config.run, "cache");
-}
-
-export async function proxiesOf(
-  teacher: Teacher,
-  data: TrainData,
-  config: Config,
-  display: Display,
-  signal?: AbortSignal,
-): Promise<(SamProxy[] | undefined)[]> {
-  if (config.proxy.source === "box") return data.items.map(filledBoxes);
-  let bar: ReturnType<Display["progress"]> | undefined;
-  const proxies = await makeProxies(
-    teacher,
-    data.items,
-    { cache: cacheFolder(config), labels: data.labels, ...config.proxy },
-    (done, total) => {
-      if (!bar) display.log(`SAM's masks of points and boxes: computed once, kept in ${cacheFolder(config)}`);
-      (bar ??= display.progress(total, "img")).update(done);
-    },
-    signal,
-  );
-  bar?.end();
-  return proxies;
-}
-
-function newLoader(
-  config: Config,
-  items: readonly Item[],
-  proxies: readonly (readonly SamProxy[] | undefined)[],
-): Loader {
-  const { threads, balance } = config.data;
-  const options = config.mode === "wish" ? { proxies: (_: Item, index: number) => proxies[index] } : {};
-  const { batch, seed } = config;
-  return new Loader({
-    items,
-    batch,
-    seed,
-    ...sampleOptions(config),
-    balance,
-    threads: threads === "auto" ? undefined : threads,
-    ...options,
-  });
 }
 
 interface AssessParts {

@@ -5,7 +5,8 @@ import { join, resolve } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { Loader } from "../../train/data/loader.ts";
-import { readData, train } from "../../train/train.ts";
+import { readData } from "../../train/inputs.ts";
+import { train } from "../../train/train.ts";
 import { config, folder, gpu, labels, removeFolder, scenes, silent } from "./tiny-run.ts";
 
 const test = suite("masks stay apart");

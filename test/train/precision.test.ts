@@ -10,8 +10,9 @@ import { readWeak, weaken, writeWeak } from "../../train/data/weak.ts";
 import { NotFinite } from "../../train/finite.ts";
 import { type LoggedStep, readDiary } from "../../train/metrics.ts";
 import { modelConfig, newModel } from "../../train/models.ts";
+import { openTeacher } from "../../train/prepare.ts";
 import { type Trainer, trainStep } from "../../train/step.ts";
-import { openTeacher, train } from "../../train/train.ts";
+import { train } from "../../train/train.ts";
 import { config, folder, gpu, labels, removeFolder, scenes, silent } from "./tiny-run.ts";
 
 const test = suite("precision and memory");

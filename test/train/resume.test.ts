@@ -5,9 +5,10 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { parse } from "yaml";
 import { bestCheckpoint, latestCheckpoint, markBest } from "../../train/checkpoint.ts";
+import type { Display } from "../../train/display.ts";
 import { isEvaluation, readDiary } from "../../train/metrics.ts";
 import { loadRun } from "../../train/models.ts";
-import { type Display, train } from "../../train/train.ts";
+import { train } from "../../train/train.ts";
 import { config, folder, gpu, refused, removeFolder, scenes, silent } from "./tiny-run.ts";
 
 const test = suite("resume");

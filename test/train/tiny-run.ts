@@ -9,8 +9,8 @@ import { type Config, resolveConfig } from "../../train/config.ts";
 import { readInstances } from "../../train/data/coco.ts";
 import { writeScenes } from "../../train/data/scenes.ts";
 import { weaken, writeWeak } from "../../train/data/weak.ts";
+import type { Display } from "../../train/display.ts";
 import { BadInput } from "../../train/errors.ts";
-import type { Display } from "../../train/train.ts";
 import { testDevice } from "../device.ts";
 
 export const gpu = await testDevice();
