@@ -86,7 +86,7 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
     return wishTensors(await call.open(), weights, isTraining);
   const named = await refusing(() => nameTensors(weights.tensors, file));
   if (isSamEncoder(named)) {
-    await refusing(() => checkSamEncoder(named, file));
+    await checking(weights, () => checkSamEncoder(named, file));
     const kind = `${named.kind}, its image encoder alone`;
     const text = { ...metadata, model: kind };
     return { kind, tensors: merged(named.tensors, named.spare), metadata: text, unused: named.unused };
@@ -98,12 +98,23 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
   }
   const { kind, spare, unused, expected, keyOf } = named;
   if (named.family === "unknown" && !call.options.any) throw new BadInput(`${file}: ${notKnown(weights)}`);
-  if (expected) await refusing(() => checkTensors(expected, named.tensors, file, keyOf));
+  if (expected) await checking(weights, () => checkTensors(expected, named.tensors, file, keyOf));
   const text = { ...metadata, model: kind };
   if (named.family !== "mask2former") return { kind, tensors: merged(named.tensors, spare), metadata: text, unused };
   // Batch norm's counters are left out: detectron2's frozen norms have none.
   const { tensors, config } = await mask2FormerTensors(await call.open(), named.tensors, file);
   return { kind, tensors, metadata: text, config, unused };
+}
+
+/** An export that lacks weights may have merged them with others, or changed them. */
+async function checking<T>({ format }: WeightFile, work: () => T): Promise<T> {
+  try {
+    return await refusing(work);
+  } catch (error) {
+    if (format !== "onnx" || !(error instanceof BadInput)) throw error;
+    const hint = "the export may have merged or changed weights in ways that its graph does not tell";
+    throw new BadInput(`${error.message}; ${hint}: take the original checkpoint`);
+  }
 }
 
 /** A model that is not known cannot be checked. */

@@ -88,7 +88,7 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
   const before = new Map<string, string>();
   const unused: string[] = [];
   for (const [key, tensor] of found) {
-    const bare = encoder + key.slice(prefix.length);
+    const bare = BUFFER.test(key) ? key : encoder + key.slice(prefix.length);
     if (TWICE.test(bare)) {
       unused.push(key);
       continue;
@@ -133,12 +133,15 @@ function rename(key: string, rules: readonly Rule[]): string {
 
 const WRAPPERS = ["module.", "_orig_mod.", "model.", "sam."];
 const MOST_WRAPPED = 8;
+/** Of a wrapper that normalises. */
+const BUFFER = /^pixel_(mean|std)$/;
 
 /** What wrappers (DataParallel, torch.compile, Lightning, transformers' heads) put in front of every key, one inside the other. */
 function commonPrefix(keys: readonly string[]): string {
   let prefix = "";
-  for (let wrapped = 0; wrapped < MOST_WRAPPED && keys.length > 0; wrapped++) {
-    const inner = WRAPPERS.find((wrapper) => keys.every((key) => key.startsWith(wrapper, prefix.length)));
+  const wrapped = keys.filter((key) => !BUFFER.test(key));
+  for (let depth = 0; depth < MOST_WRAPPED && wrapped.length > 0; depth++) {
+    const inner = WRAPPERS.find((wrapper) => wrapped.every((key) => key.startsWith(wrapper, prefix.length)));
     if (inner === undefined) break;
     prefix += inner;
   }

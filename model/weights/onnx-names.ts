@@ -1,6 +1,6 @@
 // torch.onnx.export gives weights that it changed a name of its own: transposed for MatMul (onnx::MatMul_123, val_17), spread for a product
 // over images, stretched into tables. Where the graph tells whose they are, they get their module's names and form back.
-import { type HostTensor, ITEM_BYTES } from "./tensors.ts";
+import { type Budget, type HostTensor, ITEM_BYTES } from "./tensors.ts";
 
 /** NodeProto. */
 export interface OnnxNode {
@@ -20,20 +20,100 @@ type Tensors = Map<string, HostTensor>;
 const GENERATED = /^(onnx::\w+_\d+|val_\d+|(index|unsqueeze)(_\d+)?)$/;
 /** Of these what is whole or a scalar is a shape, an index, a factor. */
 const NO_MODULE = /^(onnx::\w+|val)_\d+$/;
+/** Numbers that stand in the code, such as pixels' mean; dynamo's exporter names them after what was done with them last. */
+const CONSTANT =
+  /^(_to_copy|arange|clone|div|expand|full|lifted_tensor|mul|ones|reshape|scalar_tensor_default|sub|view|zeros)(_\d+)?$/;
 const FLOATS: ReadonlySet<string> = new Set(["F64", "F32", "F16", "BF16"]);
 
 /** The initialisers with their modules' names where these can be told; what is generated and no weight by its kind is left out. */
-export function recoverNames(tensors: Tensors, nodes: readonly OnnxNode[]): Tensors {
-  const generated = [...tensors.keys()].filter((name) => GENERATED.test(name));
-  if (generated.length === 0) return tensors;
-  const found = recovered(tensors, nodes);
+export function recoverNames(merged: Tensors, all: readonly OnnxNode[], budget: Budget): Tensors {
+  const { tensors, nodes } = apart(merged, all, budget);
+  const found = recovered(tensors, nodes, budget);
   const out: Tensors = new Map();
+  const isFree = ({ name, tensor }: Recovered) => {
+    const other = tensors.get(name) ?? out.get(name);
+    return other === undefined || areEqual(other, tensor);
+  };
   for (const [name, tensor] of tensors) {
     const own = found.get(name);
-    if (own && !tensors.has(own.name) && !out.has(own.name)) out.set(own.name, own.tensor);
-    else if (!NO_MODULE.test(name) || (FLOATS.has(tensor.dtype) && tensor.shape.length > 0)) out.set(name, tensor);
+    if (own?.every(isFree)) for (const { name: its, tensor: as } of own) out.set(its, as);
+    else if (isWeight(name, tensor)) out.set(name, tensor);
   }
   return out;
+}
+
+function isWeight(name: string, { dtype, shape }: HostTensor): boolean {
+  if (CONSTANT.test(name)) return false;
+  return !NO_MODULE.test(name) || (FLOATS.has(dtype) && shape.length > 0);
+}
+
+const areEqual = (a: HostTensor, b: HostTensor): boolean =>
+  a.dtype === b.dtype &&
+  a.shape.join() === b.shape.join() &&
+  a.data.length === b.data.length &&
+  a.data.every((byte, i) => byte === b.data[i]);
+
+/** What a module calls its node's inputs. */
+const LAYER = ["", "weight", "bias"] as const;
+const PARTS: Readonly<Record<string, readonly string[]>> = {
+  Conv: LAYER,
+  ConvTranspose: LAYER,
+  Gemm: LAYER,
+  LayerNormalization: LAYER,
+  BatchNormalization: [...LAYER, "running_mean", "running_var"],
+};
+
+/**
+ * Exporters keep one of several equal weights, such as the norms of a model that was not trained yet. The older writes the others as Identity
+ * of it, the one that dynamo feeds lets all nodes take the one; here each has its own again.
+ */
+function apart(merged: Tensors, nodes: readonly OnnxNode[], budget: Budget): { tensors: Tensors; nodes: OnnxNode[] } {
+  const tensors: Tensors = new Map(merged);
+  const copy = (name: string, tensor: HostTensor) => {
+    budget.take(tensor.data.length, `initialiser ${name}`);
+    tensors.set(name, tensor);
+  };
+  const taken = new Set(nodes.flatMap(({ inputs }) => inputs));
+  const rest = nodes.filter(({ op, inputs: [from = ""], outputs: [to = ""] }) => {
+    const tensor = op === "Identity" ? tensors.get(from) : undefined;
+    // Values of modules begin with a slash.
+    if (!tensor || !taken.has(to) || to.startsWith("/") || tensors.has(to)) return true;
+    copy(to, tensor);
+    return false;
+  });
+  const prefix = prefixOf(tensors, rest);
+  if (prefix === undefined) return { tensors, nodes: rest };
+  const [takers, makers] = [takersOf(rest), new Map(rest.map((node) => [node.outputs[0], node]))];
+  const partOf = ({ op, inputs, ...node }: OnnxNode, i: number): string | undefined => {
+    if (op !== "Add") return PARTS[op]?.[i];
+    const product = makers.get(inputs[1 - i]); // A linear layer's.
+    return product?.op === "MatMul" && moduleOf(product) === moduleOf({ op, inputs, ...node }) ? "bias" : undefined;
+  };
+  const renamed = rest.map((node): OnnxNode => {
+    const module = moduleOf(node);
+    const inputs = node.inputs.map((input, i) => {
+      const tensor = tensors.get(input);
+      if (!module || !tensor || GENERATED.test(input) || takers.get(input)!.length === 1) return input;
+      const part = partOf(node, i);
+      if (!part) return input;
+      const own = `${prefix}${module}.${part}`;
+      if (!tensors.has(own)) copy(own, tensor);
+      return own;
+    });
+    return { ...node, inputs };
+  });
+  return { tensors, nodes: renamed };
+}
+
+function takersOf(nodes: readonly OnnxNode[]): Map<string, OnnxNode[]> {
+  const takers = new Map<string, OnnxNode[]>();
+  for (const node of nodes)
+    for (const input of node.inputs) {
+      const list = takers.get(input);
+      if (list) list.push(node);
+      else takers.set(input, [node]);
+    }
+  return takers;
 }
 
 interface Recovered {
@@ -41,7 +121,7 @@ interface Recovered {
   readonly tensor: HostTensor;
 }
 
-/** A generated initialiser and the only node that takes it. */
+/** A generated initialiser and a node that takes it. */
 interface Use {
   readonly initialiser: string;
   readonly tensor: HostTensor;
@@ -60,31 +140,34 @@ interface Graph {
   alike(use: Use): number;
 }
 
-function recovered(tensors: Tensors, nodes: readonly OnnxNode[]): Map<string, Recovered> {
-  const takers = new Map<string, OnnxNode[]>();
-  for (const node of nodes)
-    for (const input of node.inputs) {
-      const list = takers.get(input);
-      if (list) list.push(node);
-      else takers.set(input, [node]);
-    }
+/** By the initialiser, which several modules share where their weights are equal. */
+function recovered(tensors: Tensors, nodes: readonly OnnxNode[], budget: Budget): Map<string, Recovered[]> {
+  const takers = takersOf(nodes);
   const uses: Use[] = [];
   const counts = new Map<string, number>();
   const kind = ({ node, module, tensor }: Use) => `${node.op} ${tensor.shape.length} ${module}`;
   for (const [initialiser, tensor] of tensors) {
-    const [node, ...more] = takers.get(initialiser) ?? [];
-    if (!GENERATED.test(initialiser) || !node || more.length > 0) continue;
-    const use = { initialiser, tensor, node, module: moduleOf(node) };
-    uses.push(use);
-    counts.set(kind(use), (counts.get(kind(use)) ?? 0) + 1);
+    if (!GENERATED.test(initialiser)) continue;
+    for (const node of takers.get(initialiser) ?? []) {
+      const use = { initialiser, tensor, node, module: moduleOf(node) };
+      uses.push(use);
+      counts.set(kind(use), (counts.get(kind(use)) ?? 0) + 1);
+    }
   }
   const alike = (use: Use) => counts.get(kind(use)) ?? 0;
   const graph: Graph = { tensors, takers, prefix: prefixOf(tensors, nodes), alike };
-  const found = new Map<string, Recovered>();
+  const found = new Map<string, Recovered[]>();
+  const unknown = new Set<string>();
   for (const use of uses) {
+    const { initialiser, tensor } = use;
+    if (unknown.has(initialiser)) continue;
+    const others = found.get(initialiser) ?? [];
+    if (others.length > 0) budget.take(tensor.data.length, `initialiser ${initialiser}`);
     const own = use.node.op === "MatMul" ? linearOf(use, graph) : ofModule(use, graph);
-    if (own) found.set(use.initialiser, own);
+    if (own) found.set(initialiser, [...others, own]);
+    else unknown.add(initialiser);
   }
+  for (const initialiser of unknown) found.delete(initialiser);
   return found;
 }
 

@@ -244,7 +244,7 @@ export function readOnnx(bytes: Uint8Array, file: string, parts: Parts): Map<str
   }
   if (tensors.size === 0) throw new CheckpointError(`${file}: the ONNX model holds no initialisers`);
   checkApart(ranges, file);
-  return recoverNames(tensors, [...nodes(bytes, file)]);
+  return recoverNames(tensors, [...nodes(bytes, file)], budget);
 }
 
 interface Range {

@@ -333,7 +333,7 @@ test("data of an ONNX model that a link leads out of its folder is not read", as
 });
 
 test("an export of SAM's image encoder comes out under the original's names", async () => {
-  for (const name of ["sam-encoder.onnx", "sam-encoder-dynamo.onnx", "sam-hf-encoder.onnx"]) {
+  for (const name of ["sam-encoder.onnx", "sam-merged-encoder-dynamo.onnx", "sam-hf-encoder.onnx"]) {
     const { report } = await convert(fixture(name), at("encoder.safetensors"));
     assert.is(report.model, "SAM (ViT), its image encoder alone");
     const { tensors } = parseSafetensors(bytesOf(at("encoder.safetensors")));
@@ -345,6 +345,15 @@ test("an export of SAM's image encoder comes out under the original's names", as
     writeFileSync(at("encoder.safetensors"), encodeSafetensors(tensors));
     assert.match(await refusal(at("encoder.safetensors")), /1 missing \(image_encoder\.blocks\.0\.norm2\.bias\)$/);
   }
+  const damaged = bytesOf(fixture("sam-encoder.onnx"));
+  writeFileSync(
+    at("damaged.onnx"),
+    Buffer.from(Buffer.from(damaged).toString("latin1").replaceAll("norm2", "norm7"), "latin1"),
+  );
+  assert.match(
+    await refusal(at("damaged.onnx")),
+    /6 missing \(.*merged or changed weights in ways that its graph does not tell: take the original checkpoint$/,
+  );
 });
 
 test("the output is never one of the inputs", async () => {

@@ -7,6 +7,7 @@ import { type FileTensor, fileTensor, parseSafetensors } from "../../engine/inde
 import { checkSamEncoder, isSamEncoder, readSam } from "../../model/sam/index.ts";
 import { nameTensors, readCheckpoint } from "../../model/weights/index.ts";
 import { type OnnxNode, recoverNames } from "../../model/weights/onnx-names.ts";
+import { Budget } from "../../model/weights/tensors.ts";
 
 const test = suite("names of ONNX weights");
 const bytesOf = (name: string) => new Uint8Array(readFileSync(new URL(`../parity/${name}`, import.meta.url)));
@@ -48,6 +49,26 @@ for (const [file, weights, positions] of [
     assert.throws(() => checkSamEncoder(flat, file), new RegExp(`1 misshaped \\(${key.replaceAll(".", "\\.")} is`));
   });
 
+/** As make_sam_onnx.py makes it before it exports: norms and positions as initialised, blocks 0 and 2 equal. */
+function merged(tensors: Map<string, FileTensor>): Map<string, FileTensor> {
+  return new Map(
+    [...tensors].map(([key, tensor]) => {
+      const from = tensors.get(key.replace("blocks.2", "blocks.0"))!;
+      const size = tensor.data.length / 4;
+      if (/norm|neck\.[13]/.test(key))
+        return [key, fileTensor(new Array(size).fill(key.endsWith("weight") ? 1 : 0), tensor.shape)];
+      return [key, key.includes("rel_pos") ? fileTensor(new Array(size).fill(0), tensor.shape) : from];
+    }),
+  );
+}
+
+for (const file of ["sam-merged-encoder.onnx", "sam-merged-encoder-dynamo.onnx"])
+  test(`${file}: each of equal weights has its name again, although the export keeps one of them`, () => {
+    const named = nameTensors(readCheckpoint(bytesOf(file), file).tensors, file);
+    checkSamEncoder(named, file);
+    assert.equal(plain(named.tensors), plain(merged(original("sam-training.safetensors"))));
+  });
+
 const matrix = fileTensor([1, 2, 3, 4, 5, 6], [2, 3]);
 const node = (op: string, name: string, inputs: string[], more: Partial<OnnxNode> = {}): OnnxNode => ({
   op,
@@ -59,10 +80,11 @@ const node = (op: string, name: string, inputs: string[], more: Partial<OnnxNode
   ...more,
 });
 
+const recover = (tensors: Record<string, FileTensor>, nodes: OnnxNode[]) =>
+  recoverNames(new Map(Object.entries(tensors)), nodes, new Budget(0, "model.onnx"));
+
 /** The names that come of these. */
-function named(tensors: Record<string, FileTensor>, ...nodes: OnnxNode[]): string[] {
-  return [...recoverNames(new Map(Object.entries(tensors)), nodes).keys()];
-}
+const named = (tensors: Record<string, FileTensor>, ...nodes: OnnxNode[]) => [...recover(tensors, nodes).keys()];
 
 const product = node("MatMul", "/a/b/MatMul", ["x", "onnx::MatMul_1"]);
 const sum = node("Add", "/a/b/Add", ["net.a.b.bias", "/a/b/MatMul_output"]);
@@ -70,7 +92,7 @@ const bias = { "net.a.b.bias": fileTensor([1, 2, 3], [3]) };
 
 test("a linear layer's weight gets the name of its bias, or of its module", () => {
   const tensors = { "onnx::MatMul_1": matrix, ...bias };
-  const found = recoverNames(new Map(Object.entries(tensors)), [product, sum]);
+  const found = recover(tensors, [product, sum]);
   assert.equal(
     plain(new Map([["w", found.get("net.a.b.weight")!]])),
     plain(new Map([["w", fileTensor([1, 4, 2, 5, 3, 6], [3, 2])]])),
@@ -87,11 +109,34 @@ test("a linear layer's weight gets the name of its bias, or of its module", () =
   assert.equal(named({ val_1: matrix, ...bias }, dynamo, after), ["net.a.b.weight", "net.a.b.bias"]);
 });
 
+test("one of several equal weights is each of them", () => {
+  const tensors = { "onnx::MatMul_1": matrix, ...bias };
+  const same = (to: string, from: string) => node("Identity", "Identity_9", [from], { outputs: [to] });
+  const again = node("MatMul", "/a/c/MatMul", ["y", "onnx::MatMul_1"]);
+  const names = ["net.a.b.weight", "net.a.c.weight", "net.a.b.bias"];
+  assert.equal(named(tensors, product, sum, again), names, "shared");
+  const third = node("MatMul", "/a/c/MatMul", ["y", "onnx::MatMul_2"]);
+  const identity = same("onnx::MatMul_2", "onnx::MatMul_1");
+  assert.equal(named(tensors, identity, product, sum, third), ["net.a.b.weight", "net.a.b.bias", "net.a.c.weight"]);
+  const kept = named(tensors, product, sum, same("y", "net.a.b.bias"), same("/a/Identity_output_0", "net.a.b.bias"));
+  assert.equal(kept, ["net.a.b.weight", "net.a.b.bias"], "an output and a value are no weights");
+  const norms = ["a.n", "a.m"].map((module) =>
+    node("LayerNormalization", module, ["x", "a.n.weight", "a.n.bias"], { scopes: `['', 'a', '${module}', 'norm']` }),
+  );
+  const ones = { "a.n.weight": fileTensor([1, 1], [2]), "a.n.bias": fileTensor([0, 0], [2]) };
+  assert.equal(named(ones, ...norms), ["a.n.weight", "a.n.bias", "a.m.weight", "a.m.bias"]);
+  // Few bytes of nodes cannot ask for much memory.
+  const large = { "onnx::MatMul_1": fileTensor(new Float32Array(2 ** 22), [2 ** 11, 2 ** 11]), ...bias };
+  const many = Array.from({ length: 8 }, (_, i) => same(`w${i}`, "onnx::MatMul_1"));
+  const takers = many.map(({ outputs }, i) => node("MatMul", `/m${i}/MatMul`, ["x", ...outputs]));
+  assert.throws(() => recover(large, [...many, ...takers]), /model\.onnx: with initialiser w4 its contents would take/);
+});
+
 test("what is ambiguous keeps the exporter's name; shapes, indices and scalars are left out", () => {
   const kept = ["onnx::MatMul_1", "net.a.b.bias"];
   const tensors = { "onnx::MatMul_1": matrix, ...bias };
-  const again = node("MatMul", "/a/c/MatMul", ["y", "onnx::MatMul_1"]);
-  assert.equal(named(tensors, product, sum, again), kept, "two products share it");
+  const again = node("MatMul", "/a/c/MatMul_1", ["y", "onnx::MatMul_1"]);
+  assert.equal(named(tensors, product, sum, again), kept, "another product shares it, whose it is not told");
   const elsewhere = node("MatMul", "/c/MatMul", ["x", "onnx::MatMul_1"], { outputs: sum.inputs.slice(1) });
   assert.equal(named(tensors, elsewhere, sum), kept, "the bias is another module's");
   const second = node("MatMul", "/a/c/MatMul_1", ["x", "onnx::MatMul_1"]);

@@ -3,7 +3,8 @@
     python test/parity/make_sam_onnx.py        # what make_sam.py needs, onnx, onnxscript
 
 Writes beside itself: sam-encoder.onnx, the same by the exporter that dynamo feeds (sam-encoder-dynamo.onnx, whose names for weights differ; it
-fails on transformers' encoder), and sam-decoder.onnx as segment-anything's scripts/export_onnx_model.py makes it, of the model of
+fails on transformers' encoder), both again of an encoder with equal weights in many places, which exporters merge (sam-merged-encoder.onnx,
+and sam-merged-encoder-dynamo.onnx within a module that normalises), and sam-decoder.onnx as segment-anything's scripts/export_onnx_model.py makes it, of the model of
 sam-training.safetensors; sam-hf-encoder.onnx and sam-hf-decoder.onnx with the inputs and outputs of optimum's export of transformers' SamModel
 (vision_encoder.onnx, prompt_encoder_mask_decoder.onnx), of the model of sam-hf.safetensors. The other engine reads those weights.
 """
@@ -22,23 +23,59 @@ from make_sam_training import DIM, GRID, SIZE, model
 HERE = Path(__file__).parent
 
 
-def export_original() -> None:
+def original():
     sam = model().eval()
     weights = load_file(HERE / "sam-training.safetensors")
     sam.load_state_dict({key[7:]: x for key, x in weights.items() if key.startswith("weight/")}, strict=False)
-    pixels = torch.zeros(1, 3, SIZE, SIZE)
-    torch.onnx.export(
-        sam.image_encoder, (pixels,), HERE / "sam-encoder.onnx", input_names=["x"], output_names=["image_embeddings"], opset_version=17,
-        dynamo=False,
-    )  # fmt: skip
+    return sam
+
+
+def export_dynamo(encoder: nn.Module, pixels: torch.Tensor, to: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        torch.onnx.export(sam.image_encoder, (pixels,), f"{folder}/encoder.onnx", dynamo=True, external_data=False)
+        torch.onnx.export(encoder, (pixels,), f"{folder}/encoder.onnx", dynamo=True, external_data=False)
         exported = onnx.load(f"{folder}/encoder.onnx")
     for node in exported.graph.node:  # where in whose folders each line of code stands
         kept = [entry for entry in node.metadata_props if "stack_trace" not in entry.key]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
-    onnx.save(exported, HERE / "sam-encoder-dynamo.onnx")
+    onnx.save(exported, to)
+
+
+class Normalised(nn.Module):
+    def __init__(self, sam) -> None:
+        super().__init__()
+        self.sam = nn.Module()
+        self.sam.image_encoder = sam.image_encoder
+        self.register_buffer("pixel_mean", torch.rand(1, 3, 1, 1))
+
+    def forward(self, x):
+        scale = torch.tensor([0.25, 0.5, 2.0]).view(1, 3, 1, 1)
+        return self.sam.image_encoder((x / 57 - self.pixel_mean) * scale)
+
+
+def export_merged() -> None:
+    """As initialised: norms of 1 and 0, positions of 0; and blocks 0 and 2 equal."""
+    sam = original()
+    encoder = sam.image_encoder
+    encoder.blocks[2].load_state_dict(encoder.blocks[0].state_dict())
+    for name, x in encoder.named_parameters():
+        if "norm" in name or name.startswith(("neck.1", "neck.3")):
+            x.fill_(1 if name.endswith("weight") else 0)
+        elif "rel_pos" in name:
+            x.zero_()
+    pixels = torch.zeros(1, 3, SIZE, SIZE)
+    torch.onnx.export(encoder, (pixels,), HERE / "sam-merged-encoder.onnx", opset_version=17, dynamo=False)
+    export_dynamo(Normalised(sam), pixels, HERE / "sam-merged-encoder-dynamo.onnx")
+
+
+def export_original() -> None:
+    sam = original()
+    pixels = torch.zeros(1, 3, SIZE, SIZE)
+    torch.onnx.export(
+        sam.image_encoder, (pixels,), HERE / "sam-encoder.onnx", input_names=["x"], output_names=["image_embeddings"], opset_version=17,
+        dynamo=False,
+    )  # fmt: skip
+    export_dynamo(sam.image_encoder, pixels, HERE / "sam-encoder-dynamo.onnx")
     inputs = {
         "image_embeddings": torch.randn(1, DIM, GRID, GRID),
         "point_coords": torch.randint(0, SIZE, (1, 5, 2)).float(),
@@ -110,6 +147,7 @@ def export_hub() -> None:
 @torch.no_grad()
 def main() -> None:
     export_original()
+    export_merged()
     export_hub()
     for file in sorted(HERE.glob("sam-*.onnx")):
         print(file.name, file.stat().st_size)
