@@ -8,13 +8,9 @@ import { listKeys } from "./weights/compare.ts";
 import { foldedMobileNet, mobileNetNaming } from "./weights/mobilenet-folding.ts";
 import { loadNamed, nameKeys, type Rule, type Source } from "./weights/renaming.ts";
 import { CheckpointError } from "./weights/tensors.ts";
+import { bareKey, isUnused } from "./weights/wrappers.ts";
 
-/** Classifiers, the norm before them, counters, and indices that are made anew. */
-const UNUSED =
-  /^(?:(?:backbone|module|model|resnet|swin)\.)?(?:stem\.fc|fc|head|classifier|norm|layernorm)\.|\.num_batches_tracked$|\.relative_position_index$|\.attn_mask$/;
-const NUMBERED = /^(?:backbone\.)?00\.conv\./;
-/** MobileNetV2's layers 51 (1,280 channels) and 52 (classes) serve the classifier alone. */
-const UNUSED_MOBILENET = /^(?:backbone\.)?5[12]\./;
+const NUMBERED = /^00\.conv\./;
 
 /** A classifier has no norm for each of a Swin's outputs: they stay as they are. */
 const OPTIONAL = /^norm[0-3]\./;
@@ -34,16 +30,11 @@ function nameOf(backbone: Backbone): string {
  */
 export function loadBackbone(backbone: Backbone, state: ReadonlyMap<string, Source>): void {
   if (backbone instanceof MobileNetV2) loadMobileNet(backbone, state);
-  else loadAs(backbone, state, UNUSED, backbone instanceof SwinTransformer ? SWIN_NAMES : RESNET_NAMES);
+  else loadAs(backbone, state, backbone instanceof SwinTransformer ? SWIN_NAMES : RESNET_NAMES);
 }
 
-function loadAs(
-  backbone: Backbone,
-  state: ReadonlyMap<string, Source>,
-  unused: RegExp,
-  libraries: readonly (readonly Rule[])[],
-): void {
-  const keys = [...state.keys()].filter((key) => !unused.test(key));
+function loadAs(backbone: Backbone, state: ReadonlyMap<string, Source>, libraries: readonly (readonly Rule[])[]): void {
+  const keys = [...state.keys()].filter((key) => !isUnused(key));
   const own = backbone.stateDict();
   const named = nameKeys(keys, backboneTables(keys, libraries), (name) => own.has(name));
   const known = [...own.keys()].filter((name) => named.parts.has(name)).length;
@@ -55,7 +46,7 @@ function loadAs(
 /** The libraries' networks pad and normalise as PyTorch's do, those with numbered layers as TensorFlow's. */
 function loadMobileNet(backbone: MobileNetV2, state: ReadonlyMap<string, Source>): void {
   const found = mobileNetNaming(new Set(state.keys()));
-  const numbered = [...state.keys()].some((key) => NUMBERED.test(key));
+  const numbered = [...state.keys()].some((key) => NUMBERED.test(bareKey(key)));
   const origin = found ? "pytorch" : numbered ? "tensorflow" : backbone.origin;
   if (found && backbone.norm !== "folded")
     throw new CheckpointError(
@@ -68,6 +59,6 @@ function loadMobileNet(backbone: MobileNetV2, state: ReadonlyMap<string, Source>
   scope(() => {
     const own = backbone.stateDict();
     const gpu = own.values().next().value!.device;
-    loadAs(backbone, found ? foldedMobileNet(gpu, found, state, own) : state, UNUSED_MOBILENET, []);
+    loadAs(backbone, found ? foldedMobileNet(gpu, found, state, own) : state, []);
   });
 }

@@ -1,5 +1,6 @@
 // What libraries call the tensors of ResNet and Swin -> detectron2's names, without `backbone.`.
 import { below, type Rule } from "./renaming.ts";
+import { backbonePrefixes } from "./wrappers.ts";
 
 /** Stages are res2 … res5 here, and counted from 0 or 1 elsewhere. */
 const STAGES = [0, 1, 2, 3] as const;
@@ -104,15 +105,12 @@ export const SWIN_NAMES: readonly (readonly Rule[])[] = [
   ...[TRANSFORMERS_SWIN, TRANSFORMERS_SWIN_IN_MEMORY].map((rules) => [...rules, ...TRANSFORMERS_SWIN_NORMS]),
 ];
 
-/** What models put in front of their backbone's names. */
-const PREFIXES = ["", "backbone.", "module.", "model.", "resnet.", "swin."] as const;
-
 /** For `nameKeys`: detectron2's names and these libraries', behind every prefix that keys have. */
 export function backboneTables(
   keys: readonly string[],
   libraries: readonly (readonly Rule[])[],
 ): readonly (readonly Rule[])[] {
-  return PREFIXES.filter((prefix) => keys.some((key) => key.startsWith(prefix))).flatMap((prefix) => [
+  return backbonePrefixes(keys).flatMap((prefix) => [
     [[`${prefix}*`, "*"]] satisfies Rule[],
     ...libraries.map((rules) => below(prefix, "", rules)),
   ]);

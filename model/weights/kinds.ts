@@ -10,6 +10,7 @@ import {
 import { resNetTensors } from "./resnet-shapes.ts";
 import { swinShapes } from "./swin-shapes.ts";
 import type { HostTensor } from "./tensors.ts";
+import { bareKey, isUnused } from "./wrappers.ts";
 
 type Tensors = ReadonlyMap<string, HostTensor>;
 
@@ -20,23 +21,23 @@ export interface ModelKind {
   readonly family: Family;
   /** SAM ViT-B, MobileSAM, Mask2Former, ResNet-50, … */
   readonly name: string;
-  /** Keys that inference does not use, and that may be absent. */
-  readonly unused: RegExp;
+  /** A key that inference does not use, and that may be absent. */
+  readonly isUnused: (key: string) => boolean;
   /** The tensors that such a model has, under the names here; undefined where those who load it compare. */
   readonly expected: Shapes | undefined;
 }
 
 interface Model {
   readonly family: Family;
+  /** A backbone's, as it has them behind all prefixes. */
   readonly keys: RegExp;
   /** Most of the keys must be such; otherwise one is enough, so that a checkpoint that lacks some is still known, and refused as such. */
   readonly most?: boolean;
   readonly name: (tensors: Tensors) => string;
-  readonly unused: RegExp;
+  /** Not a backbone's, which wrappers.ts tells. */
+  readonly unused?: RegExp;
   readonly expected?: (tensors: Tensors) => Shapes;
 }
-
-const NOTHING = /(?!)/;
 
 function resNet(keys: RegExp): Model {
   return {
@@ -44,23 +45,19 @@ function resNet(keys: RegExp): Model {
     keys,
     most: true,
     name: (tensors) => `ResNet-${resNetTensors(tensors).layers}`,
-    unused: /\.num_batches_tracked$|^((backbone|resnet)\.)?(fc|stem\.fc|linear|classifier\.1)\.(weight|bias)$/,
     expected: (tensors) => resNetTensors(tensors).shapes,
   };
 }
 
-function mobileNet(keys: RegExp, naming: MobileNetNaming, unused: RegExp): Model {
+function mobileNet(keys: RegExp, naming: MobileNetNaming): Model {
   return {
     family: "backbone",
     keys,
     most: true,
     name: () => "MobileNetV2",
-    unused,
     expected: (tensors) => mobileNetShapes(tensors, naming),
   };
 }
-
-const MOBILENET_CLASSIFIER = /\.num_batches_tracked$|^classifier\.(1\.)?(weight|bias)$/;
 
 /** The first that fits. Keys are the original repositories', of Mask2Former also transformers'. */
 const MODELS: readonly Model[] = [
@@ -79,38 +76,39 @@ const MODELS: readonly Model[] = [
     unused:
       /^criterion\.|\.(num_batches_tracked|relative_position_index)$|^pixel_(mean|std)$|^(model\.)?pixel_level_module\.encoder\.(swin\.|model\.)?layernorm\./,
   },
-  resNet(/^(backbone\.)?(conv1|bn1|fc|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+$/),
-  resNet(/^(backbone\.)?(stem\.conv1|res[2-5]\.\d+\.(conv[123]|shortcut))\./),
+  resNet(/^(conv1|bn1|fc|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+$/),
+  resNet(/^(stem\.conv1|res[2-5]\.\d+\.(conv[123]|shortcut))\./),
   resNet(
-    /^((backbone|resnet)\.)?(embedder\.embedder|encoder\.stages\.\d\.layers\.\d+\.(layer\.\d|shortcut))\.(convolution|normalization)\.\w+$/,
+    /^(embedder\.embedder|encoder\.stages\.\d\.layers\.\d+\.(layer\.\d|shortcut))\.(convolution|normalization)\.\w+$/,
   ),
-  mobileNet(/^features\.((0|18)\.[01]|\d+\.conv\.\d(\.\d)?)\.\w+$/, TORCHVISION_MOBILENET, MOBILENET_CLASSIFIER),
-  mobileNet(
-    /^(conv_stem|conv_head|blocks\.\d\.\d\.(conv_(dw|pw|pwl)|bn[123]))\.\w+$/,
-    TIMM_MOBILENET,
-    MOBILENET_CLASSIFIER,
-  ),
+  mobileNet(/^features\.((0|18)\.[01]|\d+\.conv\.\d(\.\d)?)\.\w+$/, TORCHVISION_MOBILENET),
+  mobileNet(/^(conv_stem|conv_head|blocks\.\d\.\d\.(conv_(dw|pw|pwl)|bn[123]))\.\w+$/, TIMM_MOBILENET),
   {
     family: "backbone",
     // Microsoft's and timm's, torchvision's, transformers'; SwinV2 has no such tables.
     keys: /\.relative_position_bias_table$/,
     name: swinName,
-    unused: /\.(relative_position_index|attn_mask)$|^((backbone|swin)\.)?(head|classifier|norm|layernorm)\./,
     expected: swinShapes,
   },
-  // Numbered layers in TensorFlow's order, as the engine's own has; 51 and 52 serve the classifier.
-  mobileNet(/^(backbone\.)?\d\d\.(dw)?conv\.\w+$/, NUMBERED_MOBILENET, /^(backbone\.)?5[12]\./),
+  // Numbered layers in TensorFlow's order, as the engine's own has.
+  mobileNet(/^\d\d\.(dw)?conv\.\w+$/, NUMBERED_MOBILENET),
 ];
 
 export function kindOf(tensors: Tensors): ModelKind {
   const keys = [...tensors.keys()];
-  const model = MODELS.find(({ keys: pattern, most }) => {
-    const fitting = keys.filter((key) => pattern.test(key)).length;
+  const bare = keys.map(bareKey);
+  const model = MODELS.find(({ family, keys: pattern, most }) => {
+    const fitting = (family === "backbone" ? bare : keys).filter((key) => pattern.test(key)).length;
     return fitting > (most ? keys.length / 2 : 0);
   });
-  if (!model) return { family: "unknown", name: "unknown", unused: NOTHING, expected: undefined };
+  if (!model) return { family: "unknown", name: "unknown", isUnused: () => false, expected: undefined };
   const { family, name, unused, expected } = model;
-  return { family, name: name(tensors), unused, expected: expected?.(tensors) };
+  return {
+    family,
+    name: name(tensors),
+    isUnused: unused ? (key) => unused.test(key) : isUnused,
+    expected: expected?.(tensors),
+  };
 }
 
 /** [width, blocks] of the encoder */
@@ -143,7 +141,7 @@ function swinName(tensors: Tensors): string {
   const keys = [...tensors.keys()];
   const blocks = keys.filter((key) => key.endsWith(".relative_position_bias_table")).length;
   const embedding = keys.find((key) =>
-    /(patch_embed\.proj|patch_embeddings\.projection|^features\.0\.0)\.weight$/.test(key),
+    /(patch_embed\.proj|patch_embeddings\.projection|\bfeatures\.0\.0)\.weight$/.test(key),
   );
   const width = embedding === undefined ? undefined : tensors.get(embedding)?.shape[0];
   return SWINS.find(([dim, count]) => dim === width && count === blocks)?.[2] ?? "Swin";

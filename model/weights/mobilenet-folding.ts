@@ -10,12 +10,10 @@ import {
 } from "./mobilenet-shapes.ts";
 import { onDevice, type Source } from "./renaming.ts";
 import { CheckpointError } from "./tensors.ts";
+import { backbonePrefixes, isUnused } from "./wrappers.ts";
 
 /** Both libraries leave BatchNorm's epsilon as PyTorch has it. */
 const EPSILON = 1e-5;
-const PREFIXES = ["", "backbone.", "module.", "model."] as const;
-/** The last convolution serves the classifier alone. */
-const UNUSED = /^(?:classifier|features\.18|conv_head|bn2)\.|\.num_batches_tracked$/;
 
 interface Found {
   readonly naming: MobileNetNaming;
@@ -23,9 +21,10 @@ interface Found {
 }
 
 /** How a file with torchvision's or timm's MobileNetV2 names its layers; undefined where it has other names. */
-export function mobileNetNaming(keys: Pick<ReadonlySet<string>, "has">): Found | undefined {
+export function mobileNetNaming(keys: ReadonlySet<string>): Found | undefined {
   for (const naming of [TORCHVISION_MOBILENET, TIMM_MOBILENET])
-    for (const prefix of PREFIXES) if (keys.has(`${prefix}${naming.stem[0]}.weight`)) return { naming, prefix };
+    for (const prefix of backbonePrefixes(keys))
+      if (keys.has(`${prefix}${naming.stem[0]}.weight`)) return { naming, prefix };
   return undefined;
 }
 
@@ -51,7 +50,9 @@ export function foldedMobileNet(
     for (const part of ["weight", "bias", "running_mean", "running_var"])
       expected.set(`${norm}.${part}`, { shape: [shape[0]!] });
   }
-  const used = [...state].filter(([key]) => !UNUSED.test(key.startsWith(prefix) ? key.slice(prefix.length) : key));
+  // The last convolution serves the classifier alone.
+  const head = naming.head!.map((name) => `${prefix}${name}.`);
+  const used = [...state].filter(([key]) => !isUnused(key) && !head.some((at) => key.startsWith(at)));
   const difference = describe(compareTensors(expected, new Map(used)));
   if (difference) throw new CheckpointError(`the weights do not fit the backbone: ${difference}`);
   const numbers = (key: string): Tensor => onDevice(gpu, state.get(key)!, key);

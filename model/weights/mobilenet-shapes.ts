@@ -1,6 +1,7 @@
 // The tensors that a MobileNetV2 has whose widths a checkpoint tells: what it is compared with.
 import type { Shapes } from "./compare.ts";
 import { mostSaid } from "./counting.ts";
+import { backbonePrefixes } from "./wrappers.ts";
 
 /** Sandler et al. 2018, table 2: expansion, channels, blocks. */
 const STAGES = [
@@ -68,7 +69,7 @@ const NORM = ["weight", "bias", "running_mean", "running_var"];
 
 /** Of width 1; other widths are told by the checkpoint. */
 export function mobileNetShapes(tensors: Shapes, naming: MobileNetNaming): Shapes {
-  const prefix = [...tensors.keys()].every((key) => key.startsWith("backbone.")) ? "backbone." : "";
+  const [prefix] = backbonePrefixes(tensors.keys());
   const expected = new Map<string, { shape: readonly number[] }>();
   const beside = ([conv, norm]: Names) =>
     norm === undefined ? [`${prefix}${conv}.bias`] : NORM.map((part) => `${prefix}${norm}.${part}`);
@@ -95,6 +96,8 @@ export function mobileNetShapes(tensors: Shapes, naming: MobileNetNaming): Shape
     }
   }
   const { head } = naming;
-  if (head) put(head, width(head, 1280), channels, 1, 1);
+  // Without a classifier there may be none.
+  const hasHead = head && [`${prefix}${head[0]}.weight`, ...beside(head)].some((key) => tensors.has(key));
+  if (hasHead) put(head, width(head, 1280), channels, 1, 1);
   return expected;
 }

@@ -2,6 +2,7 @@
 import type { Shapes } from "./compare.ts";
 import { type Family, kindOf, type ModelKind } from "./kinds.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
+import { commonPrefix, isPixelStatistic } from "./wrappers.ts";
 
 /** Exact rules: the whole key must match, and each key may match one rule at most. */
 type Rule = readonly [pattern: RegExp, original: string];
@@ -88,7 +89,7 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
   const before = new Map<string, string>();
   const unused: string[] = [];
   for (const [key, tensor] of found) {
-    const bare = BUFFER.test(key) ? key : encoder + key.slice(prefix.length);
+    const bare = isPixelStatistic(key) ? key : encoder + key.slice(prefix.length);
     if (TWICE.test(bare)) {
       unused.push(key);
       continue;
@@ -98,11 +99,11 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
     all.set(name, tensor);
     before.set(name, key);
   }
-  const { family, name: kind, unused: pattern, expected } = kindIn(all, file);
+  const { family, name: kind, isUnused, expected } = kindIn(all, file);
   const [tensors, spare] = [new Map<string, HostTensor>(), new Map<string, HostTensor>()];
   for (const [name, tensor] of all) {
-    if (pattern.test(name)) unused.push(before.get(name)!);
-    (pattern.test(name) ? spare : tensors).set(name, tensor);
+    if (isUnused(name)) unused.push(before.get(name)!);
+    (isUnused(name) ? spare : tensors).set(name, tensor);
   }
   const keyOf = (name: string) => before.get(name) ?? (fromHub ? name : prefix + name.slice(encoder.length));
   return { tensors, family, kind, unused, spare, expected, keyOf };
@@ -129,21 +130,4 @@ function kindIn(tensors: ReadonlyMap<string, HostTensor>, file: string): ModelKi
 function rename(key: string, rules: readonly Rule[]): string {
   for (const [pattern, original] of rules) if (pattern.test(key)) return key.replace(pattern, original);
   return key;
-}
-
-const WRAPPERS = ["module.", "_orig_mod.", "model.", "sam."];
-const MOST_WRAPPED = 8;
-/** Of a wrapper that normalises. */
-const BUFFER = /^pixel_(mean|std)$/;
-
-/** What wrappers (DataParallel, torch.compile, Lightning, transformers' heads) put in front of every key, one inside the other. */
-function commonPrefix(keys: readonly string[]): string {
-  let prefix = "";
-  const wrapped = keys.filter((key) => !BUFFER.test(key));
-  for (let depth = 0; depth < MOST_WRAPPED && wrapped.length > 0; depth++) {
-    const inner = WRAPPERS.find((wrapper) => wrapped.every((key) => key.startsWith(wrapper, prefix.length)));
-    if (inner === undefined) break;
-    prefix += inner;
-  }
-  return prefix;
 }

@@ -34,17 +34,13 @@ async function assertParity(gpu: Device, backbone: Backbone, fixture: Map<string
 test("a ResNet of basic blocks with torchvision's names gives timm's features", async () => {
   const gpu = await testDevice();
   const fixture = await readFixture(gpu, "resnet");
-  const backbone = new ResNet(gpu, {
-    blocks: [1, 2, 1, 1],
-    widths: [12, 16, 24, 32],
-    stem: 64,
-    stemKind: "7x7",
-    block: "basic",
-    norm: "frozenBN",
-    outputStride: 32,
-  });
-  loadBackbone(backbone, under(fixture, "weights."));
-  await assertParity(gpu, backbone, fixture);
+  const sizes = { blocks: [1, 2, 1, 1], widths: [12, 16, 24, 32], stem: 64, block: "basic" } as const;
+  for (const prefix of ["", "module.backbone.", "_orig_mod."]) {
+    const backbone = new ResNet(gpu, { ...sizes, stemKind: "7x7", norm: "frozenBN", outputStride: 32 });
+    const wrapped = [...under(fixture, "weights.")].map(([key, x]) => [prefix + key, x] as const);
+    loadBackbone(backbone, new Map([...wrapped, ["linear.weight", gpu.zeros([1])]]));
+    await assertParity(gpu, backbone, fixture);
+  }
 });
 
 test("a narrow MobileNetV2 gives the features of its PyTorch twin", async () => {
@@ -73,7 +69,9 @@ test("a MobileNetV2 of torchvision or timm gives their features, its norms folde
   for (const [i, parts] of mobileNetParts(TORCHVISION_MOBILENET).entries())
     for (const [part, name] of parts.entries())
       for (const [key, x] of under(weights, `${name}.`)) timm.set(`model.${theirs[i]![part]}.${key}`, x);
-  for (const state of [weights, timm]) {
+  const wrapped = new Map([...weights].map(([key, x]) => [`module.backbone.${key}`, x]));
+  wrapped.set("classifier.1.weight", gpu.zeros([1]));
+  for (const state of [weights, timm, wrapped]) {
     const backbone = new MobileNetV2(gpu, { width: 0.1, origin: "pytorch" });
     loadBackbone(backbone, state);
     await assertParity(gpu, backbone, fixture);
@@ -179,7 +177,15 @@ test("weights of another network are refused by name", async () => {
     own.map(([key, x]) => [key.replace("stem.conv1.norm", "bn1").replace("stem.conv1", "conv1"), x]),
   );
   assert.throws(
-    () => loadBackbone(resnet, new Map([...torchvision, ["conv1.weight", gpu.zeros([8, 3, 7, 7], { dtype: "i32" })]])),
+    () =>
+      loadBackbone(
+        resnet,
+        new Map([
+          ["linear.weight", gpu.zeros([1])],
+          ...torchvision,
+          ["conv1.weight", gpu.zeros([8, 3, 7, 7], { dtype: "i32" })],
+        ]),
+      ),
     /^tensor conv1\.weight is of type i32, which no weights are$/,
   );
 });

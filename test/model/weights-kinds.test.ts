@@ -87,6 +87,26 @@ test("backbones of torchvision, timm and transformers are known and lack nothing
   assert.is(nameTensors(stateOf("unknown"), "x").kind, "unknown");
 });
 
+test("a backbone is known behind each prefix, and without its classifier", () => {
+  for (const model of backbones.filter((name) => name !== "ResNet-50 of another width"))
+    for (const prefix of ["backbone.", "module.backbone.", "_orig_mod.", "model.backbone.", "module.model."]) {
+      // Heads of transformers' and detectron2's stand beside the backbone.
+      const state = [...stateOf(model)].map(([key, x]) => [prefix + key, x] as const);
+      const { kind, expected, tensors, spare, keyOf } = nameTensors(new Map([...state, ["linear.weight", EMPTY]]), "x");
+      assert.is(kind, model.split(" ")[0], prefix + model);
+      const plain = nameTensors(stateOf(model), "x");
+      assert.is(spare.size, plain.spare.size + 1);
+      assert.is(tensors.size, plain.tensors.size);
+      checkTensors(expected!, tensors, "x", keyOf);
+    }
+  for (const model of backbones.filter((name) => name.startsWith("MobileNetV2"))) {
+    const state = [...stateOf(model)].filter(([key]) => !/^(classifier|conv_head|bn2|features\.18)\./.test(key));
+    const { kind, expected, tensors } = nameTensors(new Map(state), "x");
+    assert.is(kind, "MobileNetV2");
+    checkTensors(expected!, tensors, "x");
+  }
+});
+
 test("what a backbone is compared with is what this package's has", async () => {
   const dry = (await testDevice()).dry();
   const swin = { embedDim: 8, depths: [1, 2, 3, 1], heads: [1, 4, 2, 8], window: 3 } as const;
