@@ -6,7 +6,8 @@ import { SwinTransformer } from "./swin.ts";
 import { backboneTables, RESNET_NAMES, SWIN_NAMES } from "./weights/backbone-names.ts";
 import { listKeys } from "./weights/compare.ts";
 import { foldedMobileNet, mobileNetNaming } from "./weights/mobilenet-folding.ts";
-import { loadNamed, nameKeys, type Rule, type Source } from "./weights/renaming.ts";
+import { loadNamed, nameKeys, type Rule, type Source, shapesOf } from "./weights/renaming.ts";
+import { refuseOtherBottlenecks } from "./weights/resnet-shapes.ts";
 import { CheckpointError } from "./weights/tensors.ts";
 import { bareKey, isUnused } from "./weights/wrappers.ts";
 
@@ -40,6 +41,7 @@ function loadAs(backbone: Backbone, state: ReadonlyMap<string, Source>, librarie
   const known = [...own.keys()].filter((name) => named.parts.has(name)).length;
   if (known < own.size * LEAST_KNOWN)
     throw new CheckpointError(`holds no ${nameOf(backbone)}, which the model has: its keys are ${listKeys(keys)}`);
+  if (libraries === RESNET_NAMES) refuseOtherBottlenecks(shapesOf(named, state));
   loadNamed(backbone, named, state, { what: "backbone", optional: OPTIONAL });
 }
 

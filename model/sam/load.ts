@@ -61,7 +61,7 @@ export function readSam(source: SamSource, file: string): SamCheckpoint {
     throw new CheckpointError(
       `${file}: holds a SAM's image encoder alone; masks need its prompt encoder and mask decoder, too: take the original checkpoint`,
     );
-  const config = samConfigOf(tensors, file, metadata);
+  const config = samConfigOf(tensors, file, metadata, named.keyOf);
   try {
     checkConfig(config);
     checkBlocks(config, tensors.size);
@@ -83,7 +83,7 @@ export function isSamEncoder({ family, tensors }: NamedTensors): boolean {
 
 /** Throws where an image encoder alone lacks tensors, has others, or such of another shape than the rest tells. */
 export function checkSamEncoder({ tensors, keyOf }: NamedTensors, file: string): void {
-  const config = samEncoderOf(tensors, file);
+  const config = samEncoderOf(tensors, file, keyOf);
   const shapes = samEncoderShapes(config);
   if (tensors.has(POSITIONS)) shapes.set(POSITIONS, { shape: [2, config.promptDim / 2] });
   checkTensors(shapes, tensors, file, keyOf);

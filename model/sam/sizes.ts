@@ -8,10 +8,18 @@ type Shapes = ReadonlyMap<string, { readonly shape: readonly number[] }>;
 /** TinyViT's merging keeps the grid's size where the next stage is this wide (the rule of the reference). */
 const STRIDE_ONE_WIDTHS = new Set([320, 448, 576]);
 
+/** The file's key of a tensor, for messages. */
+type KeyOf = (name: string) => string;
+
 /**
  * @param metadata of a safetensors file; `config` holds a SamConfig as JSON
  */
-export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Record<string, string>> = {}): SamConfig {
+export function samConfigOf(
+  tensors: Shapes,
+  file: string,
+  metadata: Readonly<Record<string, string>> = {},
+  keyOf: KeyOf = (name) => name,
+): SamConfig {
   const written = metadata.config;
   if (written !== undefined) {
     let config: unknown;
@@ -23,7 +31,7 @@ export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Re
     if (!areSizes(config)) throw new CheckpointError(`${file}: metadata "config" does not hold the sizes of a SAM`);
     return config as SamConfig;
   }
-  const [shape, count] = [shapeIn(tensors, file), countIn(tensors)];
+  const [shape, count] = [shapeIn(tensors, file, keyOf), countIn(tensors)];
   return {
     ...encoderSizes(tensors, shape, count),
     promptDim: shape("mask_decoder.iou_token.weight", 1),
@@ -40,13 +48,13 @@ export function samConfigOf(tensors: Shapes, file: string, metadata: Readonly<Re
 }
 
 /** The same of an image encoder alone. */
-export function samEncoderOf(tensors: Shapes, file: string): EncoderConfig {
-  const shape = shapeIn(tensors, file);
+export function samEncoderOf(tensors: Shapes, file: string, keyOf: KeyOf): EncoderConfig {
+  const shape = shapeIn(tensors, file, keyOf);
   return { ...encoderSizes(tensors, shape, countIn(tensors)), promptDim: shape("image_encoder.neck.2.weight", 0) };
 }
 
 function encoderSizes(tensors: Shapes, shape: ShapeOf, count: CountOf): Pick<SamConfig, "imageSize" | "encoder"> {
-  if (!tensors.has("image_encoder.pos_embed"))
+  if ([...tensors.keys()].some((key) => key.startsWith("image_encoder.layers.")))
     return { imageSize: mobileSam().imageSize, encoder: tinyVitSizes(shape, count) };
   const imageSize = shape("image_encoder.pos_embed", 1) * shape("image_encoder.patch_embed.proj.weight", 2);
   return { imageSize, encoder: vitSizes(shape, count) };
@@ -61,14 +69,13 @@ function areSizes(value: unknown): boolean {
 type ShapeOf = (key: string, dim: number) => number;
 type CountOf = (prefix: string) => number;
 
-function shapeIn(tensors: Shapes, file: string): ShapeOf {
+function shapeIn(tensors: Shapes, file: string, keyOf: KeyOf): ShapeOf {
   return (key, dim) => {
-    const value = tensors.get(key)?.shape[dim];
-    if (value === undefined)
-      throw new CheckpointError(
-        `${file}: no SAM checkpoint: ${key} is missing or has fewer than ${dim + 1} dimensions`,
-      );
-    return value;
+    const found = tensors.get(key)?.shape;
+    const value = found?.[dim];
+    if (value !== undefined) return value;
+    const what = found ? `has ${found.length} dimensions, ${dim + 1} at least were expected` : "is missing";
+    throw new CheckpointError(`${file}: no SAM checkpoint: ${keyOf(key)} ${what}`);
   };
 }
 

@@ -3,6 +3,7 @@ import { backboneTables, RESNET_NAMES } from "./backbone-names.ts";
 import type { Shapes } from "./compare.ts";
 import { countBlocks, mostSaid } from "./counting.ts";
 import { nameKeys, shapesOf, theirShapes } from "./renaming.ts";
+import { CheckpointError } from "./tensors.ts";
 
 const STAGES = [2, 3, 4, 5] as const;
 const NORM = ["weight", "bias", "running_mean", "running_var"];
@@ -29,9 +30,26 @@ export interface ResNetTensors {
 export function resNetTensors(tensors: Shapes): ResNetTensors {
   const keys = [...tensors.keys()];
   const named = nameKeys(keys, backboneTables(keys, RESNET_NAMES), (name) => KNOWN.test(name));
-  const sizes = sizesOf(shapesOf(named, tensors));
+  const own = shapesOf(named, tensors);
+  refuseOtherBottlenecks(own);
+  const sizes = sizesOf(own);
   const convolutions = (sizes.bottleneck ? 3 : 2) * sizes.blocks.reduce((sum, n) => sum + n, 0);
   return { layers: 2 + convolutions, shapes: theirShapes(named, ownShapes(sizes)) };
+}
+
+/** Throws where most bottlenecks are wider than a quarter of their output, or convolve in groups. */
+export function refuseOtherBottlenecks(shapes: Shapes): void {
+  let [blocks, wide, grouped] = [0, 0, 0];
+  for (const [name, { shape: inner }] of shapes) {
+    const block = /^(res[2-5]\.\d+\.)conv2\.weight$/.exec(name)?.[1];
+    const out = shapes.get(`${block}conv3.weight`)?.shape[0];
+    if (out === undefined) continue;
+    blocks++;
+    if (inner[0]! * 4 > out) wide++;
+    if (inner[1]! < inner[0]!) grouped++;
+  }
+  const kind = grouped > blocks / 2 ? "grouped ResNet (ResNeXt)" : wide > blocks / 2 ? "wide ResNet" : undefined;
+  if (kind) throw new CheckpointError(`is a ${kind}, which is not supported: take a ResNet of the plain widths`);
 }
 
 function sizesOf(shapes: Shapes): Sizes {
