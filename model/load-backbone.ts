@@ -26,8 +26,8 @@ function nameOf(backbone: Backbone): string {
 
 /**
  * Loads pre-trained weights into a backbone: detectron2's, torchvision's, timm's or transformers' names for ResNet and Swin, Microsoft's for
- * Swin, torchvision's, timm's or numbered layers for MobileNetV2; a prefix such as `backbone.` and classifiers are left out. Throws a line
- * that names what is missing, unexpected or misshaped, by the file's own keys.
+ * Swin, torchvision's, timm's, transformers' or numbered layers for MobileNetV2; a prefix such as `backbone.` and classifiers are left out.
+ * Throws a line that names what is missing, unexpected or misshaped, by the file's own keys.
  */
 export function loadBackbone(backbone: Backbone, state: ReadonlyMap<string, Source>): void {
   if (backbone instanceof MobileNetV2) loadMobileNet(backbone, state);
@@ -45,11 +45,11 @@ function loadAs(backbone: Backbone, state: ReadonlyMap<string, Source>, librarie
   loadNamed(backbone, named, state, { what: "backbone", optional: OPTIONAL });
 }
 
-/** The libraries' networks pad and normalise as PyTorch's do, those with numbered layers as TensorFlow's. */
+/** torchvision's and timm's networks pad and normalise as PyTorch's do, transformers' and those with numbered layers as TensorFlow's. */
 function loadMobileNet(backbone: MobileNetV2, state: ReadonlyMap<string, Source>): void {
   const found = mobileNetNaming(new Set(state.keys()));
   const numbered = [...state.keys()].some((key) => NUMBERED.test(bareKey(key)));
-  const origin = found ? "pytorch" : numbered ? "tensorflow" : backbone.origin;
+  const origin = found ? found.naming.origin : numbered ? "tensorflow" : backbone.origin;
   if (found && backbone.norm !== "folded")
     throw new CheckpointError(
       `the backbone's norm is ${backbone.norm}, which pre-trained MobileNetV2s do not fit; give model.backbone={kind: mobilenetV2, norm: folded, origin: pytorch}`,

@@ -19,7 +19,7 @@ import { type Norm, normed, normGroups } from "./layers.ts";
  */
 export type MobileNetNorm = "folded" | "groupNorm";
 
-/** Whose weights it takes: they differ in padding and pixels. pytorch: torchvision and timm. */
+/** Whose weights it takes: they differ in padding and pixels. pytorch: torchvision and timm; transformers' are tensorflow's. */
 export type MobileNetOrigin = "tensorflow" | "pytorch";
 
 export interface MobileNetV2Options {

@@ -6,6 +6,7 @@ import {
   NUMBERED_MOBILENET,
   TIMM_MOBILENET,
   TORCHVISION_MOBILENET,
+  TRANSFORMERS_MOBILENET,
 } from "./mobilenet-shapes.ts";
 import { resNetTensors } from "./resnet-shapes.ts";
 import { swinShapes } from "./swin-shapes.ts";
@@ -83,6 +84,10 @@ const MODELS: readonly Model[] = [
   ),
   mobileNet(/^features\.((0|18)\.[01]|\d+\.conv\.\d(\.\d)?)\.\w+$/, TORCHVISION_MOBILENET),
   mobileNet(/^(conv_stem|conv_head|blocks\.\d\.\d\.(conv_(dw|pw|pwl)|bn[123]))\.\w+$/, TIMM_MOBILENET),
+  mobileNet(
+    /^(conv_stem\.(first_conv|conv_3x3|reduce_1x1)|layer\.\d+\.(expand_1x1|conv_3x3|reduce_1x1)|conv_1x1)\.(convolution|normalization)\.\w+$/,
+    TRANSFORMERS_MOBILENET,
+  ),
   {
     family: "backbone",
     // Microsoft's and timm's, torchvision's, transformers'; SwinV2 has no such tables.

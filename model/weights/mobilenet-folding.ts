@@ -1,4 +1,4 @@
-// MobileNetV2 as torchvision and timm save it: with norms, which are folded into the convolutions before them.
+// MobileNetV2 as torchvision, timm and transformers save it: with norms, which are folded into the convolutions before them.
 import { type Device, F, type Tensor } from "../../engine/index.ts";
 import { compareTensors, describe } from "./compare.ts";
 import {
@@ -7,22 +7,20 @@ import {
   NUMBERED_MOBILENET,
   TIMM_MOBILENET,
   TORCHVISION_MOBILENET,
+  TRANSFORMERS_MOBILENET,
 } from "./mobilenet-shapes.ts";
 import { onDevice, type Source } from "./renaming.ts";
 import { CheckpointError } from "./tensors.ts";
 import { backbonePrefixes, isUnused } from "./wrappers.ts";
-
-/** Both libraries leave BatchNorm's epsilon as PyTorch has it. */
-const EPSILON = 1e-5;
 
 interface Found {
   readonly naming: MobileNetNaming;
   readonly prefix: string;
 }
 
-/** How a file with torchvision's or timm's MobileNetV2 names its layers; undefined where it has other names. */
+/** How a file with MobileNetV2 of torchvision, timm or transformers names its layers; undefined where it has other names. */
 export function mobileNetNaming(keys: ReadonlySet<string>): Found | undefined {
-  for (const naming of [TORCHVISION_MOBILENET, TIMM_MOBILENET])
+  for (const naming of [TORCHVISION_MOBILENET, TIMM_MOBILENET, TRANSFORMERS_MOBILENET])
     for (const prefix of backbonePrefixes(keys))
       if (keys.has(`${prefix}${naming.stem[0]}.weight`)) return { naming, prefix };
   return undefined;
@@ -43,6 +41,10 @@ export function foldedMobileNet(
     const [conv, norm] = theirs[i]!;
     return { layer, conv: prefix + conv, norm: prefix + norm };
   });
+  if (naming === TRANSFORMERS_MOBILENET && own.get("00.conv.weight")!.shape[0] === own.get("02.conv.weight")!.shape[0])
+    throw new CheckpointError(
+      "transformers' MobileNetV2 has no shortcut in its first block, one so narrow has it here",
+    );
   const expected = new Map<string, { shape: readonly number[] }>();
   for (const { layer, conv, norm } of layers) {
     const { shape } = own.get(`${layer}.weight`)!;
@@ -56,12 +58,18 @@ export function foldedMobileNet(
   const difference = describe(compareTensors(expected, new Map(used)));
   if (difference) throw new CheckpointError(`the weights do not fit the backbone: ${difference}`);
   const numbers = (key: string): Tensor => onDevice(gpu, state.get(key)!, key);
-  return new Map(layers.flatMap(({ layer, conv, norm }) => fold(layer, numbers, conv, norm)));
+  return new Map(layers.flatMap(({ layer, conv, norm }) => fold(layer, numbers, conv, norm, naming.epsilon)));
 }
 
 /** norm(conv(x)) = (w s) x + (bias - mean s) with s = gain / sqrt(variance + epsilon). */
-function fold(layer: string, numbers: (key: string) => Tensor, conv: string, norm: string): [string, Tensor][] {
-  const deviation = F.sqrt(F.add(numbers(`${norm}.running_var`), EPSILON));
+function fold(
+  layer: string,
+  numbers: (key: string) => Tensor,
+  conv: string,
+  norm: string,
+  epsilon: number,
+): [string, Tensor][] {
+  const deviation = F.sqrt(F.add(numbers(`${norm}.running_var`), epsilon));
   const scale = F.div(numbers(`${norm}.weight`), deviation); // (O)
   return [
     [`${layer}.weight`, F.mul(numbers(`${conv}.weight`), F.reshape(scale, [scale.size, 1, 1, 1]))],

@@ -24,7 +24,14 @@ export interface MobileNetNaming {
   readonly head: Names | undefined;
   /** Without expansion: depthwise, projection. */
   block(stage: number, block: number, index: number, expands: boolean): readonly Names[];
+  /** Whose padding and pixels it has: see model/mobilenet.ts. */
+  readonly origin: "tensorflow" | "pytorch";
+  /** Of its norms. */
+  readonly epsilon: number;
 }
+
+/** As PyTorch has it where nothing else is said. */
+const EPSILON = 1e-5;
 
 export const TORCHVISION_MOBILENET: MobileNetNaming = {
   stem: ["features.0.0", "features.0.1"],
@@ -34,6 +41,8 @@ export const TORCHVISION_MOBILENET: MobileNetNaming = {
     const gated = (i: number) => [`${at}${i}.0`, `${at}${i}.1`] as const;
     return expands ? [gated(0), gated(1), [`${at}2`, `${at}3`]] : [gated(0), [`${at}1`, `${at}2`]];
   },
+  origin: "pytorch",
+  epsilon: EPSILON,
 };
 
 export const TIMM_MOBILENET: MobileNetNaming = {
@@ -43,6 +52,23 @@ export const TIMM_MOBILENET: MobileNetNaming = {
     const convs = expands ? ["conv_pw", "conv_dw", "conv_pwl"] : ["conv_dw", "conv_pw"];
     return convs.map((conv, i) => [`blocks.${stage}.${block}.${conv}`, `blocks.${stage}.${block}.bn${i + 1}`]);
   },
+  origin: "pytorch",
+  epsilon: EPSILON,
+};
+
+const transformers = (at: string): Names => [`${at}.convolution`, `${at}.normalization`];
+
+/** transformers' MobileNetV2Model, which computes as TensorFlow's does; its first block is part of the stem. */
+export const TRANSFORMERS_MOBILENET: MobileNetNaming = {
+  stem: transformers("conv_stem.first_conv"),
+  head: transformers("conv_1x1"),
+  block: (_stage, _block, index, expands) => {
+    const at = index === 0 ? "conv_stem" : `layer.${index - 1}`;
+    const convs = expands ? ["expand_1x1", "conv_3x3", "reduce_1x1"] : ["conv_3x3", "reduce_1x1"];
+    return convs.map((conv) => transformers(`${at}.${conv}`));
+  },
+  origin: "tensorflow",
+  epsilon: 1e-3,
 };
 
 /** TensorFlow's order, as the engine's own files have it: the first block has two convolutions, the others three. */
@@ -54,6 +80,8 @@ export const NUMBERED_MOBILENET: MobileNetNaming = {
     const kinds = expands ? ["conv", "dwconv", "conv"] : ["dwconv", "conv"];
     return kinds.map((kind, i) => [`${String(first + i).padStart(2, "0")}.${kind}`]);
   },
+  origin: "tensorflow",
+  epsilon: EPSILON,
 };
 
 /** The convolutions in order, without the head's. */

@@ -3,7 +3,7 @@
 /** What wrappers (DataParallel, torch.compile, Lightning, transformers' heads) put in front of every key, one inside the other. */
 const WRAPPERS = ["module.", "_orig_mod.", "model.", "sam."] as const;
 /** What models put in front of their backbone's names. */
-const BACKBONES = ["backbone.", "resnet.", "swin."] as const;
+const BACKBONES = ["backbone.", "resnet.", "swin.", "mobilenet_v2."] as const;
 const MOST_WRAPPED = 8;
 /** A buffer of the model that normalises, which may stand before what is wrapped. */
 export function isPixelStatistic(key: string): boolean {

@@ -3,11 +3,13 @@ import * as assert from "uvu/assert";
 import { type Device, load, noGrad, scope, type Tensor } from "../../engine/index.ts";
 import type { Backbone } from "../../model/backbone.ts";
 import { loadBackbone, MobileNetV2, miniNet, ResNet, resNet } from "../../model/index.ts";
+import { checkTensors, type HostTensor, nameTensors } from "../../model/weights/index.ts";
 import { mobileNetParts, TIMM_MOBILENET, TORCHVISION_MOBILENET } from "../../model/weights/mobilenet-shapes.ts";
 import { testDevice } from "../device.ts";
 import { distance, readFixture, roll, sharedFile, under } from "./fixture.ts";
 
 const test = suite("backbones");
+const EMPTY: HostTensor = { dtype: "F32", shape: [], data: new Uint8Array(0) };
 
 /** Features of the image equal the recorded ones, and those of a black and of a shifted image differ as the recording says they must. */
 async function assertParity(gpu: Device, backbone: Backbone, fixture: Map<string, Tensor>): Promise<void> {
@@ -92,6 +94,27 @@ test("a MobileNetV2 of torchvision or timm gives their features, its norms folde
   refused({ width: 0.35 }, timm)(/misshaped \(model\.(conv_stem|bn1)/);
   weights.delete("features.2.conv.1.1.running_var");
   refused({}, weights)(/1 missing \(features\.2\.conv\.1\.1\.running_var/);
+});
+
+test("a MobileNetV2 of transformers gives its features: padded and normalised as TensorFlow's", async () => {
+  const gpu = await testDevice();
+  const fixture = await readFixture(gpu, "mobilenet_transformers");
+  const weights = [...under(fixture, "weights.")];
+  const classifier = new Map(weights.map(([key, x]) => [`mobilenet_v2.${key}`, x]));
+  classifier.set("classifier.weight", gpu.zeros([1]));
+  for (const state of [new Map(weights), classifier]) {
+    const backbone = new MobileNetV2(gpu, { width: 0.28 });
+    loadBackbone(backbone, state);
+    await assertParity(gpu, backbone, fixture);
+    const other = new MobileNetV2(gpu, { width: 0.28, origin: "pytorch" });
+    assert.throws(() => loadBackbone(other, state), /the weights are tensorflow's/);
+  }
+  const shapes = [...classifier].map(([key, { shape }]) => [key, { ...EMPTY, shape }] as const);
+  const narrow = new MobileNetV2(gpu, { width: 0.1 });
+  assert.throws(() => loadBackbone(narrow, classifier), /no shortcut in its first block/);
+  const { kind, expected, tensors } = nameTensors(new Map(shapes), "x");
+  assert.is(kind, "MobileNetV2");
+  checkTensors(expected!, tensors, "x");
 });
 
 test("ResNet-50 has detectron2's parameters", async () => {

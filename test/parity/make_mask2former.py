@@ -1,4 +1,5 @@
-"""Records the fixtures of test/model from PyTorch: Mask2Former (transformers, ResNet backbone), ResNet (timm), MobileNetV2 (twin below, torchvision).
+"""Records the fixtures of test/model from PyTorch: Mask2Former (transformers, ResNet backbone), ResNet (timm), MobileNetV2 (twin below,
+torchvision, transformers).
 
     python test/parity/make_mask2former.py [shared folder]
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, MobileNetV2Config, MobileNetV2Model, ResNetConfig
 
 HERE = Path(__file__).parent
 SHARED = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parent.parent.parent / "shared")
@@ -318,9 +319,33 @@ def mobilenet_torchvision():
     save("mobilenet_torchvision.safetensors", tensors)
 
 
+def mobilenet_transformers():
+    """Expects pixels of -1..1; the last convolution is the classifier's. Narrower ones lack the first block's shortcut."""
+    config = MobileNetV2Config(depth_multiplier=0.28, image_size=64)
+    model = MobileNetV2Model(config, add_pooling_layer=False).eval()
+    randomise(model, 13)
+    x = images(14, 1, 64, 96)
+    statistics_from_data(model, x / 127.5 - 1, model)
+    halve(model)
+    model = model.double()
+    state = {k: v for k, v in model.state_dict().items() if "num_batches" not in k and not k.startswith("conv_1x1")}
+    tensors = {**{"weights." + k: v.half() for k, v in state.items()}, "input": x.half()}
+    ends = [1, 4, 11, 15]
+    with torch.no_grad():
+        for name, im in variants(x).items():
+            h = model.conv_stem(im.double() / 127.5 - 1)
+            for i, stage in enumerate(model.layer):
+                h = stage(h)
+                if i in ends and (name == "image" or i == 15):
+                    tensors[f"{name}.res{ends.index(i) + 2}"] = h.float()
+    differences(tensors, ["res5"])
+    save("mobilenet_transformers.safetensors", tensors)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(2)
     mobilenets()
     mobilenet_torchvision()
+    mobilenet_transformers()
     resnet()
     mask2former(100)
