@@ -4,7 +4,7 @@ import { writeJson } from "../train/data/json.ts";
 import { categoriesOfLabels, instancesDocument, merge, readClasses } from "../train/data/labelled.ts";
 import { ownWeakLabels } from "../train/data/own-labels.ts";
 import { readSource } from "../train/data/sources.ts";
-import { describe } from "../train/data/weak.ts";
+import { describeCounts } from "../train/data/weak.ts";
 import { BadInput } from "../train/errors.ts";
 import type { Call } from "./command.ts";
 
@@ -46,7 +46,7 @@ export async function run({ args, options, terminal }: Call<Options>): Promise<v
     const document = ownWeakLabels(labelled, categories);
     writeJson(out, document);
     const { counts } = document.info;
-    terminal.result({ ...about, counts }, `${out}: ${describe(counts)}, ${categories.length} classes${where}`);
+    terminal.result({ ...about, counts }, `${out}: ${describeCounts(counts)}, ${categories.length} classes${where}`);
     return;
   }
   const document = instancesDocument(labelled, categories);

@@ -1,7 +1,7 @@
 /** `wgpu-wish weaken`: weak labels from full masks. */
 import { resolve } from "node:path";
 import { readInstances } from "../train/data/coco.ts";
-import { describe, type Shares, weaken, writeWeak } from "../train/data/weak.ts";
+import { describeCounts, type Shares, weaken, writeWeak } from "../train/data/weak.ts";
 import { BadInput } from "../train/errors.ts";
 import type { Call } from "./command.ts";
 
@@ -40,6 +40,6 @@ export async function run({ options, terminal }: Call<Options>): Promise<void> {
     terminal.warn(
       `${spent} of the budget of ${budget} is spent: tags for ${Math.round(budget) - spent} more images were due, but there are no more`,
     );
-  const summary = `${describe(counts)}, ${counts.unlabelled} unlabelled; cost ${spent}`;
+  const summary = `${describeCounts(counts)}, ${counts.unlabelled} unlabelled; cost ${spent}`;
   terminal.result({ out, ...document.info }, `${out}: ${summary}`);
 }

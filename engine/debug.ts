@@ -21,6 +21,6 @@ export function operandsOf(bind: Record<string, Bound>): string {
     .join(", ");
 }
 
-export function describe(label: string, bind: Record<string, Bound>, liveBytes: number): string {
+export function describeRun(label: string, bind: Record<string, Bound>, liveBytes: number): string {
   return `${label}: ${operandsOf(bind)} · ${(liveBytes / 2 ** 20).toFixed(1)} MiB alive`;
 }

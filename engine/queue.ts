@@ -2,8 +2,8 @@
  * The commands that a device is given: they gather in one encoder and are submitted in batches; only reading back waits for them. What the
  * GPU refuses is kept and thrown at the next read.
  */
-import { describe as describeValue } from "./check.ts";
-import { debugLevel, describe, log } from "./debug.ts";
+import { describe } from "./check.ts";
+import { debugLevel, describeRun, log } from "./debug.ts";
 import type { Bound, Dispatch } from "./kernel.ts";
 import { platform } from "./platform.ts";
 import { Pool, settleReaders } from "./pool.ts";
@@ -101,7 +101,7 @@ export abstract class Queue {
   /** Called after each dispatch with the tensors that it wrote. */
   dispatched(label: string, bind: Record<string, Bound>, written: () => Bound[]): void {
     this.dispatches++;
-    if (this.debug >= 3) log(describe(label, bind, this.pool.liveBytes));
+    if (this.debug >= 3) log(describeRun(label, bind, this.pool.liveBytes));
     if (this.debug >= 4 && label !== "finite/scan") this.scan(label, written());
     if (++this.#inBatch >= BATCH || this.profiler.full) this.flush();
   }
@@ -286,7 +286,7 @@ function checkBytes(y: Tensor, bytes: ArrayBufferView): void {
   if (!ARRAYS[y.dtype].includes(kind) || bytes.byteLength !== wanted)
     throw new Error(
       `upload: a ${y.dtype} tensor of shape ${show(y.shape)} takes a ${ARRAYS[y.dtype][0]} of ${wanted} bytes; got ${
-        ArrayBuffer.isView(bytes) ? `${kind} of ${bytes.byteLength}` : describeValue(bytes)
+        ArrayBuffer.isView(bytes) ? `${kind} of ${bytes.byteLength}` : describe(bytes)
       }`,
     );
 }

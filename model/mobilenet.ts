@@ -12,6 +12,7 @@ import {
 } from "./backbone.ts";
 import { block, unblocked } from "./blocks.ts";
 import { type Norm, normed, normGroups } from "./layers.ts";
+import { MOBILENET_STAGES } from "./weights/mobilenet-shapes.ts";
 
 /**
  * folded: the BatchNorm of training is inside weight and bias, so there is no norm left (weights of TensorFlow Lite); fine-tunes well.
@@ -31,16 +32,16 @@ export interface MobileNetV2Options {
   origin?: MobileNetOrigin;
 }
 
-// Sandler et al. 2018, table 2: expansion t, channels c, blocks n, stride s.
-const STAGES = [
-  { t: 1, c: 16, n: 1, s: 1 },
-  { t: 6, c: 24, n: 2, s: 2, feature: "res2" },
-  { t: 6, c: 32, n: 3, s: 2, feature: "res3" },
-  { t: 6, c: 64, n: 4, s: 2 },
-  { t: 6, c: 96, n: 3, s: 1, feature: "res4" },
-  { t: 6, c: 160, n: 3, s: 2 },
-  { t: 6, c: 320, n: 1, s: 1, feature: "res5" },
-] as const;
+/** What ends with which stage. */
+const FEATURES: readonly (FeatureName | undefined)[] = [
+  undefined,
+  "res2",
+  "res3",
+  undefined,
+  "res4",
+  undefined,
+  "res5",
+];
 
 /** One step of the chain: a convolution, its activation, and where a residual begins and ends. */
 interface Step {
@@ -72,7 +73,7 @@ export class MobileNetV2 extends Backbone {
     let inChannels = scaled(32, width);
     this.#add({ conv: new PaddedConv(gpu, 3, inChannels, 3, norm, { stride: 2, origin }) }, { relu6: true });
     let [reached, dilation] = [2, 1];
-    for (const stage of STAGES) {
+    for (const [i, stage] of MOBILENET_STAGES.entries()) {
       const O = scaled(stage.c, width);
       for (let block = 0; block < stage.n; block++) {
         const before = dilation;
@@ -89,7 +90,7 @@ export class MobileNetV2 extends Backbone {
         const depthwise = { stride, dilation: block === 0 ? before : dilation, groups: inner, origin };
         const opens = residual && !expands;
         this.#add({ dwconv: new PaddedConv(gpu, inner, inner, 3, norm, depthwise) }, { relu6: true, opens });
-        const feature = "feature" in stage && block === stage.n - 1 ? stage.feature : undefined;
+        const feature = block === stage.n - 1 ? FEATURES[i] : undefined;
         this.#add({ conv: new PaddedConv(gpu, inner, O, 1, norm) }, { adds: residual, feature });
         inChannels = O;
       }

@@ -6,7 +6,7 @@ export type Shapes = ReadonlyMap<string, { readonly shape: readonly number[] }>;
 const FLOATS: ReadonlySet<string> = new Set(["F64", "F32", "F16", "BF16"]);
 
 /** Throws where a tensor, of a file or on the device, holds whole numbers. `where` stands before the file's key of it. */
-export function checkFloats(key: string, dtype: string, where = ""): void {
+export function checkWeightType(key: string, dtype: string, where = ""): void {
   if (!FLOATS.has(dtype.toUpperCase()))
     throw new CheckpointError(`${where}tensor ${key} is of type ${dtype}, which no weights are`);
 }
@@ -23,9 +23,9 @@ export function checkTensors(
   file: string,
   keyOf: (name: string) => string = (name) => name,
 ): void {
-  for (const [name, { dtype }] of tensors) checkFloats(keyOf(name), dtype, `${file}: `);
+  for (const [name, { dtype }] of tensors) checkWeightType(keyOf(name), dtype, `${file}: `);
   const { missing, unexpected, misshaped } = compareTensors(expected, tensors);
-  const difference = describe({
+  const difference = describeDifference({
     missing: missing.map(keyOf),
     unexpected: unexpected.map(keyOf),
     misshaped: misshaped.map((one) => ({ ...one, key: keyOf(one.key) })),
@@ -53,7 +53,7 @@ export function compareTensors(expected: Shapes, got: Shapes): Comparison {
 }
 
 /** One line: how many keys are wrong in each way, the first few by name. Undefined when all agree. */
-export function describe({ missing, unexpected, misshaped }: Comparison): string | undefined {
+export function describeDifference({ missing, unexpected, misshaped }: Comparison): string | undefined {
   const parts = [
     missing.length > 0 && `${missing.length} missing (${listKeys(missing)})`,
     unexpected.length > 0 && `${unexpected.length} unexpected (${listKeys(unexpected)})`,

@@ -1,4 +1,4 @@
-export { type Comparison, checkTensors, compareTensors, describe, listKeys } from "./compare.ts";
+export { type Comparison, checkTensors, compareTensors, describeDifference, listKeys } from "./compare.ts";
 export type { Family } from "./kinds.ts";
 export { type NamedTensors, nameTensors } from "./names.ts";
 export type { Parts } from "./parts.ts";

@@ -1,6 +1,6 @@
 // MobileNetV2 as torchvision, timm and transformers save it: with norms, which are folded into the convolutions before them.
 import { type Device, F, type Tensor } from "../../engine/index.ts";
-import { compareTensors, describe } from "./compare.ts";
+import { compareTensors, describeDifference } from "./compare.ts";
 import {
   type MobileNetNaming,
   mobileNetParts,
@@ -55,7 +55,7 @@ export function foldedMobileNet(
   // The last convolution serves the classifier alone.
   const head = naming.head!.map((name) => `${prefix}${name}.`);
   const used = [...state].filter(([key]) => !isUnused(key) && !head.some((at) => key.startsWith(at)));
-  const difference = describe(compareTensors(expected, new Map(used)));
+  const difference = describeDifference(compareTensors(expected, new Map(used)));
   if (difference) throw new CheckpointError(`the weights do not fit the backbone: ${difference}`);
   const numbers = (key: string): Tensor => onDevice(gpu, state.get(key)!, key);
   return new Map(layers.flatMap(({ layer, conv, norm }) => fold(layer, numbers, conv, norm, naming.epsilon)));

@@ -3,15 +3,15 @@ import type { Shapes } from "./compare.ts";
 import { mostSaid } from "./counting.ts";
 import { backbonePrefixes } from "./wrappers.ts";
 
-/** Sandler et al. 2018, table 2: expansion, channels, blocks. */
-const STAGES = [
-  [1, 16, 1],
-  [6, 24, 2],
-  [6, 32, 3],
-  [6, 64, 4],
-  [6, 96, 3],
-  [6, 160, 3],
-  [6, 320, 1],
+/** Sandler et al. 2018, table 2: expansion t, channels c, blocks n, stride s. */
+export const MOBILENET_STAGES = [
+  { t: 1, c: 16, n: 1, s: 1 },
+  { t: 6, c: 24, n: 2, s: 2 },
+  { t: 6, c: 32, n: 3, s: 2 },
+  { t: 6, c: 64, n: 4, s: 2 },
+  { t: 6, c: 96, n: 3, s: 1 },
+  { t: 6, c: 160, n: 3, s: 2 },
+  { t: 6, c: 320, n: 1, s: 1 },
 ] as const;
 
 /** Names of a convolution and of its norm; without one the convolution has a bias, which the norm was folded into. */
@@ -87,8 +87,8 @@ export const NUMBERED_MOBILENET: MobileNetNaming = {
 /** The convolutions in order, without the head's. */
 export function mobileNetParts(naming: MobileNetNaming): Names[] {
   let index = 0;
-  const blocks = STAGES.flatMap(([expansion, , count], stage) =>
-    Array.from({ length: count }, (_, b) => naming.block(stage, b, index++, expansion > 1)).flat(),
+  const blocks = MOBILENET_STAGES.flatMap(({ t, n }, stage) =>
+    Array.from({ length: n }, (_, b) => naming.block(stage, b, index++, t > 1)).flat(),
   );
   return [naming.stem, ...blocks];
 }
@@ -112,12 +112,12 @@ export function mobileNetShapes(tensors: Shapes, naming: MobileNetNaming): Shape
   let channels = width(naming.stem, 32);
   put(naming.stem, channels, 3, 3, 3);
   let index = 0;
-  for (const [stage, [expansion, usual, count]] of STAGES.entries()) {
-    for (let b = 0; b < count; b++) {
-      const parts = naming.block(stage, b, index++, expansion > 1);
-      const hidden = channels * expansion;
-      const out = width(parts.at(-1)!, usual);
-      if (expansion > 1) put(parts[0]!, hidden, channels, 1, 1);
+  for (const [stage, { t, c, n }] of MOBILENET_STAGES.entries()) {
+    for (let b = 0; b < n; b++) {
+      const parts = naming.block(stage, b, index++, t > 1);
+      const hidden = channels * t;
+      const out = width(parts.at(-1)!, c);
+      if (t > 1) put(parts[0]!, hidden, channels, 1, 1);
       put(parts.at(-2)!, hidden, 1, 3, 3);
       put(parts.at(-1)!, out, hidden, 1, 1);
       channels = out;

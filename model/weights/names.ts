@@ -5,10 +5,10 @@ import { CheckpointError, type HostTensor } from "./tensors.ts";
 import { commonPrefix, isPixelStatistic } from "./wrappers.ts";
 
 /** Exact rules: the whole key must match, and each key may match one rule at most. */
-type Rule = readonly [pattern: RegExp, original: string];
+type KeyPattern = readonly [pattern: RegExp, original: string];
 
 /** transformers' SamModel -> segment-anything. */
-const HF_SAM: readonly Rule[] = [
+const HF_SAM: readonly KeyPattern[] = [
   [/^shared_image_embedding\.positional_embedding$/, "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"],
   [/^vision_encoder\.pos_embed$/, "image_encoder.pos_embed"],
   [/^vision_encoder\.patch_embed\.projection\.(weight|bias)$/, "image_encoder.patch_embed.proj.$1"],
@@ -127,7 +127,7 @@ function kindIn(tensors: ReadonlyMap<string, HostTensor>, file: string): ModelKi
 }
 
 /** A key without a rule stays: the comparison with the model then lists it as unexpected. */
-function rename(key: string, rules: readonly Rule[]): string {
+function rename(key: string, rules: readonly KeyPattern[]): string {
   for (const [pattern, original] of rules) if (pattern.test(key)) return key.replace(pattern, original);
   return key;
 }

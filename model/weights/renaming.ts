@@ -1,7 +1,7 @@
 // Names in other people's files <-> ours, by tables. A table is read both ways, so that errors can call a tensor what its file calls it.
 import { type Device, F, type nn, scope, type Tensor } from "../../engine/index.ts";
 import { fileNumbers } from "../../engine/safetensors.ts";
-import { checkFloats, compareTensors, describe, type Shapes } from "./compare.ts";
+import { checkWeightType, compareTensors, describeDifference, type Shapes } from "./compare.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
 
 /**
@@ -134,9 +134,9 @@ export function loadNamed(
       .flatMap((keys) => keys.flatMap((key) => (key ? [key] : [])))
       .map((key) => [key, state.get(key)!]),
   );
-  const difference = describe(compareTensors(expected, given));
+  const difference = describeDifference(compareTensors(expected, given));
   if (difference) throw new CheckpointError(`the weights do not fit the ${what}: ${difference}`);
-  for (const [key, { dtype }] of given) checkFloats(key, dtype);
+  for (const [key, { dtype }] of given) checkWeightType(key, dtype);
   for (const [name, x] of own) {
     const keys = named.parts.get(name);
     if (!keys) continue;

@@ -4,7 +4,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { fileNumbers, parseSafetensors } from "../../engine/safetensors.ts";
 import { samConfigOf } from "../../model/sam/sizes.ts";
-import { compareTensors, describe, nameTensors, readCheckpoint } from "../../model/weights/index.ts";
+import { compareTensors, describeDifference, nameTensors, readCheckpoint } from "../../model/weights/index.ts";
 import { readPickle } from "../../model/weights/pickle.ts";
 
 const test = suite("weights");
@@ -273,7 +273,7 @@ test("sizes of SAM are recovered from shapes, transformers' names become the ori
 
 test("a comparison names what is missing, unexpected and misshaped", () => {
   const of = (entries: [string, number[]][]) => new Map(entries.map(([key, shape]) => [key, { shape }]));
-  const text = describe(
+  const text = describeDifference(
     compareTensors(
       of([
         ["a", [2]],
@@ -286,7 +286,7 @@ test("a comparison names what is missing, unexpected and misshaped", () => {
     ),
   );
   assert.is(text, "1 missing (a); 1 unexpected (c); 1 misshaped (b is (4), not (3))");
-  assert.is(describe(compareTensors(of([["a", [2]]]), of([["a", [2]]]))), undefined);
+  assert.is(describeDifference(compareTensors(of([["a", [2]]]), of([["a", [2]]]))), undefined);
 });
 
 test.run();

@@ -136,7 +136,7 @@ export function labelCounts(plan: WeakenPlan, images: number): Record<Kind, numb
     );
   if (needed > images) {
     throw new BadInput(
-      `weaken: ${needed} images are needed (${describe(counts)}), but there are ${images}; ask for less`,
+      `weaken: ${needed} images are needed (${describeCounts(counts)}), but there are ${images}; ask for less`,
     );
   }
   return counts;
@@ -189,7 +189,7 @@ function checkedShares({ tags = 0, points = 0, boxes = 0 }: Shares, flag: string
   return { tags, points, boxes };
 }
 
-export function describe(counts: Record<Kind, number>): string {
+export function describeCounts(counts: Record<Kind, number>): string {
   return `${counts.tags} tags, ${counts.points} points, ${counts.boxes} boxes`;
 }
 
