@@ -1,4 +1,4 @@
-// Recorded outputs of PyTorch (test/parity/make_mask2former.py) and how far a tensor is from them.
+// Recorded outputs of PyTorch (test/parity/make_mask2former.py), how far a tensor is from them, and what is said where something is refused.
 import { existsSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { type Device, F, load, type Tensor } from "../../engine/index.ts";
@@ -46,4 +46,14 @@ export function roll(x: Tensor, dy: number, dx: number): Tensor {
   const [H, W] = x.shape.slice(2) as [number, number];
   const rows = F.cat([F.slice(x, 2, H - dy, H), F.slice(x, 2, 0, H - dy)], 2);
   return F.cat([F.slice(rows, 3, W - dx, W), F.slice(rows, 3, 0, W - dx)], 3);
+}
+
+/** Of what is thrown. */
+export function message(run: () => unknown): string {
+  try {
+    run();
+  } catch (error) {
+    return (error as Error).message;
+  }
+  return "nothing was thrown";
 }

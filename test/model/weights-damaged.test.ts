@@ -6,6 +6,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { checkpointParts, readCheckpoint } from "../../model/weights/index.ts";
 import { readPickle } from "../../model/weights/pickle.ts";
+import { message as thrown } from "./fixture.ts";
 
 const test = suite("damaged weights");
 const folder = new URL("../parity/weights/", import.meta.url);
@@ -247,15 +248,11 @@ function zip(entries: readonly Entry[]): Uint8Array {
   return new Uint8Array(Buffer.concat([...parts, central, end]));
 }
 
-const message = (content: Uint8Array, name: string, parts?: Map<string, Uint8Array>): string => {
-  try {
+const message = (content: Uint8Array, name: string, parts?: Map<string, Uint8Array>): string =>
+  thrown(() => {
     checkpointParts(content, name);
     readCheckpoint(content, name, parts);
-  } catch (error) {
-    return (error as Error).message;
-  }
-  return "nothing was thrown";
-};
+  });
 
 test("views and entries cannot grow far beyond the file", () => {
   const storage = new Uint8Array(4 * 65536);

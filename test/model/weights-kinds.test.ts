@@ -7,6 +7,7 @@ import { loadBackbone, MobileNetV2, ResNet, resNet, SwinTransformer } from "../.
 import { checkSamEncoder, mobileSam, readSam, samVitB, samVitH, samVitL } from "../../model/sam/index.ts";
 import { checkTensors, compareTensors, type HostTensor, nameTensors } from "../../model/weights/index.ts";
 import { testDevice } from "../device.ts";
+import { message } from "./fixture.ts";
 
 const test = suite("kinds of weights");
 const recorded: Record<string, Record<string, number[]>> = JSON.parse(
@@ -20,15 +21,6 @@ function stateOf(model: string): Map<string, HostTensor> {
   const data = new Uint8Array(0);
   return new Map(Object.entries(recorded[model]!).map(([key, shape]) => [key, { dtype: "F32", shape, data }]));
 }
-
-const message = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    return (error as Error).message;
-  }
-  return "nothing was thrown";
-};
 
 test("each SAM is known, has the sizes of its configuration, and lacks nothing", () => {
   const configs = { "SAM ViT-B": samVitB, "SAM ViT-L": samVitL, "SAM ViT-H": samVitH, MobileSAM: mobileSam };

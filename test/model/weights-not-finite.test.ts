@@ -12,20 +12,12 @@ import { BadInput } from "../../train/errors.ts";
 import { loadTrained } from "../../train/models.ts";
 import { openSam } from "../../train/weights.ts";
 import { testDevice } from "../device.ts";
+import { message } from "./fixture.ts";
 
 const test = suite("weights that are not finite");
 const folder = mkdtempSync(join(tmpdir(), "not-finite-"));
 const at = (name: string) => join(folder, name);
 test.after(() => rmSync(folder, { recursive: true }));
-
-const message = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    return (error as Error).message;
-  }
-  return "nothing was thrown";
-};
 
 /** More than two of the pieces that are looked at together, for every type. */
 const SIZE = 70_001;

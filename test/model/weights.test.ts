@@ -6,19 +6,11 @@ import { fileNumbers, parseSafetensors } from "../../engine/safetensors.ts";
 import { samConfigOf } from "../../model/sam/sizes.ts";
 import { compareTensors, describeDifference, nameTensors, readCheckpoint } from "../../model/weights/index.ts";
 import { readPickle } from "../../model/weights/pickle.ts";
+import { message } from "./fixture.ts";
 
 const test = suite("weights");
 const read = (name: string) => new Uint8Array(readFileSync(new URL(`../parity/${name}`, import.meta.url)));
 const ascii = (text: string) => Buffer.from(text, "latin1");
-const message = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    return (error as Error).message;
-  }
-  return "nothing was thrown";
-};
-
 /** A zip archive of stored or deflated entries. */
 function zip(
   entries: Record<string, Uint8Array>,
