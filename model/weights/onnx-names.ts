@@ -18,7 +18,7 @@ type Tensors = Map<string, HostTensor>;
 
 /** Named by the exporter, not by a module. */
 const GENERATED = /^(onnx::\w+_\d+|val_\d+|(index|unsqueeze)(_\d+)?)$/;
-/** Of these what is whole or a scalar is a shape, an index, a factor. */
+/** Of these what is whole or a single number is a shape, an index, a factor. */
 const NO_MODULE = /^(onnx::\w+|val)_\d+$/;
 /** Numbers that stand in the code, such as pixels' mean; dynamo's exporter names them after what was done with them last. */
 const CONSTANT =
@@ -29,6 +29,7 @@ const FLOATS: ReadonlySet<string> = new Set(["F64", "F32", "F16", "BF16"]);
 export function recoverNames(merged: Tensors, all: readonly OnnxNode[], budget: Budget): Tensors {
   const { tensors, nodes } = apart(merged, all, budget);
   const found = recovered(tensors, nodes, budget);
+  const fromDynamo = nodes.some(({ scopes }) => scopes !== undefined);
   const out: Tensors = new Map();
   const isFree = ({ name, tensor }: Recovered) => {
     const other = tensors.get(name) ?? out.get(name);
@@ -37,14 +38,13 @@ export function recoverNames(merged: Tensors, all: readonly OnnxNode[], budget: 
   for (const [name, tensor] of tensors) {
     const own = found.get(name);
     if (own?.every(isFree)) for (const { name: its, tensor: as } of own) out.set(its, as);
-    else if (isWeight(name, tensor)) out.set(name, tensor);
+    else if (isWeight(name, tensor) && !(fromDynamo && CONSTANT.test(name))) out.set(name, tensor);
   }
   return out;
 }
 
 function isWeight(name: string, { dtype, shape }: HostTensor): boolean {
-  if (CONSTANT.test(name)) return false;
-  return !NO_MODULE.test(name) || (FLOATS.has(dtype) && shape.length > 0);
+  return !NO_MODULE.test(name) || (FLOATS.has(dtype) && shape.some((d) => d !== 1));
 }
 
 const areEqual = (a: HostTensor, b: HostTensor): boolean =>
@@ -67,42 +67,50 @@ const PARTS: Readonly<Record<string, readonly string[]>> = {
  * Exporters keep one of several equal weights, such as the norms of a model that was not trained yet. The older writes the others as Identity
  * of it, the one that dynamo feeds lets all nodes take the one; here each has its own again.
  */
-function apart(merged: Tensors, nodes: readonly OnnxNode[], budget: Budget): { tensors: Tensors; nodes: OnnxNode[] } {
+function apart(merged: Tensors, all: readonly OnnxNode[], budget: Budget): { tensors: Tensors; nodes: OnnxNode[] } {
   const tensors: Tensors = new Map(merged);
   const copy = (name: string, tensor: HostTensor) => {
     budget.take(tensor.data.length, `initialiser ${name}`);
     tensors.set(name, tensor);
   };
-  const taken = new Set(nodes.flatMap(({ inputs }) => inputs));
-  const rest = nodes.filter(({ op, inputs: [from = ""], outputs: [to = ""] }) => {
+  const taken = new Set(all.flatMap(({ inputs }) => inputs));
+  const nodes = all.filter(({ op, inputs: [from = ""], outputs: [to = ""] }) => {
     const tensor = op === "Identity" ? tensors.get(from) : undefined;
     // Values of modules begin with a slash.
     if (!tensor || !taken.has(to) || to.startsWith("/") || tensors.has(to)) return true;
     copy(to, tensor);
     return false;
   });
-  const prefix = prefixOf(tensors, rest);
-  if (prefix === undefined) return { tensors, nodes: rest };
-  const [takers, makers] = [takersOf(rest), new Map(rest.map((node) => [node.outputs[0], node]))];
-  const partOf = ({ op, inputs, ...node }: OnnxNode, i: number): string | undefined => {
-    if (op !== "Add") return PARTS[op]?.[i];
-    const product = makers.get(inputs[1 - i]); // A linear layer's.
-    return product?.op === "MatMul" && moduleOf(product) === moduleOf({ op, inputs, ...node }) ? "bias" : undefined;
-  };
-  const renamed = rest.map((node): OnnxNode => {
-    const module = moduleOf(node);
+  const ownName = ownNames(tensors, nodes);
+  const renamed = nodes.map((node): OnnxNode => {
     const inputs = node.inputs.map((input, i) => {
-      const tensor = tensors.get(input);
-      if (!module || !tensor || GENERATED.test(input) || takers.get(input)!.length === 1) return input;
-      const part = partOf(node, i);
-      if (!part) return input;
-      const own = `${prefix}${module}.${part}`;
-      if (!tensors.has(own)) copy(own, tensor);
-      return own;
+      const own = ownName(node, i);
+      if (own !== undefined && !tensors.has(own)) copy(own, tensors.get(input)!);
+      return own ?? input;
     });
     return { ...node, inputs };
   });
   return { tensors, nodes: renamed };
+}
+
+/** What a node's module calls an input of it that other nodes take, too; undefined where it is no weight or that is not told. */
+function ownNames(tensors: Tensors, nodes: readonly OnnxNode[]): (node: OnnxNode, input: number) => string | undefined {
+  const prefix = prefixOf(tensors, nodes);
+  const takers = takersOf(nodes);
+  const makers = new Map(nodes.map((node) => [node.outputs[0], node]));
+  const isSum = ({ inputs }: OnnxNode, i: number, module: string) => {
+    const product = makers.get(inputs[1 - i]); // A linear layer's.
+    return product?.op === "MatMul" && moduleOf(product) === module;
+  };
+  const shared = new Set(
+    [...tensors.keys()].filter((key) => !GENERATED.test(key) && (takers.get(key)?.length ?? 0) > 1),
+  );
+  return (node, i) => {
+    const module = shared.has(node.inputs[i]!) ? moduleOf(node) : undefined;
+    if (prefix === undefined || !module) return undefined;
+    const part = node.op === "Add" ? isSum(node, i, module) && "bias" : PARTS[node.op]?.[i];
+    return part ? `${prefix}${module}.${part}` : undefined;
+  };
 }
 
 function takersOf(nodes: readonly OnnxNode[]): Map<string, OnnxNode[]> {

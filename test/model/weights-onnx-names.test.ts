@@ -149,7 +149,12 @@ test("what is ambiguous keeps the exporter's name; shapes, indices and scalars a
   assert.equal(named(taken, product, sum), [...kept, "net.a.b.weight"], "the name is taken");
   const folded = { "onnx::Conv_3": fileTensor([1, 2], [2, 1, 1, 1]), ...bias };
   assert.equal(named(folded, node("Conv", "/conv/Conv", ["x", "onnx::Conv_3"]), sum), ["onnx::Conv_3", "net.a.b.bias"]);
-  const constants = { "onnx::Resize_4": fileTensor([1, 2], [2], "I32"), val_5: fileTensor([0.5], []), ...bias };
+  const constants = {
+    "onnx::Resize_4": fileTensor([1, 2], [2], "I32"),
+    val_5: fileTensor([0.5], []),
+    val_6: fileTensor([0.5], [1]),
+    ...bias,
+  };
   assert.equal(named(constants, sum), ["net.a.b.bias"]);
   const einsum = node("Einsum", "node_einsum", ["x", "index"], {
     equation: "bhwc,hkc->bhwk",
