@@ -52,7 +52,7 @@ function loadMobileNet(backbone: MobileNetV2, state: ReadonlyMap<string, Source>
   const origin = found ? found.naming.origin : numbered ? "tensorflow" : backbone.origin;
   if (found && backbone.norm !== "folded")
     throw new CheckpointError(
-      `the backbone's norm is ${backbone.norm}, which pre-trained MobileNetV2s do not fit; give model.backbone={kind: mobilenetV2, norm: folded, origin: pytorch}`,
+      `the backbone's norm is ${backbone.norm}, which pre-trained MobileNetV2s do not fit; give model.backbone={kind: mobilenetV2, norm: folded, origin: ${origin}}`,
     );
   if (origin !== backbone.origin)
     throw new CheckpointError(

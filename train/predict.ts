@@ -2,7 +2,7 @@
 import { dirname, join } from "node:path";
 import { type Device, encode, F, noGrad, scope, type Tensor } from "../engine/index.ts";
 import { attentionLogits, maskLogits, type Instance as Predicted, type Wish, type WishOutput } from "../model/index.ts";
-import type { Category } from "./data/coco.ts";
+import { type Category, imagesDocument } from "./data/coco.ts";
 import { type Image, readImage, writeMaskPng, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
 import { evalSample } from "./data/loader.ts";
@@ -76,7 +76,8 @@ export async function predictImages(
   }
   if (predicted.length === 0 && !signal?.aborted)
     throw new BadInput(`none of the ${paths.length} images could be read; give at least one that can`);
-  await writeWhole(join(out, "images.json"), JSON.stringify(imagesDocument(predicted, categories)));
+  const entries = predicted.map((one) => ({ ...one, fileName: one.image }));
+  await writeWhole(join(out, "images.json"), JSON.stringify(imagesDocument(entries, categories)));
   await writeWhole(join(out, "results.json"), JSON.stringify(resultsDocument(results)));
   if (options.dump) await writeWhole(options.dump, raw ?? (await rawOutputs(gpu, model, paths[0]!, options)));
   return predicted;
@@ -107,14 +108,6 @@ async function readable(path: string, onUnreadable?: (reason: string) => void): 
     onUnreadable(error.message);
     return undefined;
   }
-}
-
-/** COCO's images and categories, which its results refer to by their ids. */
-function imagesDocument(images: readonly PredictedImage[], categories: readonly Category[]): object {
-  return {
-    images: images.map(({ id, image, width, height }) => ({ id, file_name: image, width, height })),
-    categories,
-  };
 }
 
 /** The raw outputs of a model whose masks SAM drew, so that they were not at hand. */

@@ -23,6 +23,19 @@ export interface ImageEntry {
   height: number;
 }
 
+/** What COCO's files have in common. */
+export interface ImagesDocument {
+  images: { id: number; file_name: string; width: number; height: number }[];
+  categories: Category[];
+}
+
+export function imagesDocument(images: readonly ImageEntry[], categories: readonly Category[]): ImagesDocument {
+  return {
+    images: images.map(({ id, fileName, width, height }) => ({ id, file_name: fileName, width, height })),
+    categories: [...categories],
+  };
+}
+
 export interface Instance {
   id: number;
   imageId: number;

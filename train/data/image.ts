@@ -2,12 +2,13 @@
  * Images from and to files, as 8-bit RGB on the host. Decoding is sharp's (libvips), whose pixels equal Pillow's. An image is always turned
  * upright as its EXIF orientation says: so do the programs that people label with, detectron2 and Ultralytics; COCO's and VOC's have none.
  */
-import { readFile, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { PNG } from "pngjs";
 import sharp, { type Sharp } from "sharp";
 import { resizeBilinear } from "../../model/sam/preprocess.ts";
 import { BadInput } from "../errors.ts";
 import { MAX_PIXELS } from "./mask.ts";
+import { readBytes } from "./open.ts";
 
 /** 8-bit RGB, row-major, channels last: data is (height, width, 3). */
 export interface Image {
@@ -26,15 +27,7 @@ export function isImageName(name: string): boolean {
 
 /** Reads a JPEG, PNG or WebP file. Throws BadInput naming the file when it is missing, no image, truncated or corrupt. */
 export async function readImage(path: string): Promise<Image> {
-  return decodeImage(await bytesOf(path), path);
-}
-
-async function bytesOf(path: string): Promise<Uint8Array> {
-  try {
-    return await readFile(path);
-  } catch (error) {
-    throw new BadInput(`${path}: ${reasonOf(error, "the image")}`);
-  }
+  return decodeImage(await readBytes(path, "the image"), path);
 }
 
 /**
@@ -144,13 +137,4 @@ export async function writeMaskPng(path: string, mask: Uint8Array, width: number
   const png = new PNG({ width, height });
   png.data = Buffer.from(mask.map((value) => (value === 0 ? 0 : 255)));
   await writeFile(path, PNG.sync.write(png, { colorType: 0, inputColorType: 0, bitDepth: 8, inputHasAlpha: false }));
-}
-
-/** One clause for a file that could not be opened. */
-export function reasonOf(error: unknown, what: string): string {
-  const code = (error as NodeJS.ErrnoException).code;
-  if (code === "ENOENT") return `${what} does not exist`;
-  if (code === "EISDIR") return `${what} is a folder, a file is expected`;
-  if (code === "EACCES" || code === "EPERM") return `${what} may not be read`;
-  return `${what} cannot be read (${(error as Error).message})`;
 }

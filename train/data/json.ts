@@ -3,16 +3,11 @@ import { readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { BadInput } from "../errors.ts";
 import { makeFolders } from "../folders.ts";
-import { reasonOf } from "./image.ts";
+import { readText } from "./open.ts";
 
 /** Reads and parses a file; `what` names it in errors, as in "the weak labels". Throws BadInput. */
 export function readJson(path: string, what: string): unknown {
-  let text: string;
-  try {
-    text = readFileSync(path, "utf8");
-  } catch (error) {
-    throw new BadInput(`${path}: ${reasonOf(error, what)}`);
-  }
+  const text = readText(path, what);
   try {
     // Editors on Windows put a byte order mark in front.
     return JSON.parse(text.replace(/^\uFEFF/, ""));

@@ -2,13 +2,20 @@
  * What a data set of any format says of its images, with files and classes by name. Each reader gives it; it becomes COCO's instances here
  * and weak labels in own-labels.ts.
  */
-import { readFileSync } from "node:fs";
 import { extname } from "node:path";
 import { BadInput } from "../errors.ts";
-import { type Category, categoriesOf, documentOf, runsOfSegmentation } from "./coco.ts";
-import { checkSize, imageSize, reasonOf } from "./image.ts";
+import {
+  type Category,
+  categoriesOf,
+  documentOf,
+  type ImagesDocument,
+  imagesDocument,
+  runsOfSegmentation,
+} from "./coco.ts";
+import { checkSize, imageSize } from "./image.ts";
 import { readJson } from "./json.ts";
 import { areaOfRuns, type Box, boxOfRuns, type Rle } from "./mask.ts";
+import { readText } from "./open.ts";
 
 /** One object: its mask, the box around it, or a point on it. */
 export interface LabelledObject {
@@ -113,13 +120,9 @@ export const NO_CLASS = new Set(["__ignore__", "_background_"]);
 /** A list of classes: a name on each line, or the categories of a JSON file. Throws BadInput. */
 export function readClasses(path: string): Category[] {
   if (extname(path) === ".json") return categoriesOf(documentOf(readJson(path, "the list of classes"), path), path);
-  let text: string;
-  try {
-    text = readFileSync(path, "utf8");
-  } catch (error) {
-    throw new BadInput(`${path}: ${reasonOf(error, "the list of classes")}`);
-  }
-  const names = text.split(/\r?\n/).map((line) => line.trim());
+  const names = readText(path, "the list of classes")
+    .split(/\r?\n/)
+    .map((line) => line.trim());
   const classes = names.filter((name) => name !== "" && !NO_CLASS.has(name));
   if (classes.length === 0) throw new BadInput(`${path}: names no class; expected a name on each line`);
   const twice = classes.find((name, i) => classes.indexOf(name) !== i);
@@ -164,9 +167,7 @@ export function checkArea([x, y, w, h]: Box, label: string, { at, width, height 
     );
 }
 
-export interface InstancesDocument {
-  images: { id: number; file_name: string; width: number; height: number }[];
-  categories: Category[];
+export interface InstancesDocument extends ImagesDocument {
   annotations: object[];
 }
 
@@ -182,11 +183,7 @@ export function instancesDocument(labelled: Labelled, categories: readonly Categ
       const [category_id, iscrowd] = [idOf.get(object.label)!, object.crowd ? 1 : 0];
       annotations.push({ id: annotations.length + 1, image_id: image.id, category_id, ...outline, iscrowd });
     }
-  return {
-    images: images.map(({ id, fileName, width, height }) => ({ id, file_name: fileName, width, height })),
-    categories: [...categories],
-    annotations,
-  };
+  return { ...imagesDocument(images, categories), annotations };
 }
 
 function outlineOf(

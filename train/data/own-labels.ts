@@ -3,14 +3,12 @@
  * weakened by `weaken`.
  */
 import { BadInput } from "../errors.ts";
-import type { Category } from "./coco.ts";
+import { type Category, type ImagesDocument, imagesDocument } from "./coco.ts";
 import { checkArea, identified, type Labelled, type LabelledImage } from "./labelled.ts";
 import { COSTS, type Kind } from "./weak.ts";
 
-export interface OwnWeakDocument {
+export interface OwnWeakDocument extends ImagesDocument {
   info: { description: string; costs: typeof COSTS; counts: Record<Kind, number>; spent: number };
-  images: { id: number; file_name: string; width: number; height: number }[];
-  categories: Category[];
   weak: object[];
 }
 
@@ -31,8 +29,7 @@ export function ownWeakLabels(labelled: Labelled, categories: readonly Category[
       counts,
       spent: counts.tags * COSTS.tag + counts.points * COSTS.point + counts.boxes * COSTS.box,
     },
-    images: images.map(({ id, fileName, width, height }) => ({ id, file_name: fileName, width, height })),
-    categories: [...categories],
+    ...imagesDocument(images, categories),
     weak,
   };
 }

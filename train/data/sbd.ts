@@ -3,14 +3,14 @@
  * Segmentation numbers the objects (0: ground; no void border) and whose Categories are their classes in VOC's order from 1.
  */
 import { existsSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { BadInput } from "../errors.ts";
 import type { Category } from "./coco.ts";
-import { clauseOf, reasonOf } from "./image.ts";
+import { clauseOf } from "./image.ts";
 import { type Labelled, type LabelledImage, type LabelledObject, readEach, sizeOf } from "./labelled.ts";
 import { rleOfRuns, runsByIndex } from "./mask.ts";
 import { type Matrix, readMatStruct } from "./mat.ts";
+import { readBytes } from "./open.ts";
 import { idOf, readList, VOC_CATEGORIES } from "./voc-names.ts";
 
 export interface SbdOptions {
@@ -55,12 +55,7 @@ export async function readSbdObjects(
   classes: readonly Category[],
 ): Promise<Pick<LabelledImage, "at" | "objects" | "width" | "height">> {
   const at = join(root, "inst", `${name}.mat`);
-  let bytes: Uint8Array;
-  try {
-    bytes = await readFile(at);
-  } catch (error) {
-    throw new BadInput(`${at}: ${reasonOf(error, "the MAT-file of the objects")}`);
-  }
+  const bytes = await readBytes(at, "the MAT-file of the objects");
   let fields: Map<string, Matrix>;
   try {
     fields = readMatStruct(bytes, "GTinst", ["Segmentation", "Categories"]);

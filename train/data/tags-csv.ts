@@ -1,11 +1,10 @@
 /** A table of tags: the columns file_name and tags, a row an image, the tags separated by semicolons, commas or bars. Rows of one image add up. */
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { CsvError, parse } from "csv-parse/sync";
 import { BadInput } from "../errors.ts";
 import { show } from "./coco.ts";
-import { reasonOf } from "./image.ts";
 import { type Labelled, type LabelledImage, readEach, sizeOf } from "./labelled.ts";
+import { readText } from "./open.ts";
 
 export interface TagsOptions {
   /** Folder of the images. */
@@ -48,12 +47,7 @@ export async function readTags(file: string, { images: imagesDir, onImage }: Tag
 }
 
 function readRows(file: string): string[][] {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch (error) {
-    throw new BadInput(`${file}: ${reasonOf(error, "the table of tags")}`);
-  }
+  const text = readText(file, "the table of tags");
   try {
     return parse(text, { bom: true, skip_empty_lines: true });
   } catch (error) {

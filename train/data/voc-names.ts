@@ -1,8 +1,7 @@
 /** What VOC and SBD have in common: classes, lists of images, ids. */
-import { readFileSync } from "node:fs";
 import { BadInput } from "../errors.ts";
 import { type Category, show } from "./coco.ts";
-import { reasonOf } from "./image.ts";
+import { readText } from "./open.ts";
 
 const NAMES =
   "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor";
@@ -18,13 +17,9 @@ export function idOf(name: string): { id?: number } {
 
 /** A list of names, one a line; what follows a name on its line is not read. */
 export function readList(path: string): string[] {
-  let text: string;
-  try {
-    text = readFileSync(path, "utf8");
-  } catch (error) {
-    throw new BadInput(`${path}: ${reasonOf(error, "the list of images")}`);
-  }
-  const names = text.split(/\r?\n/).flatMap((line) => line.trim().split(/\s+/)[0] || []);
+  const names = readText(path, "the list of images")
+    .split(/\r?\n/)
+    .flatMap((line) => line.trim().split(/\s+/)[0] || []);
   if (names.length === 0) throw new BadInput(`${path}: the list is empty`);
   const odd = names.find((name) => !/^[\w.-]+$/.test(name) || name.startsWith("."));
   if (odd !== undefined) throw new BadInput(`${path}: ${show(odd)} is no name of an image`);

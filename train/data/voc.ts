@@ -4,15 +4,15 @@
  * those under ImageSets/Main are of many more images, whose objects have boxes alone (Annotations, XML).
  */
 import { existsSync, readdirSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { basename, extname, join } from "node:path";
 import { XMLParser, XMLValidator } from "fast-xml-parser";
 import { BadInput } from "../errors.ts";
 import { type Category, type Fields, isFields, show } from "./coco.ts";
-import { clauseOf, reasonOf } from "./image.ts";
+import { clauseOf } from "./image.ts";
 import { decodeIndices, type Indices } from "./index-png.ts";
 import { type Labelled, type LabelledImage, type LabelledObject, readEach, sizeOf } from "./labelled.ts";
 import { type Box, rleOfRuns, runsByIndex } from "./mask.ts";
+import { readBytes } from "./open.ts";
 import { readSbdObjects, sbdList } from "./sbd.ts";
 import { idOf, readList, VOC_CATEGORIES } from "./voc-names.ts";
 
@@ -130,13 +130,7 @@ async function readMasks(
 }
 
 async function readIndices(path: string, size: { width: number; height: number }): Promise<Indices> {
-  let bytes: Uint8Array;
-  try {
-    bytes = await readFile(path);
-  } catch (error) {
-    throw new BadInput(`${path}: ${reasonOf(error, "the labels' PNG")}`);
-  }
-  const indices = await decodeIndices(bytes, path);
+  const indices = await decodeIndices(await readBytes(path, "the labels' PNG"), path);
   if (indices.width !== size.width || indices.height !== size.height)
     throw new BadInput(`${path}: is ${indices.width}x${indices.height}, but its image is ${size.width}x${size.height}`);
   return indices;
@@ -152,12 +146,7 @@ async function readBoxes(
   classes: readonly Category[],
 ): Promise<Pick<LabelledImage, "at" | "objects">> {
   const at = join(root, "Annotations", `${name}.xml`);
-  let text: string;
-  try {
-    text = await readFile(at, "utf8");
-  } catch (error) {
-    throw new BadInput(`${at}: ${reasonOf(error, "the annotation")}`);
-  }
+  const text = new TextDecoder().decode(await readBytes(at, "the annotation"));
   const valid = XMLValidator.validate(text);
   if (valid !== true)
     throw new BadInput(`${at}: not XML (${valid.err.msg}, line ${valid.err.line}); it may be truncated`);

@@ -17,8 +17,10 @@ import {
   type Fields,
   groupCategories,
   type ImageEntry,
+  type ImagesDocument,
   type Instance,
   type Instances,
+  imagesDocument,
   imagesOf,
   instanceRuns,
   instancesByImage,
@@ -61,7 +63,7 @@ export interface WeakenOptions {
 }
 
 /** The weak labels file as JSON. */
-export interface WeakDocument {
+export interface WeakDocument extends ImagesDocument {
   info: {
     description: string;
     seed: number;
@@ -73,8 +75,6 @@ export interface WeakDocument {
     spent: number;
     point: "center" | "uniform";
   };
-  images: { id: number; file_name: string; width: number; height: number }[];
-  categories: Category[];
   weak: object[];
 }
 
@@ -120,8 +120,7 @@ export function weaken(
       spent: counts.tags * COSTS.tag + counts.points * COSTS.point + counts.boxes * COSTS.box,
       point,
     },
-    images: data.images.map(({ id, fileName, width, height }) => ({ id, file_name: fileName, width, height })),
-    categories: data.categories,
+    ...imagesDocument(data.images, data.categories),
     weak,
   };
 }

@@ -3,13 +3,14 @@
  * `labels/…/a.txt`. A line is a class's number and a polygon `x y x y …`, or a box `x y width height` around its centre, in shares of the
  * image's sides. An image without a file of labels has no objects, as Ultralytics takes it.
  */
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, statSync } from "node:fs";
 import { dirname, isAbsolute, join, relative, resolve, sep } from "node:path";
 import { parse } from "yaml";
 import { BadInput } from "../errors.ts";
 import { type Category, type Fields, isFields, show } from "./coco.ts";
-import { IMAGE_FORMATS, isImageName, reasonOf } from "./image.ts";
+import { IMAGE_FORMATS, isImageName } from "./image.ts";
 import { type Labelled, type LabelledImage, type LabelledObject, readEach, sizeOf } from "./labelled.ts";
+import { readText } from "./open.ts";
 
 export interface YoloOptions {
   /** train (the default), val or test. */
@@ -44,16 +45,12 @@ export async function readYolo(file: string, options: YoloOptions = {}): Promise
 }
 
 function readYaml(file: string): Fields {
+  const text = readText(file, "the data set");
   let document: unknown;
   try {
-    document = parse(readFileSync(file, "utf8"));
+    document = parse(text);
   } catch (error) {
-    const reason = "code" in (error as object) && (error as { code: string }).code.startsWith("E");
-    throw new BadInput(
-      reason
-        ? `${file}: ${reasonOf(error, "the data set")}`
-        : `${file}: not YAML (${(error as Error).message.split("\n", 1)[0]})`,
-    );
+    throw new BadInput(`${file}: not YAML (${(error as Error).message.split("\n", 1)[0]})`);
   }
   if (!isFields(document))
     throw new BadInput(`${file}: expected YOLO's path, train, val and names, got ${show(document)}`);
@@ -105,7 +102,7 @@ function filesBelow(folder: string): string[] {
 }
 
 function listed(list: string, root: string): string[] {
-  const lines = readFileSync(list, "utf8").split(/\r?\n/);
+  const lines = readText(list, "the list of images").split(/\r?\n/);
   const names = lines.map((line) => line.trim()).filter((line) => line !== "");
   return names.map((name) => (isAbsolute(name) ? name : join(name.startsWith("./") ? dirname(list) : root, name)));
 }
@@ -119,7 +116,7 @@ function labelsPath(image: string): string {
 }
 
 function objectsOf(at: string, names: readonly string[], size: { width: number; height: number }): LabelledObject[] {
-  return readFileSync(at, "utf8")
+  return readText(at, "the labels")
     .split(/\r?\n/)
     .flatMap((line, i): LabelledObject[] => {
       const fields = line.trim().split(/\s+/);
