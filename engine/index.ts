@@ -23,7 +23,7 @@ export {
   type SafetensorsFile,
   save,
 } from "./safetensors.ts";
-export { isTensor, keep, scope } from "./scope.ts";
+export { free, isTensor, keep, scope } from "./scope.ts";
 export type { Shape } from "./shape.ts";
 export { backward, checkpoint, detach, isRecording, noGrad } from "./tape.ts";
 export { type DType, type HostArray, type HostData, settle, type Tensor, type TensorOptions } from "./tensor.ts";

@@ -2,14 +2,18 @@
  * How much GPU memory a step will take, told before the first one: the step itself runs on a device that computes nothing and counts what
  * tensors would own.
  */
-import { type Device, nn, optim, scope } from "../engine/index.ts";
-import { parameterGroups, Wish, type WishConfig } from "../model/index.ts";
+import { type Device, nn, noGrad, optim, scope } from "../engine/index.ts";
+import { parameterGroups, Wish } from "../model/index.ts";
 import type { Config } from "./config.ts";
 import type { Sample } from "./data/loader.ts";
-import { type Trainer, trainStep } from "./step.ts";
+import { labelled, pseudoLabelled } from "./pseudo.ts";
+import { imageTensor, type Trainer, trainStep } from "./step.ts";
+import type { ImageTargets, Target } from "./targets.ts";
 
 /** Bytes of tensors. */
 export interface MemoryPlan {
+  /** How many the step is planned with. */
+  objects: number;
   /** Weights and buffers of the model. */
   weights: number;
   gradients: number;
@@ -27,7 +31,7 @@ export interface MemoryPlan {
 export class MemoryWatch {
   readonly #gpu: Device;
   readonly #log: (line: string) => void;
-  #plan: MemoryPlan | undefined;
+  #planned = false;
   #compared = false;
   /** The most before the first step, which is counted by itself. */
   #before = 0;
@@ -44,75 +48,80 @@ export class MemoryWatch {
 
   /** Runs a step; `whole`: it is no step of the warm-up, which takes far less. */
   async around<T>(
-    trainer: Pick<Trainer, "config" | "model" | "optimizer" | "teacher">,
+    trainer: Trainer,
     batches: readonly (readonly Sample[])[],
     whole: boolean,
-    step: () => Promise<T>,
+    step: (trainer: Trainer) => Promise<T>,
   ): Promise<T> {
-    if (this.#compared) return step();
+    if (this.#compared) return step(trainer);
     const gpu = this.#gpu;
-    if (!this.#plan) {
-      const { config, model, teacher } = trainer;
-      this.#plan = await planMemory(gpu, config, model.config, batches, teacher?.bytes ?? 0);
-      this.#log(planText(this.#plan));
-    }
+    if (!this.#planned) this.#log(planText(await planMemory(trainer, batches)));
+    this.#planned = true;
     // The first one makes the optimizer's moments.
-    if (!whole || trainer.optimizer.steps === 0) return step();
+    if (!whole || trainer.optimizer.steps === 0) return step(trainer);
     this.#before = this.mostBytes;
     gpu.resetHighWater();
-    const result = await step();
-    this.#log(`a whole step owned ${gib(gpu.memory.highWaterBytes)} at most, of ${gib(this.#plan.peak)} planned`);
+    const found: FoundObjects = new Map();
+    const result = await step({ ...trainer, pseudo: listening(found) });
+    const most = gib(gpu.memory.highWaterBytes);
+    // How many objects tags have changes from step to step, and the plan with it.
+    const { objects, peak } = await planMemory(trainer, batches, found);
+    this.#log(`a whole step of ${objects} objects owned ${most} at most, of ${gib(peak)} planned for as many`);
     this.#compared = true;
     return result;
   }
 }
 
 /**
- * @param batches those of one step; how many objects they have matters little, how large they are, much
- * @param teacher bytes of SAM's weights
+ * @param batches those of one step; how large they are matters more than what is in them
+ * @param found the objects of images with tags; default: those that the CAM and SAM find now
  */
 export async function planMemory(
-  gpu: Device,
-  config: Config,
-  sizes: WishConfig,
+  trainer: Trainer,
   batches: readonly (readonly Sample[])[],
-  teacher: number,
+  found?: FoundObjects,
 ): Promise<MemoryPlan> {
+  const { gpu, config } = trainer;
+  const known = found ?? (await objectsOfTags(trainer, batches));
   const dry = gpu.dry();
-  const model = nn.init.skip(() => new Wish(dry, sizes)).train();
+  const model = nn.init.skip(() => new Wish(dry, trainer.model.config)).train();
   const weights = dry.memory.liveBytes;
+  const teacher = trainer.teacher?.dry(dry);
+  const sam = dry.memory.liveBytes - weights;
   const groups = parameterGroups(model, { lr: 0, weightDecay: 0, backboneMultiplier: 1, camMultiplier: 1 });
-  const wish = config.mode === "wish";
-  const trainer = {
+  const rehearsed: Trainer = {
+    ...trainer,
     gpu: dry,
-    config,
     model,
     optimizer: new optim.AdamW(groups),
     scaler: config.precision === "mixed" ? new optim.GradScaler() : undefined,
     rates: groups.map(() => 0),
-    teacher: wish
-      ? { bytes: 0, promptEncoder: () => latents(dry, sizes.prompt.dim), promptPoints: noPoints }
-      : undefined,
-    items: [],
-    proxies: [],
+    teacher,
     hasTags: false,
+    pseudo: async (targets, samples) => {
+      for (const sample of samples) {
+        const { prompts } = known.get(sample) ?? { prompts: [] };
+        if (prompts.length > 0) await teacher?.promptPoints(sample.imageId, [1, 1], noImage, prompts);
+      }
+      return samples.map((sample, b) => known.get(sample)?.answer ?? targets[b]!);
+    },
   };
-  const seen = batches.map((batch) => batch.map((sample) => withObjects(sample, config)));
   // The first step makes the optimizer's means; the second is like all that follow.
-  for (let step = 0; step < 2; step++) await scope(() => trainStep(trainer, seen, step));
-  const { liveBytes, highWaterBytes } = dry.memory;
+  for (let step = 0; step < 2; step++) await scope(() => trainStep(rehearsed, batches, step));
+  const { liveBytes, highWaterBytes: peak } = dry.memory;
   const gradients = sum(model.parameters().map((x) => x.grad?.storage.bytes ?? 0));
-  const moments = Math.max(0, liveBytes - weights - gradients);
-  const peak = teacher + highWaterBytes;
-  return { weights, gradients, moments, activations: peak - teacher - weights - gradients - moments, teacher, peak };
+  const moments = Math.max(0, liveBytes - weights - sam - gradients);
+  const activations = peak - sam - weights - gradients - moments;
+  const objects = sum(batches.flat().map((x) => known.get(x)?.answer.targets.length ?? x.classes.length));
+  return { objects, weights, gradients, moments, activations, teacher: sam, peak };
 }
 
 /** The plan in a line. */
 export function planText(plan: MemoryPlan): string {
-  const { weights, gradients, moments, activations, teacher, peak } = plan;
+  const { objects, weights, gradients, moments, activations, teacher, peak } = plan;
   const parts = { weights, gradients, "AdamW's moments": moments, activations, "the teacher": teacher };
   const told = Object.entries(parts).map(([name, bytes]) => `${gib(bytes)} ${name}`);
-  return `memory plan: a step owns ${gib(peak)} of the GPU at most: ${told.join(", ")}`;
+  return `memory plan: a step of ${objects} objects owns ${gib(peak)} of the GPU at most: ${told.join(", ")}`;
 }
 
 function gib(bytes: number): string {
@@ -121,26 +130,77 @@ function gib(bytes: number): string {
 
 const sum = (numbers: readonly number[]): number => numbers.reduce((a, b) => a + b, 0);
 
-/** SAM's prompt encoder, as far as the sizes go. */
-function latents(dry: Device, dim: number) {
-  return (kind: "point" | "box", coords: Float32Array) =>
-    dry.zeros([coords.length / (kind === "point" ? 2 : 4), 2, dim]);
-}
+/** What the CAM and SAM find in images with tags. */
+type FoundObjects = Map<Sample, { prompts: readonly (readonly [number, number])[]; answer: ImageTargets }>;
 
-function noPoints(): never {
-  throw new Error("planMemory: no pseudo points are asked for");
-}
-
-/** An image with tags is planned with one point a tag: where its peaks will be is not known. */
-function withObjects(sample: Sample, { data, mode }: Config): Sample {
-  if (sample.kind !== "tags" || mode !== "wish") return sample;
-  const mask = new Uint8Array((sample.width / data.maskStride) * (sample.height / data.maskStride)).fill(1);
-  return {
-    ...sample,
-    kind: "points",
-    classes: sample.tags,
-    source: sample.tags.map((_, i) => i),
-    points: sample.tags.map(() => [0, 0]),
-    proxies: sample.tags.map(() => ({ masks: [mask, mask, mask], iou: [1, 1, 1] })),
+/** pseudoLabelled, which notes what it finds. */
+function listening(found: FoundObjects): typeof pseudoLabelled {
+  return async (targets, samples, cam, context, maskSize) => {
+    const asked = new Map<number, readonly (readonly [number, number])[]>();
+    const teacher: typeof context.teacher = {
+      promptPoints: (imageId, size, read, points) => {
+        asked.set(imageId, points);
+        return context.teacher.promptPoints(imageId, size, read, points);
+      },
+    };
+    const answers = await pseudoLabelled(targets, samples, cam, { ...context, teacher }, maskSize);
+    for (const [b, sample] of samples.entries())
+      if (sample.kind === "tags") found.set(sample, { prompts: asked.get(sample.imageId) ?? [], answer: answers[b]! });
+    return answers;
   };
+}
+
+/** At least one for each tag: a CAM that shows nothing yet will show something later. */
+async function objectsOfTags(
+  { gpu, config, model, teacher, items }: Trainer,
+  batches: readonly (readonly Sample[])[],
+): Promise<FoundObjects> {
+  const found: FoundObjects = new Map();
+  if (!teacher) return found;
+  for (const batch of batches) {
+    const samples = batch.filter(({ kind }) => kind === "tags");
+    if (samples.length === 0) continue;
+    const { width, height } = samples[0]!;
+    const maskSize = [width / config.data.maskStride, height / config.data.maskStride] as const;
+    await scope(() => {
+      const sizes = samples.map(({ valid: [w, h] }): [number, number] => [h, w]);
+      const { cam } = noGrad(() => model.eval().forwardCam(imageTensor(gpu, samples), { sizes }));
+      model.train();
+      const targets = samples.map((sample) => labelled(sample, config, maskSize));
+      return listening(found)(targets, samples, cam, { config, teacher, items }, maskSize);
+    });
+    for (const sample of samples) {
+      const { prompts, answer } = found.get(sample)!;
+      const least = sample.tags.map((): [number, number] => [0, 0]);
+      found.set(sample, {
+        prompts: prompts.length < least.length ? least : prompts,
+        answer: withObjects(answer, sample, config, maskSize),
+      });
+    }
+  }
+  return found;
+}
+
+/** Tags that have no object get one. */
+function withObjects(
+  answer: ImageTargets,
+  { tags }: Sample,
+  { prompt }: Config,
+  maskSize: readonly [number, number],
+): ImageTargets {
+  const mask = new Uint8Array(maskSize[0] * maskSize[1]).fill(1);
+  const lacking = tags.filter((tag) => !answer.targets.some(({ classIndex }) => classIndex === tag));
+  const added = lacking.map(
+    (classIndex): Target => ({
+      classIndex,
+      candidates: [mask, mask, mask],
+      iou: [1, 1, 1],
+      ...(prompt.mode === "none" ? {} : { prompt: { kind: "point", coords: [0, 0] } }),
+    }),
+  );
+  return { ...answer, supervised: true, targets: [...answer.targets, ...added] };
+}
+
+function noImage(): never {
+  throw new Error("planMemory: an embedding is asked for that the step did not make");
 }

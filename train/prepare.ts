@@ -22,7 +22,6 @@ interface PrepareOptions {
 
 export interface Prepared {
   trainer: Trainer;
-  teacher: Teacher | undefined;
   loader: Loader;
   sizes: WishConfig;
   /** What the model started from. */
@@ -57,7 +56,7 @@ export async function prepare(
     proxies,
     hasTags: data.items.some((item) => item.kind === "tags"),
   };
-  return { trainer, teacher, loader: newLoader(config, data.items, proxies), sizes, notes };
+  return { trainer, loader: newLoader(config, data.items, proxies), sizes, notes };
 }
 
 /** @param items the images whose embeddings may be asked for */

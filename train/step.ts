@@ -1,9 +1,10 @@
 /** One optimizer step: forward, pseudo points for images with tags, matching, losses, backward, update. */
-import { autocast, backward, type Device, F, optim, Random, scope, type Tensor } from "../engine/index.ts";
+import { autocast, backward, type Device, F, free, optim, Random, scope, type Tensor } from "../engine/index.ts";
 import { keepingBlocks, type Wish } from "../model/index.ts";
 import { camLoss, selfLoss } from "./cam.ts";
 import type { Config } from "./config.ts";
 import { boxSupervision, segmentationLosses } from "./criterion.ts";
+import { readImage } from "./data/image.ts";
 import type { Item, Sample } from "./data/loader.ts";
 import { NotFinite } from "./finite.ts";
 import { latentTargets } from "./latents.ts";
@@ -26,12 +27,14 @@ export interface Trainer {
   /** Each group's rate before the schedule. */
   rates: readonly number[];
   /** Undefined when training from masks. */
-  teacher: Pick<Teacher, "bytes" | "promptEncoder" | "promptPoints"> | undefined;
+  teacher: Teacher | undefined;
   items: readonly Item[];
   /** SAM's masks of each item's labels. */
   proxies: readonly (readonly SamProxy[] | undefined)[];
   /** Some images have tags: then there is a warm-up on the CAM alone. */
   hasTags: boolean;
+  /** What finds the objects of images with tags, where it is not the CAM. */
+  pseudo?: typeof pseudoLabelled;
 }
 
 /** Weighted terms, which sum to `loss`, and what else a step tells. */
@@ -137,14 +140,17 @@ export async function lossTerms(
     return { terms, counts: { objects: 0 } };
   }
 
+  // SAM's encoder has the memory to itself before the forward pass takes its own.
+  for (const { kind, imageId, item } of samples)
+    if (teacher && kind === "tags") await teacher.embed(imageId, () => readImage(trainer.items[item]!.path));
   const output = forward(config, () => model.forward(images, { sizes }));
   const stride = config.data.maskStride;
   const maskSize = [first.width / stride, first.height / stride] as const;
   let targets: ImageTargets[] = samples.map((sample) =>
     labelled(sample, config, maskSize, trainer.proxies[sample.item]),
   );
-  if (teacher && output.cam)
-    targets = await pseudoLabelled(targets, samples, output.cam, { ...trainer, teacher }, maskSize);
+  const pseudo = trainer.pseudo ?? pseudoLabelled;
+  if (teacher && output.cam) targets = await pseudo(targets, samples, output.cam, { ...trainer, teacher }, maskSize);
   const uploaded = uploadTargets(gpu, targets, maskSize);
 
   const stack = stackLayers(config.loss.deepSupervision ? output.predictions : output.predictions.slice(-1));
@@ -163,6 +169,8 @@ export async function lossTerms(
     add("projection", found?.projection, weights.projection);
     add("pairwise", found?.pairwise, weights.pairwise * Math.min(1, (step + 1) / (weights.pairwiseWarmup + 1)));
   }
+  // The backward pass needs the points taken from the masks, not the masks.
+  if (uploaded.masks) free(uploaded.masks);
   if (output.cam) {
     add("cam", camLoss(gpu, output.cam, samples, output.inputSize), weights.cam);
     add("self", selfLoss(gpu, output.cam, stack, uploaded, pairs.at(-1)!, output.inputSize, config.cam), weights.self);

@@ -13,12 +13,13 @@ import {
   fileNumbers,
   halfBits,
   halfValue,
+  nn,
   noGrad,
   parseSafetensors,
   scope,
   type Tensor,
 } from "../engine/index.ts";
-import { longestSide, maskOfLogits, prepareImage, type Sam } from "../model/sam/index.ts";
+import { longestSide, maskOfLogits, prepareImage, Sam } from "../model/sam/index.ts";
 import { packageRoot } from "../platform/root.ts";
 import type { Image } from "./data/image.ts";
 import { readNamed, writeWhole } from "./files.ts";
@@ -45,8 +46,8 @@ export interface PointMasks {
 }
 
 export interface TeacherOptions {
-  /** Folder of the embeddings: embeddings-<weights' key>/<image's hash>.safetensors, so that several data sets may share it. */
-  cache: string;
+  /** Folder of the embeddings: embeddings-<weights' key>/<image's hash>.safetensors, so that several data sets may share it. Default: none. */
+  cache?: string;
   /** Bytes of embeddings held in memory. */
   memory: number;
   /** The images' files by their ids: where one is known its bytes stand for it, else its pixels. */
@@ -200,6 +201,17 @@ export class Teacher {
     return { logits: answers.map(({ logits }) => logits), iou: answers.map(({ iou }) => iou), side };
   }
 
+  /** Sees to it that an image's embedding is kept, so that the next question about it needs no encoder. */
+  async embed(imageId: number, read: () => Promise<Image>): Promise<void> {
+    await this.#embedding(imageId, read);
+  }
+
+  /** One of the same sizes on a device that computes nothing: what it is asked takes the memory it would, and its answers are zeros. */
+  dry(gpu: Device): Teacher {
+    const sam = nn.init.skip(() => new Sam(gpu, this.sam.config));
+    return new Teacher(gpu, sam, this.key, { memory: Number.POSITIVE_INFINITY });
+  }
+
   /** An image's embedding in half precision, from memory, disk or the encoder; the same bits from each. */
   async #embedding(imageId: number, read: () => Promise<Image>): Promise<Uint16Array> {
     const held = this.#embeddings.get(imageId);
@@ -208,24 +220,8 @@ export class Teacher {
       this.#embeddings.set(imageId, held);
       return held;
     }
-    const file = this.#options.images?.get(imageId);
-    const image = file === undefined ? await read() : undefined;
-    const name = hashOf(image ? image.data : await readNamed(file!, "an image"));
-    const path = join(this.#options.cache, `embeddings-${this.key}`, `${name}.safetensors`);
-    const { imageSize: side, grid, promptDim } = this.sam.config;
-    let halves = await readEmbedding(path, promptDim * grid * grid);
-    if (!halves) {
-      const prepared = prepareImage(image ?? (await read()), side);
-      const values = await scope(async () =>
-        noGrad(() => this.sam.encodeImage(this.#gpu.tensor(prepared.data, [1, 3, side, side]))).toArray(),
-      );
-      halves = Uint16Array.from(values, halfBits);
-      const data = new Uint8Array(halves.buffer);
-      await writeWhole(
-        path,
-        encodeSafetensors(new Map([["embedding", { dtype: "F16", shape: [halves.length], data }]])),
-      );
-    }
+    const { cache } = this.#options;
+    const halves = cache === undefined ? await this.#encode(await read()) : await this.#stored(cache, imageId, read);
     this.#embeddings.set(imageId, halves);
     this.#held += halves.byteLength;
     for (const [id, old] of this.#embeddings) {
@@ -234,6 +230,30 @@ export class Teacher {
       this.#held -= old.byteLength;
     }
     return halves;
+  }
+
+  /** From a folder, which gets it where it lacks it. */
+  async #stored(cache: string, imageId: number, read: () => Promise<Image>): Promise<Uint16Array> {
+    const file = this.#options.images?.get(imageId);
+    const image = file === undefined ? await read() : undefined;
+    const name = hashOf(image ? image.data : await readNamed(file!, "an image"));
+    const path = join(cache, `embeddings-${this.key}`, `${name}.safetensors`);
+    const { grid, promptDim } = this.sam.config;
+    const stored = await readEmbedding(path, promptDim * grid * grid);
+    if (stored) return stored;
+    const halves = await this.#encode(image ?? (await read()));
+    const data = new Uint8Array(halves.buffer);
+    await writeWhole(path, encodeSafetensors(new Map([["embedding", { dtype: "F16", shape: [halves.length], data }]])));
+    return halves;
+  }
+
+  async #encode(image: Image): Promise<Uint16Array> {
+    const { imageSize: side } = this.sam.config;
+    const { data } = prepareImage(image, side);
+    const values = await scope(async () =>
+      noGrad(() => this.sam.encodeImage(this.#gpu.tensor(data, [1, 3, side, side]))).toArray(),
+    );
+    return Uint16Array.from(values, halfBits);
   }
 }
 

@@ -27,7 +27,6 @@ import { MemoryWatch } from "./plan.ts";
 import { type Prepared, prepare } from "./prepare.ts";
 import { writeDetails, writeReport } from "./report.ts";
 import { type StepReport, type Trainer, trainStep } from "./step.ts";
-import type { Teacher } from "./teacher.ts";
 
 export interface TrainOptions {
   display: Display;
@@ -104,7 +103,7 @@ async function trainPrepared(
   data: TrainData,
   options: TrainOptions,
   previous: Checkpoint | undefined,
-  { trainer, teacher, loader, sizes, notes }: Prepared,
+  { trainer, loader, sizes, notes }: Prepared,
 ): Promise<TrainResult> {
   const { display, signal } = options;
   const { run } = config;
@@ -134,7 +133,7 @@ async function trainPrepared(
   let evaluation: Evaluation | undefined;
   let evaluatedAt = -1;
   const evaluate = async (): Promise<void> => {
-    const found = await assess(trainer, data, step, { teacher, diary, display, memory, ...(signal ? { signal } : {}) });
+    const found = await assess(trainer, data, step, { diary, display, memory, ...(signal ? { signal } : {}) });
     if (!found) {
       interrupted = true;
       return;
@@ -196,7 +195,7 @@ async function trainPrepared(
       for (let i = 0; i < config.accumulate; i++) batches.push(await loader.next());
       waited = (performance.now() - began) / 1000;
       const whole = !trainer.hasTags || step >= config.cam.warmup;
-      const taken = () => keepingGood(run, () => trainStep(trainer, batches, step));
+      const taken = (own: Trainer) => keepingGood(run, () => trainStep(own, batches, step));
       return memory.around(trainer, batches, whole, taken);
     };
     const report = await work().catch((error) => keepUntil(place, error));
@@ -252,7 +251,6 @@ async function bestOf(run: string, diary: Diary): Promise<number> {
 }
 
 interface AssessParts {
-  teacher: Teacher | undefined;
   diary: Diary;
   display: Display;
   memory: MemoryWatch;
@@ -264,9 +262,9 @@ async function assess(
   trainer: Trainer,
   data: TrainData,
   step: number,
-  { teacher, diary, display, memory, signal }: AssessParts,
+  { diary, display, memory, signal }: AssessParts,
 ): Promise<Evaluation | undefined> {
-  const { gpu, config, model } = trainer;
+  const { gpu, config, model, teacher } = trainer;
   const bar = display.progress(config.val.limit || data.validation!.images.length, "img");
   const evaluation = await evaluateModel(gpu, model, data.categories, data.validation!, config.val.images, {
     ...config.val,

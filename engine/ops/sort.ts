@@ -3,6 +3,7 @@
  * do not exist in WGSL and would give another sum each time. No tape here.
  */
 import { linearGroups, run } from "../kernel.ts";
+import { free } from "../scope.ts";
 import { empty, type Tensor } from "../tensor.ts";
 
 const MAX_DIGIT_BITS = 8;
@@ -45,6 +46,7 @@ export function sortKeys(keys: Tensor, rows: number, n: number, bits: number): {
       params,
       groups,
     });
+    if (pass > 0) for (const done of [from.keys, from.order]) free(done);
     from = to;
   }
   return from;
@@ -65,5 +67,6 @@ export function groupByKey(keys: Tensor, n: number, count: number): Segments {
     params: { rows: 1, n, block: 0, blocks: 0, shift: 0, digits: 1, first: 0, n_keys: count },
     groups: groupsFor(Math.ceil((count + 1) / 16)),
   });
+  free(sorted.keys);
   return { order: sorted.order, start };
 }

@@ -1,6 +1,7 @@
 /** The largest elements of rows. */
 import { checkFloats, checkNoMore } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
+import { scope } from "../scope.ts";
 import { show } from "../shape.ts";
 import { record } from "../tape.ts";
 import { empty, fill, type Tensor } from "../tensor.ts";
@@ -24,10 +25,12 @@ export function topk(x: Tensor, k: number, ...more: never[]): { values: Tensor; 
   const rows = n === 0 ? 0 : x.size / n;
   const params = { rows, n, k };
   const groups = linearGroups(Math.ceil(values.size / 64));
-  const keys = empty(device, [rows, n], "u32");
-  run(device, "topk", "keys", { bind: { x, keys_out: keys }, params, groups: linearGroups(Math.ceil(x.size / 64)) });
-  const { order } = sortKeys(keys, rows, n, 32);
-  run(device, "topk", "pick", { bind: { x, order, values, indices }, params, groups });
+  scope(() => {
+    const keys = empty(device, [rows, n], "u32");
+    run(device, "topk", "keys", { bind: { x, keys_out: keys }, params, groups: linearGroups(Math.ceil(x.size / 64)) });
+    const { order } = sortKeys(keys, rows, n, 32);
+    run(device, "topk", "pick", { bind: { x, order, values, indices }, params, groups });
+  });
   record("topk", [x], values, (g) => {
     const gx = fill(empty(device, x.shape), 0);
     run(device, "topk", "grad", { bind: { g, indices_in: indices, gx }, params, groups });

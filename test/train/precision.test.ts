@@ -133,25 +133,30 @@ for (const settings of [
   [],
   ["memory.checkpoint=true", "memory.activations=f16", "precision=mixed"],
   ["mode=supervised"],
+  ["data.labels=TAGS"],
+  ["data.labels=TAGS", "cam.warmup=1"],
 ])
   test(`the memory plan is what the first step takes: ${settings.join(" ") || "defaults"}`, async () => {
     const said: string[] = [];
-    // Of tags nobody knows beforehand how many peaks they will have.
-    const known = join(folder, "known.json");
-    await writeWeak(known, weaken(readInstances(scenes.annotations), { points: 0.5, boxes: 0.5 }));
-    const all = [...plain, `data.labels=${known}`, ...settings, "steps=4"];
+    const instances = readInstances(scenes.annotations);
+    const [known, tags] = [join(folder, "known.json"), join(folder, "tags.json")];
+    await writeWeak(known, weaken(instances, { points: 0.5, boxes: 0.5 }));
+    await writeWeak(tags, weaken(instances, { tags: 1 }));
+    const given = settings.map((setting) => setting.replace("TAGS", tags));
+    const all = [...plain, `data.labels=${known}`, ...given, "steps=4"];
     if (settings.includes("mode=supervised")) all.push(`data.labels=${scenes.annotations}`, "prompt.mode=none");
     const own = await Device.open(); // Without what other tests left to the garbage collector.
-    await train(own, config(`plan-${settings.length}${settings[0]?.length}`, all), {
+    await train(own, config(`plan-${settings.join("-").replace(/[^\w-]/g, "")}`, all), {
       display: { ...silent, log: (line) => said.push(line) },
     });
     await own.close();
     const plan = said.find((line) => line.startsWith("memory plan"));
     assert.match(
       plan ?? "",
-      /a step owns [\d.]+ MiB of the GPU at most: [\d.]+ MiB weights, .* gradients, .* moments, .* activations/,
+      /a step of \d+ objects owns [\d.]+ MiB of the GPU at most: [\d.]+ MiB weights, .* gradients, .* moments, .* activations/,
     );
-    const found = said.map((line) => line.match(/owned ([\d.]+) MiB at most, of ([\d.]+) MiB planned/)).find(Boolean);
+    const told = /a whole step of \d+ objects owned ([\d.]+) MiB at most, of ([\d.]+) MiB planned for as many/;
+    const found = said.map((line) => line.match(told)).find(Boolean);
     assert.ok(found, said.join("\n"));
     const [measured, planned] = [Number(found[1]), Number(found[2])];
     assert.ok(Math.abs(planned / measured - 1) < 0.1, `${planned} MiB planned, ${measured} measured`);
