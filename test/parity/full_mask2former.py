@@ -6,7 +6,7 @@
 
 BACKBONE: resnet18, resnet34, resnet50, resnet101, swinT, swinS, swinB, swinL at Mask2Former's sizes. SHORT is the image's short side, so that
 nothing is resized. `--init lively` scales weights by fan-in instead of transformers' initial values, so that attention and offsets do
-something. Reported are the largest and the mean difference in units of the reference's standard deviation.
+something. Reported are the largest, the root mean square and the mean difference in units of the reference's standard deviation.
 
 Masked attention thresholds the masks after each layer, so that rounding decides cells on the threshold, and what follows differs by far more.
 Therefore the reference also runs with the attention masks of wgpu-wish in place of its own: what differs then, it computes differently. For
@@ -106,7 +106,7 @@ def differences(label, got, want):
         w = want[key]
         assert got[key].shape == w.shape, (key, got[key].shape, w.shape)
         d = (got[key] - w).abs() / w.std()
-        print(f"{label}, {key} {tuple(w.shape)}: max {d.max():.1e}, mean {d.mean():.1e}, spread {w.std():.2g}")
+        print(f"{label}, {key} {tuple(w.shape)}: max {d.max():.1e}, rms {d.square().mean().sqrt():.1e}, mean {d.mean():.1e}, spread {w.std():.2g}")
         largest = max(largest, d.max().item())
     return largest
 
