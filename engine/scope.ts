@@ -74,8 +74,12 @@ export function keep(x: Tensor, owner?: Tensor): Tensor {
   return own(x, owner?.scope);
 }
 
-/** Frees one tensor now. */
+/**
+ * Frees one tensor now, before its scope ends. What was made from it stays, and where that is not yet worked out the memory, too, until it
+ * is; a backward pass must not need the tensor any more.
+ */
 export function free(x: Tensor): void {
+  if (!isTensor(x)) throw new Error(`free: a tensor is wanted; got ${x === null ? "null" : typeof x}`);
   if (x.freed) return;
   if (x.scope) x.scope.tensors.delete(x);
   else orphans.unregister(x);

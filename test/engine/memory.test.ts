@@ -1,7 +1,20 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { run } from "../../engine/kernel.ts";
-import { backward, checkpoint, Device, detach, F, keep, nn, noGrad, optim, scope, type Tensor } from "../../index.ts";
+import {
+  backward,
+  checkpoint,
+  Device,
+  detach,
+  F,
+  free,
+  keep,
+  nn,
+  noGrad,
+  optim,
+  scope,
+  type Tensor,
+} from "../../index.ts";
 import { testDevice } from "../device.ts";
 
 const gpu = await testDevice();
@@ -111,6 +124,26 @@ memory("live bytes do not grow over training steps", async () => {
     [liveBytes, liveBuffers, freeBytes],
   );
   assert.ok(last < first, `the loss fell from ${first} to ${last}`);
+});
+
+memory("a tensor is freed before its scope ends, and what was made from it stays", async () => {
+  const own = await Device.open();
+  await scope(async () => {
+    const x = own.tensor(new Float32Array(4096).fill(2));
+    const done = F.mul(x, 3);
+    await done.toArray();
+    const before = own.memory.liveBytes;
+    free(x);
+    free(x);
+    assert.is(own.memory.liveBytes, before - 4 * 4096);
+    const unread = F.neg(done);
+    free(done);
+    assert.is((await unread.toArray())[4095], -6);
+    assert.throws(() => F.neg(x), /freed/);
+  });
+  assert.is(own.memory.liveBytes, 0);
+  assert.throws(() => free(5 as never), /free: a tensor is wanted; got number/);
+  await own.close();
 });
 
 memory("what was freed is neither written nor kept, and an upload fills its tensor exactly", () => {
