@@ -20,6 +20,8 @@ export interface Node {
   readonly grad: (gy: Tensor) => Gradients;
   /** How often each input had been written; undefined where it had still to be worked out. */
   readonly versions?: readonly (number | undefined)[];
+  /** What the operation made for its gradient alone. */
+  readonly saved?: readonly Tensor[];
 }
 
 const recording = new Mode(true);
@@ -29,12 +31,22 @@ export function isRecording(): boolean {
   return recording.value;
 }
 
-/** Hangs the gradient of an operation on its output: `grad` maps the gradient of `y` to those of `inputs`, null where there is none. */
-export function record(op: string, inputs: readonly Tensor[], y: Tensor, grad: (gy: Tensor) => Gradients): Tensor {
+/**
+ * Hangs the gradient of an operation on its output: `grad` maps the gradient of `y` to those of `inputs`, null where there is none.
+ * @param saved what `grad` alone will need, freed as soon as it does not; inputs among it stay
+ */
+export function record(
+  op: string,
+  inputs: readonly Tensor[],
+  y: Tensor,
+  grad: (gy: Tensor) => Gradients,
+  saved: readonly Tensor[] = [],
+): Tensor {
+  const own = saved.filter((x) => !inputs.includes(x));
   if (recording.value && inputs.some((x) => x.requiresGrad)) {
     y.requiresGrad = true;
-    y.node = { op, order: order++, inputs, grad, versions: inputs.map((x) => x.memory.storage?.version) };
-  }
+    y.node = { op, order: order++, inputs, grad, versions: inputs.map((x) => x.memory.storage?.version), saved: own };
+  } else own.forEach(free);
   return y;
 }
 
@@ -148,6 +160,7 @@ function walk(loss: Tensor, first: Tensor): void {
       });
     });
     free(gy);
+    node.saved?.forEach(free);
     gradients.forEach((g, i) => {
       if (g) add1(node.inputs[i]!, g);
     });

@@ -3,7 +3,7 @@ import { type Device, F, nn, type Tensor } from "../engine/index.ts";
 
 export type FeatureName = "res2" | "res3" | "res4" | "res5";
 
-/** res2 … res5, each (B, C, H / stride, W / stride). */
+/** res2 … res5, each (B, C, H / stride, W / stride). Convolutions read them, so that autocast and memory.activations may make them f16. */
 export type Features = Record<FeatureName, Tensor>;
 
 /** Deepest stride of a backbone. At 16 or 8 the later stages keep the resolution and dilate instead (16 is detectron2's RES5_DILATION 2). */

@@ -35,9 +35,9 @@ export function recomputed<I extends Tensor[]>(fn: (...inputs: I) => Tensor, ...
  */
 export function block<I extends Tensor[]>(fn: (x: Tensor, ...others: I) => Tensor, x: Tensor, ...others: I): Tensor {
   if (!memory.checkpoint || !isRecording()) return isRecording() ? fn(x, ...others) : scope(() => fn(x, ...others));
-  const { activations } = memory;
-  const stored = (input: Tensor, ...rest: I): Tensor => F.cast(fn(unblocked(input), ...rest), activations);
-  return recomputed<[Tensor, ...I]>(stored, x, ...others);
+  const whole = (input: Tensor, ...rest: I): Tensor => fn(unblocked(input), ...rest);
+  const halved = (...inputs: [Tensor, ...I]): Tensor => F.cast(whole(...inputs), "f16");
+  return recomputed<[Tensor, ...I]>(memory.activations === "f16" ? halved : whole, x, ...others);
 }
 
 /** A block's result in f32. */

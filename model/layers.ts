@@ -109,8 +109,8 @@ export class MLP extends nn.Module {
   }
 
   forward(x: Tensor): Tensor {
-    const last = this.layers.length - 1;
-    return this.layers.reduce((h, layer, i) => layer.forward(h, i < last ? { activation: "relu" } : {}), x);
+    const inner = { activation: "relu", forProducts: true } as const;
+    return this.layers.reduce((h, layer, i) => layer.forward(h, i < this.layers.length - 1 ? inner : {}), x);
   }
 }
 

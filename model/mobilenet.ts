@@ -10,7 +10,7 @@ import {
   type OutputStride,
   strideOrDilate,
 } from "./backbone.ts";
-import { block, unblocked } from "./blocks.ts";
+import { block } from "./blocks.ts";
 import { type Norm, normed, normGroups } from "./layers.ts";
 import { MOBILENET_STAGES } from "./weights/mobilenet-shapes.ts";
 
@@ -105,7 +105,7 @@ export class MobileNetV2 extends Backbone {
       if (!feature) continue;
       const stage = this.#steps.slice(first, i + 1);
       h = block((input) => run(stage, input), h);
-      found[feature] = unblocked(h);
+      found[feature] = h;
       first = i + 1;
     }
     return found as Features;
@@ -126,6 +126,7 @@ function run(steps: readonly Step[], x: Tensor): Tensor {
     h = (layer.conv ?? layer.dwconv)!.forward(h, {
       activation: relu6 ? "relu6" : undefined,
       residual: adds ? shortcut : undefined,
+      forProducts: true,
     });
   }
   return h;

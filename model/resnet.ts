@@ -9,7 +9,7 @@ import {
   type OutputStride,
   strideOrDilate,
 } from "./backbone.ts";
-import { block, unblocked } from "./blocks.ts";
+import { block } from "./blocks.ts";
 import { ConvNorm, FrozenBatchNorm2d, type Norm, normGroups } from "./layers.ts";
 
 /** frozenBN for pre-trained weights (the reference), groupNorm for training from scratch with few images a step. */
@@ -109,7 +109,7 @@ export class ResNet extends Backbone {
   features(x: Tensor): Features {
     const stem = this.stem.conv1.forward(x, { activation: "relu" }); // (B, C, H / 2, W / 2)
     const pass = (blocks: Block[], h: Tensor): Tensor =>
-      unblocked(blocks.reduce((y, each) => block((input) => each.forward(input), y), h));
+      blocks.reduce((y, each) => block((input) => each.forward(input), y), h);
     const res2 = pass(this.res2, this.#pool ? F.maxPool2d(stem, 3, { stride: 2, padding: 1 }) : stem);
     const res3 = pass(this.res3, res2);
     const res4 = pass(this.res4, res3);
@@ -141,10 +141,10 @@ class Block extends nn.Module {
   }
 
   forward(x: Tensor): Tensor {
-    const activation = "relu";
-    const end = { residual: this.shortcut ? this.shortcut.forward(x) : x, activation } as const;
-    const y = this.conv1.forward(x, { activation });
-    return this.conv3 ? this.conv3.forward(this.conv2.forward(y, { activation }), end) : this.conv2.forward(y, end);
+    const inner = { activation: "relu", forProducts: true } as const;
+    const end = { ...inner, residual: this.shortcut ? this.shortcut.forward(x, { forProducts: true }) : x };
+    const y = this.conv1.forward(x, inner);
+    return this.conv3 ? this.conv3.forward(this.conv2.forward(y, inner), end) : this.conv2.forward(y, end);
   }
 }
 

@@ -135,7 +135,7 @@ class SwinBlock extends nn.Module {
     const rows = F.reshape(h, [-1, C]);
     const residual = !this.#drops;
     const branch = inPieces(rows, MLP_RATIO * C * 4, (piece) => {
-      const inner = this.mlp.fc1.forward(this.norm2.forward(piece), { activation: "gelu" });
+      const inner = this.mlp.fc1.forward(this.norm2.forward(piece), { activation: "gelu", forProducts: true });
       return this.mlp.fc2.forward(inner, residual ? { residual: piece } : {});
     });
     const y = F.reshape(branch, h.shape);

@@ -22,14 +22,14 @@ export interface Conv2dOptions extends FinishOptions {
 const isHalf = (x: Tensor): boolean => x.dtype === "f16";
 
 function checkImages(op: string, x: Tensor, weight: Tensor): void {
-  checkFloats(op, { x, weight }, ["weight"]);
+  checkFloats(op, { x, weight }, ["x", "weight"]);
   if (x.shape.length !== 4) throw new Error(`${op}: x must be (B, C, H, W); got ${show(x.shape)}`);
   if (weight.shape.length !== 4) throw new Error(`${op}: weight must have four dimensions; got ${show(weight.shape)}`);
 }
 
 function checkBias(op: string, x: Tensor, bias: Tensor | undefined, channels: number): void {
   if (!bias) return;
-  checkFloats(op, { x, bias });
+  checkFloats(op, { x, bias }, ["x"]);
   if (!sameShape(bias.shape, [channels])) throw new Error(`${op}: bias must be (${channels}); got ${show(bias.shape)}`);
 }
 
@@ -44,7 +44,8 @@ const CONV2D_OPTIONS = {
 
 /**
  * (B, in, H, W), (out, in / groups, kh, kw), (out) -> (B, out, H', W'): torch.nn.functional.conv2d; with `residual` (B, out, H', W') and
- * `activation`, activation(convolution + residual). The weight may be f16; all else, the gradients included, is f32.
+ * `activation`, activation(convolution + residual). x, the weight and the residual may be f16; the bias, the gradients and, but for
+ * `forProducts`, the result are f32.
  */
 export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): Tensor {
   checkOptions("conv2d", options, CONV2D_OPTIONS);
@@ -100,6 +101,7 @@ export function conv2d(x: Tensor, weight: Tensor, options: Conv2dOptions = {}): 
         bias?.requiresGrad ? sum(g, [0, 2, 3]) : null,
       ];
     },
+    [X, W],
   );
 }
 
@@ -145,12 +147,13 @@ export function convTranspose2d(x: Tensor, weight: Tensor, options: ConvTranspos
   const low = rounding();
   const [X, W] = [low(x), low(weight)];
   const y = widened([X], (full) => spread(full!, W, s, isHalf(X), bias));
-  return record("convTranspose2d", bias ? [x, weight, bias] : [x, weight], y, (gy) => {
+  const gradient = (gy: Tensor): (Tensor | null)[] => {
     const G = low(gy);
     return [
       x.requiresGrad ? widened([G], (full) => correlate(full!, W, s, isHalf(G))) : null,
       weight.requiresGrad ? widened([G, X], (g, full) => weigh(g!, full!, W, s, isHalf(G) && isHalf(X))) : null,
       bias?.requiresGrad ? sum(gy, [0, 2, 3]) : null,
     ];
-  });
+  };
+  return record("convTranspose2d", bias ? [x, weight, bias] : [x, weight], y, gradient, [X, W]);
 }

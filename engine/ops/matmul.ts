@@ -274,7 +274,7 @@ export function matmul(a: Tensor, b: Tensor, ...more: never[]): Tensor {
   const A = low(spread(a, aBatch, [m, k]));
   const B = low(spread(b, bBatch, [k, n]));
   const y = gemm({ x: A, flipped: false }, { x: B, flipped: false }, batch, rows, k, n);
-  return record("matmul", [a, b], alias(y, shape), (gy) => {
+  const gradient = (gy: Tensor): (Tensor | null)[] => {
     const G = { x: low(gy), flipped: false };
     const ofA = (): Tensor => alias(gemm(G, { x: B, flipped: true }, batch, rows, n, k), [...batchShape, m, k]);
     const ofB = (): Tensor =>
@@ -285,12 +285,13 @@ export function matmul(a: Tensor, b: Tensor, ...more: never[]): Tensor {
       a.requiresGrad ? alias(sumTo(ofA(), aShape), a.shape) : null,
       b.requiresGrad ? alias(ofB(), b.shape) : null,
     ];
-  });
+  };
+  return record("matmul", [a, b], alias(y, shape), gradient, [A, B]);
 }
 
 /**
  * x W^T + b: (…, in), (out, in), (out) -> (…, out), as torch.nn.functional.linear; with `residual` (…, out) and `activation`,
- * activation(x W^T + b + residual). x and W may be f16; bias, residual, the result and the gradients are f32.
+ * activation(x W^T + b + residual). x, W and the residual may be f16; the bias, the gradients and, but for `forProducts`, the result are f32.
  */
 export function linear(
   x: Tensor,
@@ -330,5 +331,6 @@ export function linear(
         bias?.requiresGrad ? sumTo(alias(gy, [rows, out]), [out]) : null,
       ];
     },
+    [X, W],
   );
 }

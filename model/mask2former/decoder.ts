@@ -223,7 +223,7 @@ class FeedForwardLayer extends nn.Module {
 
   /** (B, N, C) -> (B, N, C) */
   forward(x: Tensor): Tensor {
-    const mixed = this.linear2.forward(this.linear1.forward(x, { activation: "relu" }), { residual: x });
-    return this.norm.forward(mixed);
+    const inner = this.linear1.forward(x, { activation: "relu", forProducts: true });
+    return this.norm.forward(this.linear2.forward(inner, { residual: x }));
   }
 }

@@ -139,7 +139,7 @@ class EncoderLayer extends nn.Module {
   /** x (B, S, C), positions (1, S, C), references (1, S, 1, 2) -> (B, S, C) */
   forward(x: Tensor, positions: Tensor, references: Tensor, shapes: [number, number][]): Tensor {
     const attended = this.norm1.forward(F.add(x, this.self_attn.forward(F.add(x, positions), references, x, shapes)));
-    const inner = this.linear1.forward(attended, { activation: "relu" });
+    const inner = this.linear1.forward(attended, { activation: "relu", forProducts: true });
     return this.norm2.forward(this.linear2.forward(inner, { residual: attended }));
   }
 }

@@ -118,6 +118,6 @@ export class MLPBlock extends nn.Module {
 
   /** The block (…, dim) -> (…, dim), plus `residual` where given. */
   forward(x: Tensor, residual?: Tensor): Tensor {
-    return this.lin2.forward(this.lin1.forward(x, { activation: this.#activation }), { residual });
+    return this.lin2.forward(this.lin1.forward(x, { activation: this.#activation, forProducts: true }), { residual });
   }
 }

@@ -160,7 +160,7 @@ class Mlp extends nn.Module {
   }
 
   forward(x: Tensor): Tensor {
-    return this.fc2.forward(this.fc1.forward(this.norm.forward(x), { activation: "gelu" }));
+    return this.fc2.forward(this.fc1.forward(this.norm.forward(x), { activation: "gelu", forProducts: true }));
   }
 }
 

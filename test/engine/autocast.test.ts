@@ -72,6 +72,93 @@ test("every kernel of convolution gives the same bits, also the one whose workgr
   await own.close();
 });
 
+/** Of two products one after the other: what the second makes, and the gradients of all that went in. */
+async function twoProducts(
+  kind: "linear" | "conv2d",
+  options: { activation: "relu" | "gelu" | "tanh" | undefined; residual: "none" | "f32" | "f16"; forProducts: boolean },
+): Promise<{ inner: Tensor; numbers: number[][] }> {
+  const { activation, forProducts } = options;
+  const shapes =
+    kind === "linear"
+      ? [
+          [5, 7],
+          [6, 7],
+          [5, 6],
+        ]
+      : [
+          [2, 3, 6, 5],
+          [6, 3, 3, 3],
+          [2, 6, 6, 5],
+        ];
+  const [x, w, rest] = shapes.map((shape, seed) => gpu.randn(shape, { seed, requiresGrad: true })) as [
+    Tensor,
+    Tensor,
+    Tensor,
+  ];
+  const bias = gpu.randn([6], { seed: 4, requiresGrad: true });
+  const v = gpu.randn(kind === "linear" ? [3, 6] : [3, 6, 1, 1], { seed: 5, requiresGrad: true });
+  const residual = options.residual === "none" ? undefined : options.residual === "f16" ? F.cast(rest, "f16") : rest;
+  const finish = { activation, residual, forProducts };
+  let inner!: Tensor;
+  const y = autocast(() => {
+    inner = kind === "linear" ? F.linear(x, w, bias, finish) : F.conv2d(x, w, { padding: 1, bias, ...finish });
+    return kind === "linear" ? F.linear(inner, v) : F.conv2d(inner, v);
+  });
+  const numbers = [await values(F.cast(inner, "f32")), await values(y)];
+  backward(y, gpu.randn(y.shape, { seed: 6 }));
+  const leaves = residual ? [x, w, bias, v, rest] : [x, w, bias, v];
+  for (const leaf of leaves) numbers.push(await values(leaf.grad!));
+  return { inner, numbers };
+}
+
+for (const kind of ["linear", "conv2d"] as const)
+  for (const activation of [undefined, "relu", "gelu", "tanh"] as const)
+    for (const residual of ["none", "f32", "f16"] as const)
+      test(`what only products read is rounded once: ${kind}, ${activation ?? "no activation"}, residual ${residual}`, async () => {
+        await scope(async () => {
+          const full = await twoProducts(kind, { activation, residual, forProducts: false });
+          const { inner, numbers } = await twoProducts(kind, { activation, residual, forProducts: true });
+          assert.equal([inner.dtype, full.inner.dtype], ["f16", "f32"]);
+          assert.equal(
+            numbers[0],
+            full.numbers[0]!.map((v) => halfValue(halfBits(v))),
+          );
+          // The second product rounds what it reads in either case.
+          assert.equal(numbers.slice(1), full.numbers.slice(1));
+        });
+      });
+
+test("outside autocast forProducts changes nothing", async () => {
+  const [x, w] = [gpu.randn([5, 7], { seed: 1 }), gpu.randn([3, 7], { seed: 2 })];
+  const y = F.linear(x, w, undefined, { activation: "relu", forProducts: true });
+  assert.is(y.dtype, "f32");
+  assert.equal(await values(y), await values(F.linear(x, w, undefined, { activation: "relu" })));
+});
+
+test("of what only products read nothing but halves is kept, and the copies go with the backward pass", async () => {
+  const own = await Device.open();
+  const x = own.randn([512, 256], { seed: 1, requiresGrad: true });
+  const [w, v] = [own.randn([256, 256], { seed: 2 }), own.randn([256, 256], { seed: 3 })];
+  for (const activation of ["relu", "gelu"] as const)
+    await scope(async () => {
+      const before = own.memory.liveBytes;
+      const made = autocast(() => {
+        const inner = F.linear(x, w, undefined, { activation, forProducts: true });
+        const taken = own.memory.liveBytes - before;
+        // The copies of x and w and the result; GELU's gradient needs the sum, too.
+        const numbers = x.size * 2 + w.size * 2 + x.size * 2 + (activation === "gelu" ? x.size * 4 : 0);
+        assert.is(taken, numbers);
+        return F.sum(F.linear(inner, v));
+      });
+      const kept = own.memory.liveBytes;
+      backward(made);
+      // The second product's copy of v and the first one's of x and w; the gradient of x came.
+      assert.is(kept - own.memory.liveBytes, x.size * 2 + w.size * 2 + v.size * 2 - x.size * 4);
+      x.grad = undefined;
+    });
+  await own.close();
+});
+
 test("a bias and its gradient stay f32", async () => {
   await scope(async () => {
     const x = gpu.randn([6, 4], { seed: 1 });

@@ -70,12 +70,33 @@ operands("the gradient of an f16 tensor is f32, as a cast gives it", async () =>
   assert.equal(await leaf.grad!.toArray(), await full.grad!.toArray());
 });
 
+operands("a residual and the images of a convolution may be f16, too", async () => {
+  const [x, residual] = [half(gpu.randn([2, 3, 6, 5], { seed: 1 })), half(gpu.randn([2, 4, 6, 5], { seed: 2 }))];
+  const w = gpu.randn([4, 3, 3, 3], { seed: 3 });
+  const [fullX, fullResidual] = [F.cast(x, "f32"), F.cast(residual, "f32")];
+  const y = F.conv2d(x, w, { padding: 1, residual, activation: "relu" });
+  assert.is(y.dtype, "f32");
+  assert.equal(
+    await y.toArray(),
+    await F.conv2d(fullX, w, { padding: 1, residual: fullResidual, activation: "relu" }).toArray(),
+  );
+  const up = gpu.randn([3, 2, 2, 2], { seed: 4 });
+  assert.equal(
+    await F.convTranspose2d(x, up, { stride: 2 }).toArray(),
+    await F.convTranspose2d(fullX, up, { stride: 2 }).toArray(),
+  );
+  const [rows, below] = [gpu.randn([5, 4], { seed: 5 }), half(gpu.randn([5, 4], { seed: 6 }))];
+  const v = gpu.randn([4, 4], { seed: 7 });
+  assert.equal(
+    await F.linear(rows, v, undefined, { residual: below }).toArray(),
+    await F.linear(rows, v, undefined, { residual: F.cast(below, "f32") }).toArray(),
+  );
+});
+
 operands("what takes no f16 says so", () => {
   const x = gpu.ones([2, 2]);
   const image = gpu.ones([1, 1, 2, 2]);
   assert.throws(() => F.linear(x, half(x), half(gpu.ones([2]))), /linear: bias is f16, .* F\.cast\(bias, "f32"\)/);
-  assert.throws(() => F.linear(x, half(x), undefined, { residual: half(x) }), /linear: residual is f16/);
-  assert.throws(() => F.conv2d(half(image), half(image)), /conv2d: x is f16/);
   assert.throws(() => F.conv2d(image, half(image), { bias: half(gpu.ones([1])) }), /conv2d: bias is f16/);
   assert.throws(() => F.add(half(x), x), /add: a is f16/);
   assert.throws(() => F.matmul(x, F.cast(x, "i32")), /matmul: b must be f32; got i32/);
