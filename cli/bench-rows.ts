@@ -163,7 +163,7 @@ export const benches: readonly Bench[] = [
   {
     name: "wish-step",
     note: "a training step of configs/scenes.yaml: 4 scenes of 96 x 96 with boxes",
-    prepare: async (gpu) => ({ run: await wishStep(gpu) }),
+    prepare: wishStep,
   },
   // For GPUs: on a software adapter these take minutes.
   { ...matmul(4096), slow: true },
@@ -172,13 +172,19 @@ export const benches: readonly Bench[] = [
     name: "r50-step",
     note: "a WISH training step, ResNet-50, one image at 1024 px",
     slow: true,
-    prepare: async (gpu) => ({ run: await paperStep(gpu) }),
+    prepare: (gpu) => paperStep(gpu),
   },
   {
     name: "r50-step-checkpoint",
     note: "the same with memory.checkpoint",
     slow: true,
-    prepare: async (gpu) => ({ run: await paperStep(gpu, { checkpoint: true }) }),
+    prepare: (gpu) => paperStep(gpu, { memory: { checkpoint: true } }),
+  },
+  {
+    name: "r50-step-mixed",
+    note: "the same with precision=mixed",
+    slow: true,
+    prepare: (gpu) => paperStep(gpu, { precision: "mixed" }),
   },
   ...samModels,
 ];

@@ -12,22 +12,27 @@ import { type Config, resolveConfig } from "../train/config.ts";
 import type { Sample } from "../train/data/loader.ts";
 import { makeScene, sceneCategories } from "../train/data/scenes.ts";
 import { modelConfig } from "../train/models.ts";
+import { planMemory } from "../train/plan.ts";
 import { openTeacher } from "../train/prepare.ts";
 import { type Trainer, trainStep } from "../train/step.ts";
+import type { Work } from "./bench-work.ts";
 
 const SEED = 5;
 
 /** Of four images at 96 px. */
-export function wishStep(gpu: Device): Promise<() => Promise<unknown>> {
+export function wishStep(gpu: Device): Promise<Work> {
   return stepOf(gpu, resolveConfig(parse(readFileSync(join(packageRoot, "configs", "scenes.yaml"), "utf8"))));
 }
 
-/** ResNet-50, 100 queries, nine layers, one image at 1024 px: the settings' defaults. */
-export function paperStep(gpu: Device, memory: Partial<Config["memory"]> = {}): Promise<() => Promise<unknown>> {
-  return stepOf(gpu, resolveConfig({ batch: 1, cam: { warmup: 0 }, memory }));
+/** ResNet-50, 100 queries, nine layers, one image at 1024 px: the defaults but for `settings`; its memory is planned. */
+export async function paperStep(
+  gpu: Device,
+  settings: { precision?: Config["precision"]; memory?: Partial<Config["memory"]> } = {},
+): Promise<Work> {
+  return stepOf(gpu, resolveConfig({ batch: 1, cam: { warmup: 0 }, ...settings }), true);
 }
 
-async function stepOf(gpu: Device, config: Config): Promise<() => Promise<unknown>> {
+async function stepOf(gpu: Device, config: Config, plans = false): Promise<Work> {
   const teacher = await openTeacher(gpu, config);
   gpu.manualSeed(SEED);
   const model = new Wish(gpu, modelConfig(config, sceneCategories.length, teacher.promptDim)).train();
@@ -42,7 +47,7 @@ async function stepOf(gpu: Device, config: Config): Promise<() => Promise<unknow
     config,
     model,
     optimizer: new optim.AdamW(groups),
-    scaler: undefined,
+    scaler: config.precision === "mixed" ? new optim.GradScaler() : undefined,
     rates: groups.map((group) => group.lr),
     teacher,
     items: [],
@@ -52,7 +57,8 @@ async function stepOf(gpu: Device, config: Config): Promise<() => Promise<unknow
   const { width, maskStride } = config.data;
   const batch = Array.from({ length: config.batch }, (_, i) => sceneSample(i, width, maskStride));
   let step = 0;
-  return () => trainStep(trainer, [batch], step++);
+  const run = (): Promise<unknown> => trainStep(trainer, [batch], step++);
+  return plans ? { run, plannedBytes: (await planMemory(trainer, [batch])).peak } : { run };
 }
 
 function sceneSample(index: number, size: number, stride: number): Sample {

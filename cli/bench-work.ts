@@ -6,6 +6,8 @@ export interface Work {
   /** Done before each repeat and not measured, as the forward pass where the gradient is what counts. */
   before?: () => unknown;
   run: () => unknown;
+  /** The most bytes that tensors should own at any moment of it, where that is known beforehand. */
+  plannedBytes?: number;
 }
 
 export interface Bench {

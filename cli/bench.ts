@@ -61,13 +61,18 @@ export async function run(call: Call<Options>): Promise<void> {
   const bar = terminal.progress(chosen.length, "benches");
   for (const bench of chosen) {
     gpu.resetHighWater();
-    const { times, profile } = await scope(async () => {
+    const { times, profile, plannedBytes } = await scope(async () => {
       const work = await bench.prepare(gpu);
       const times = await measure(gpu, work);
       // Of what takes minutes one repeat by the GPU's clock is enough.
-      return { times, profile: await kernelsOf(gpu, work, bench.slow ? 1 : undefined) };
+      return {
+        times,
+        profile: await kernelsOf(gpu, work, bench.slow ? 1 : undefined),
+        plannedBytes: work.plannedBytes,
+      };
     });
-    const memory = bench.slow ? `; at most ${size(gpu.memory.highWaterBytes)} of tensors` : "";
+    const planned = plannedBytes === undefined ? "" : `, ${size(plannedBytes)} planned`;
+    const memory = bench.slow ? `; at most ${size(gpu.memory.highWaterBytes)} of tensors${planned}` : "";
     const result = resultOf({ ...bench, note: bench.note + memory }, times, profile, peaks);
     results.push(result);
     bar.update(results.length, { ms: times.ms });

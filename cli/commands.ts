@@ -302,7 +302,7 @@ export const commands: readonly Command[] = [
     ],
     notes:
       "A name stands for all that begin with it. Figures are medians of repeats on the adapter that --adapter names. " +
-      "Measured only when named, since they take from half a minute to half an hour on a software adapter, and with the most memory that tensors took: sam-vit-b, sam-vit-l, sam-vit-h and mobile-sam (one image), r50-step and r50-step-checkpoint (a training step at 1024 px), matmul-4096.",
+      "Measured only when named, since they take from half a minute to half an hour on a software adapter, and with the most memory that tensors took: sam-vit-b, sam-vit-l, sam-vit-h and mobile-sam (one image), r50-step, r50-step-checkpoint and r50-step-mixed (a training step at 1024 px), matmul-4096.",
     examples: [
       "wgpu-wish bench",
       "wgpu-wish bench matmul --json",

@@ -69,7 +69,7 @@ async function usualWork(gpu: Device): Promise<void> {
       backward(F.sum(F.conv2d(x, w, { stride, padding: (kernel - 1) / 2 })));
     });
   await scope(async () => {
-    const step = await wishStep(gpu);
-    await step();
+    const { run } = await wishStep(gpu);
+    await run();
   });
 }
