@@ -159,7 +159,7 @@ test("a missing, empty, truncated, corrupt or foreign file is refused in one lin
   assert.match(await refusal(imageSize(join(folder, "text.png"))), /cannot be read/);
 });
 
-test("resizing equals Pillow's bilinear filter within one level", () => {
+test("resizing equals Pillow's bilinear filter, bit for bit, tall images too", () => {
   const cases: { from: [number, number]; to: [number, number]; pixels: string; want: string }[] = JSON.parse(
     readFileSync(new URL("../parity/data/resize.json", import.meta.url), "utf8"),
   );
@@ -167,9 +167,7 @@ test("resizing equals Pillow's bilinear filter within one level", () => {
     const [width, height] = from;
     const got = resizeImage({ width, height, data: Buffer.from(pixels, "base64") }, ...to);
     const expected = Buffer.from(want, "base64");
-    assert.is(got.data.length, expected.length);
-    for (let i = 0; i < expected.length; i++)
-      assert.ok(Math.abs(got.data[i]! - expected[i]!) <= 1, `${from} to ${to}: sample ${i}`);
+    assert.equal([...got.data], [...expected], `${from} to ${to}`);
   }
 });
 
