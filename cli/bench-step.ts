@@ -58,7 +58,7 @@ async function stepOf(gpu: Device, config: Config, plans = false): Promise<Work>
   const batch = Array.from({ length: config.batch }, (_, i) => sceneSample(i, width, maskStride));
   let step = 0;
   const run = (): Promise<unknown> => trainStep(trainer, [batch], step++);
-  return plans ? { run, plannedBytes: (await planMemory(trainer, [batch])).peak } : { run };
+  return plans ? { run, plannedBytes: (await planMemory(trainer, [batch], new Map())).peak } : { run };
 }
 
 function sceneSample(index: number, size: number, stride: number): Sample {

@@ -12,7 +12,7 @@ import type { ImageTargets, Target } from "./targets.ts";
 
 /** Bytes of tensors. */
 export interface MemoryPlan {
-  /** How many the step is planned with. */
+  /** Of how many objects in all the step is planned. */
   objects: number;
   /** Weights and buffers of the model. */
   weights: number;
@@ -55,7 +55,7 @@ export class MemoryWatch {
   ): Promise<T> {
     if (this.#compared) return step(trainer);
     const gpu = this.#gpu;
-    if (!this.#planned) this.#log(planText(await planMemory(trainer, batches)));
+    if (!this.#planned) await this.#tellPlan(trainer, batches);
     this.#planned = true;
     // The first one makes the optimizer's moments.
     if (!whole || trainer.optimizer.steps === 0) return step(trainer);
@@ -70,19 +70,28 @@ export class MemoryWatch {
     this.#compared = true;
     return result;
   }
+
+  async #tellPlan(trainer: Trainer, batches: readonly (readonly Sample[])[]): Promise<void> {
+    const found = await objectsOfTags(trainer, batches);
+    const plan = await planMemory(trainer, batches, found);
+    this.#log(planText(plan));
+    if (found.size === 0) return;
+    const { objects, peak } = await planMemory(trainer, batches, crowded(found, trainer));
+    if (objects > plan.objects)
+      this.#log(`tags show more or fewer objects from step to step; ${objects} would take ${gib(peak)}`);
+  }
 }
 
 /**
  * @param batches those of one step; how large they are matters more than what is in them
- * @param found the objects of images with tags; default: those that the CAM and SAM find now
+ * @param known the objects of those images that have tags
  */
 export async function planMemory(
   trainer: Trainer,
   batches: readonly (readonly Sample[])[],
-  found?: FoundObjects,
+  known: FoundObjects,
 ): Promise<MemoryPlan> {
   const { gpu, config } = trainer;
-  const known = found ?? (await objectsOfTags(trainer, batches));
   const dry = gpu.dry();
   const model = nn.init.skip(() => new Wish(dry, trainer.model.config)).train();
   const weights = dry.memory.liveBytes;
@@ -108,9 +117,9 @@ export async function planMemory(
   };
   // The first step makes the optimizer's means; the second is like all that follow.
   for (let step = 0; step < 2; step++) await scope(() => trainStep(rehearsed, batches, step));
-  const { liveBytes, highWaterBytes: peak } = dry.memory;
+  const { highWaterBytes: peak } = dry.memory;
   const gradients = sum(model.parameters().map((x) => x.grad?.storage.bytes ?? 0));
-  const moments = Math.max(0, liveBytes - weights - sam - gradients);
+  const moments = 2 * gradients;
   const activations = peak - sam - weights - gradients - moments;
   const objects = sum(batches.flat().map((x) => known.get(x)?.answer.targets.length ?? x.classes.length));
   return { objects, weights, gradients, moments, activations, teacher: sam, peak };
@@ -120,7 +129,7 @@ export async function planMemory(
 export function planText(plan: MemoryPlan): string {
   const { objects, weights, gradients, moments, activations, teacher, peak } = plan;
   const parts = { weights, gradients, "AdamW's moments": moments, activations, "the teacher": teacher };
-  const told = Object.entries(parts).map(([name, bytes]) => `${gib(bytes)} ${name}`);
+  const told = Object.entries(parts).flatMap(([name, bytes]) => (bytes > 0 ? [`${gib(bytes)} ${name}`] : []));
   return `memory plan: a step of ${objects} objects owns ${gib(peak)} of the GPU at most: ${told.join(", ")}`;
 }
 
@@ -136,18 +145,29 @@ type FoundObjects = Map<Sample, { prompts: readonly (readonly [number, number])[
 /** pseudoLabelled, which notes what it finds. */
 function listening(found: FoundObjects): typeof pseudoLabelled {
   return async (targets, samples, cam, context, maskSize) => {
-    const asked = new Map<number, readonly (readonly [number, number])[]>();
+    // By image; of one that is in the batch twice first come, first served.
+    const asked = new Map<number, (readonly (readonly [number, number])[])[]>();
     const teacher: typeof context.teacher = {
       promptPoints: (imageId, size, read, points) => {
-        asked.set(imageId, points);
+        asked.set(imageId, [...(asked.get(imageId) ?? []), points]);
         return context.teacher.promptPoints(imageId, size, read, points);
       },
     };
     const answers = await pseudoLabelled(targets, samples, cam, { ...context, teacher }, maskSize);
     for (const [b, sample] of samples.entries())
-      if (sample.kind === "tags") found.set(sample, { prompts: asked.get(sample.imageId) ?? [], answer: answers[b]! });
+      if (sample.kind === "tags")
+        found.set(sample, { prompts: asked.get(sample.imageId)?.shift() ?? [], answer: answers[b]! });
     return answers;
   };
+}
+
+function evaluating<T>(model: Wish, work: () => T): T {
+  try {
+    model.eval();
+    return work();
+  } finally {
+    model.train();
+  }
 }
 
 /** At least one for each tag: a CAM that shows nothing yet will show something later. */
@@ -164,8 +184,7 @@ async function objectsOfTags(
     const maskSize = [width / config.data.maskStride, height / config.data.maskStride] as const;
     await scope(() => {
       const sizes = samples.map(({ valid: [w, h] }): [number, number] => [h, w]);
-      const { cam } = noGrad(() => model.eval().forwardCam(imageTensor(gpu, samples), { sizes }));
-      model.train();
+      const { cam } = noGrad(() => evaluating(model, () => model.forwardCam(imageTensor(gpu, samples), { sizes })));
       const targets = samples.map((sample) => labelled(sample, config, maskSize));
       return listening(found)(targets, samples, cam, { config, teacher, items }, maskSize);
     });
@@ -185,20 +204,32 @@ async function objectsOfTags(
 function withObjects(
   answer: ImageTargets,
   { tags }: Sample,
-  { prompt }: Config,
+  config: Config,
   maskSize: readonly [number, number],
 ): ImageTargets {
-  const mask = new Uint8Array(maskSize[0] * maskSize[1]).fill(1);
   const lacking = tags.filter((tag) => !answer.targets.some(({ classIndex }) => classIndex === tag));
-  const added = lacking.map(
-    (classIndex): Target => ({
-      classIndex,
-      candidates: [mask, mask, mask],
-      iou: [1, 1, 1],
-      ...(prompt.mode === "none" ? {} : { prompt: { kind: "point", coords: [0, 0] } }),
-    }),
-  );
+  const added = lacking.map((tag) => anyObject(tag, config, maskSize));
   return { ...answer, supervised: true, targets: [...answer.targets, ...added] };
+}
+
+/** As many objects as there are queries in each image, if its tags can have as many. */
+function crowded(found: FoundObjects, { config, model }: Trainer): FoundObjects {
+  const more = new Map(found);
+  for (const [sample, { prompts, answer }] of found) {
+    const { targets } = answer;
+    const most = Math.min(model.config.queries, sample.tags.length * config.cam.maxPeaks);
+    const lacking = Math.max(0, most - targets.length);
+    const added = Array.from({ length: lacking }, (_, i) => targets[i % targets.length]!);
+    const asked = Array.from({ length: Math.max(most, prompts.length) }, (): [number, number] => [0, 0]);
+    more.set(sample, { prompts: asked, answer: { ...answer, targets: [...targets, ...added] } });
+  }
+  return more;
+}
+
+function anyObject(classIndex: number, { prompt }: Config, maskSize: readonly [number, number]): Target {
+  const mask = new Uint8Array(maskSize[0] * maskSize[1]).fill(1);
+  const target = { classIndex, candidates: [mask, mask, mask], iou: [1, 1, 1] };
+  return prompt.mode === "none" ? target : { ...target, prompt: { kind: "point", coords: [0, 0] } };
 }
 
 function noImage(): never {

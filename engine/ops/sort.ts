@@ -23,6 +23,7 @@ function scan(x: Tensor, n: number): void {
     scan(totals, blocks);
   }
   run(x.device, "sort", "spread", { bind: { counters: x, before: totals }, params, groups: groupsFor(blocks) });
+  free(totals);
 }
 
 /** Sorts each row of u32 keys (rows, n) of at most `bits` bits; `order` holds where in its row each key came from. Equal keys keep their order. */
@@ -49,6 +50,7 @@ export function sortKeys(keys: Tensor, rows: number, n: number, bits: number): {
     if (pass > 0) for (const done of [from.keys, from.order]) free(done);
     from = to;
   }
+  free(counters);
   return from;
 }
 

@@ -187,6 +187,9 @@ for (const settings of [
       plan ?? "",
       /a step of \d+ objects owns [\d.]+ MiB of the GPU at most: [\d.]+ MiB weights, .* gradients, .* moments, .* activations/,
     );
+    const crowd = said.find((line) => line.startsWith("tags show more or fewer objects"));
+    if (!settings.some((setting) => setting.includes("TAGS"))) assert.is(crowd, undefined);
+    else if (crowd) assert.match(crowd, /step; \d+ would take [\d.]+ MiB$/);
     const told = /a whole step of \d+ objects owned ([\d.]+) MiB at most, of ([\d.]+) MiB planned for as many/;
     const found = said.map((line) => line.match(told)).find(Boolean);
     assert.ok(found, said.join("\n"));
