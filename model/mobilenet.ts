@@ -162,13 +162,13 @@ class PaddedConv extends nn.Conv2d {
   }
 
   /** With a norm, residual and activation come after it. */
-  override forward(x: Tensor, { residual, activation }: F.FinishOptions = {}): Tensor {
+  override forward(x: Tensor, finish: F.FinishOptions = {}): Tensor {
     const [, , H, W] = x.shape as [number, number, number, number];
     const [top, bottom] = this.#padding(H);
     const [left, right] = this.#padding(W);
     const options = { ...this.#options, bias: this.bias, padding: [left, right, top, bottom] } as const;
-    if (!this.norm) return F.conv2d(x, this.weight, { ...options, residual, activation });
-    return normed(this.norm, F.conv2d(x, this.weight, options), { residual, activation });
+    if (!this.norm) return F.conv2d(x, this.weight, { ...options, ...finish });
+    return normed(this.norm, F.conv2d(x, this.weight, options), finish);
   }
 
   /** Padding before and after along an axis of the given length. */
