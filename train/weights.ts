@@ -4,7 +4,14 @@ import { realpath } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { type LoadOptions, loadSam, readSam, type Sam } from "../model/sam/index.ts";
-import { type Checkpoint, CheckpointError, checkpointParts, readCheckpoint } from "../model/weights/index.ts";
+import {
+  type Checkpoint,
+  CheckpointError,
+  checkOnnx,
+  checkpointParts,
+  type Parts,
+  readCheckpoint,
+} from "../model/weights/index.ts";
 import { BadInput } from "./errors.ts";
 import { readWeightBytes } from "./files.ts";
 
@@ -30,14 +37,35 @@ export async function readWeightFile(path: string, what: string): Promise<Weight
   const file = fileOf(path, what);
   const bytes = await readWeightBytes(file, what);
   return refusing(async () => {
-    const parts = new Map<string, Uint8Array>();
-    for (const name of checkpointParts(bytes, file)) parts.set(name, await readPart(file, name));
+    const parts = await readParts(bytes, file);
     const files = [file, ...[...parts.keys()].map((name) => join(dirname(file), name))];
     return { ...readCheckpoint(bytes, file, parts), file, files, bytes: [bytes, ...parts.values()] };
   });
 }
 
-/** The same for a SAM model: throws BadInput, too, where the weights are no SAM's. */
+/** The bytes of an ONNX model and of the files that its data lies in. */
+export interface OnnxFile {
+  readonly bytes: Uint8Array;
+  readonly parts: Parts;
+}
+
+/** Reads a model that is to be run as it is, and refuses what would be refused of weights. */
+export async function readOnnxFile(file: string, what: string): Promise<OnnxFile> {
+  const bytes = await readWeightBytes(file, what);
+  return refusing(async () => {
+    const parts = await readParts(bytes, file);
+    checkOnnx(bytes, file, parts);
+    return { bytes, parts };
+  });
+}
+
+/** Gives the memory back at once: the files of a large model are not to wait there for a collection of garbage. */
+export function releaseOnnxFile({ bytes, parts }: OnnxFile): void {
+  for (const { buffer } of [bytes, ...parts.values()])
+    if (buffer instanceof ArrayBuffer && buffer.resizable) buffer.resize(0);
+}
+
+/** Reads a SAM model's weights: throws BadInput, too, where they are no SAM's. */
 export async function readSamFile(path: string, what: string): Promise<WeightFile> {
   const weights = await readWeightFile(path, what);
   await refusing(() => readSam(weights, weights.file));
@@ -73,6 +101,12 @@ function fileOf(path: string, what: string): string {
   if (files.length === 1) return join(path, files[0]!);
   const there = files.length === 0 ? "no file of weights" : `${files.length} files of weights`;
   throw new BadInput(`${path}: is a folder with ${there}; expected ${what}: name the file, or the index of its shards`);
+}
+
+async function readParts(bytes: Uint8Array, file: string): Promise<Parts> {
+  const parts = new Map<string, Uint8Array>();
+  for (const name of checkpointParts(bytes, file)) parts.set(name, await readPart(file, name));
+  return parts;
 }
 
 /** Data of an ONNX model lies in its folder, links followed; shards may be links, as in Hugging Face's cache. */

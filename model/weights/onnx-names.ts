@@ -29,7 +29,7 @@ const FLOATS: ReadonlySet<string> = new Set(["F64", "F32", "F16", "BF16"]);
 export function recoverNames(merged: Tensors, all: readonly OnnxNode[], budget: Budget): Tensors {
   const { tensors, nodes } = apart(merged, all, budget);
   const found = recovered(tensors, nodes, budget);
-  const fromDynamo = nodes.some(({ scopes }) => scopes !== undefined);
+  const isWeight = weightsBy(nodes);
   const out: Tensors = new Map();
   const isFree = ({ name, tensor }: Recovered) => {
     const other = tensors.get(name) ?? out.get(name);
@@ -38,13 +38,17 @@ export function recoverNames(merged: Tensors, all: readonly OnnxNode[], budget: 
   for (const [name, tensor] of tensors) {
     const own = found.get(name);
     if (own?.every(isFree)) for (const { name: its, tensor: as } of own) out.set(its, as);
-    else if (isWeight(name, tensor) && !(fromDynamo && CONSTANT.test(name))) out.set(name, tensor);
+    else if (isWeight(name, tensor)) out.set(name, tensor);
   }
   return out;
 }
 
-function isWeight(name: string, { dtype, shape }: HostTensor): boolean {
-  return !NO_MODULE.test(name) || (FLOATS.has(dtype) && shape.some((d) => d !== 1));
+/** What tells a graph's weights from the numbers that stand in its code, by the names that the exporter gave. */
+export function weightsBy(nodes: readonly OnnxNode[]): (name: string, tensor: HostTensor) => boolean {
+  const fromDynamo = nodes.some(({ scopes }) => scopes !== undefined);
+  return (name, { dtype, shape }) =>
+    (!NO_MODULE.test(name) || (FLOATS.has(dtype) && shape.some((d) => d !== 1))) &&
+    !(fromDynamo && CONSTANT.test(name));
 }
 
 const areEqual = (a: HostTensor, b: HostTensor): boolean =>

@@ -1,10 +1,12 @@
 // The initialisers of an ONNX model: ModelProto.graph (7) holds GraphProto.initializer (5), TensorProtos with dims (1), data_type (2),
 // typed data (4, 5, 7, 10, 11), name (8), raw_data (9) and external_data (13) with data_location (14). Of the nodes, GraphProto.node (1), only
-// what tells whose weights they take: input (1), output (2), name (3), op_type (4), attribute (5), metadata_props (9).
+// what tells whose weights they take: input (1), output (2), name (3), op_type (4), attribute (5), metadata_props (9), and in attributes
+// more tensors, t (5) and tensors (10), and graphs, g (6) and graphs (11). ModelProto.functions (25) hold nodes, too: FunctionProto.node (7).
 // Protobuf's wire format only: each field is a varint of number * 8 + wire type; types 0 varint, 1 eight bytes, 2 a length and bytes,
 // 5 four bytes.
 import type { FileType } from "../../engine/safetensors.ts";
-import { type OnnxNode, recoverNames } from "./onnx-names.ts";
+import { checkFinite } from "./not-finite.ts";
+import { type OnnxNode, recoverNames, weightsBy } from "./onnx-names.ts";
 import { checkInside, type Parts } from "./parts.ts";
 import { Budget, CheckpointError, type HostTensor, ITEM_BYTES } from "./tensors.ts";
 
@@ -105,6 +107,8 @@ interface Initialiser {
   readonly bytes: Uint8Array;
   /** location, offset, length, checksum */
   readonly external: ReadonlyMap<string, string> | undefined;
+  /** Stands in a node: a constant, no weight. */
+  readonly inNode?: boolean;
 }
 
 function* initialisers(bytes: Uint8Array, file: string): Generator<Initialiser> {
@@ -116,6 +120,33 @@ function* initialisers(bytes: Uint8Array, file: string): Generator<Initialiser> 
         throw new CheckpointError(`${file}: the ONNX model holds sparse initialisers, which are not read here`);
     }
   }
+}
+
+/** Those, and all other tensors: what nodes hold, of functions too, and the initialisers of graphs within nodes. */
+function* allTensors(bytes: Uint8Array, file: string): Generator<Initialiser> {
+  yield* initialisers(bytes, file);
+  const nodes: Uint8Array[] = [];
+  const collect = (proto: Uint8Array, field: number) => {
+    for (const { number, bytes: part } of new Reader(proto, file).fields()) if (number === field) nodes.push(part);
+  };
+  for (const { number, bytes: part } of new Reader(bytes, file).fields()) {
+    if (number === 7) collect(part, 1);
+    if (number === 25) collect(part, 7);
+  }
+  // Not by recursion: a small file can hold graphs within graphs to any depth.
+  for (let next = nodes.pop(); next; next = nodes.pop())
+    for (const { number, bytes: part } of attributes(next, file)) {
+      if (number === 5 || number === 10) yield { ...initialiser(part, file), inNode: true };
+      if (number !== 6 && number !== 11) continue;
+      for (const graph of new Reader(part, file).fields()) if (graph.number === 5) yield initialiser(graph.bytes, file);
+      collect(part, 1);
+    }
+}
+
+/** The fields of a node's attributes. */
+function* attributes(node: Uint8Array, file: string): Generator<Field> {
+  for (const { number, bytes } of new Reader(node, file).fields())
+    if (number === 5) yield* new Reader(bytes, file).fields();
 }
 
 function* nodes(bytes: Uint8Array, file: string): Generator<OnnxNode> {
@@ -195,7 +226,7 @@ function* wholeNumbers(field: Field, file: string): Generator<bigint> {
 /** The other files that hold data of the model, by their paths in its folder. */
 export function onnxParts(bytes: Uint8Array, file: string): string[] {
   const locations = new Set<string>();
-  for (const { name, external } of initialisers(bytes, file))
+  for (const { name, external } of allTensors(bytes, file))
     if (external) locations.add(locationOf(external, `${file}: initialiser ${name}`));
   return [...locations];
 }
@@ -212,39 +243,75 @@ function locationOf(external: ReadonlyMap<string, string>, where: string): strin
  */
 export function readOnnx(bytes: Uint8Array, file: string, parts: Parts): Map<string, HostTensor> {
   const tensors = new Map<string, HostTensor>();
-  const budget = new Budget(
-    [...parts.values()].reduce((sum, part) => sum + part.length, bytes.length),
-    file,
-  );
+  const budget = budgetOf(bytes, file, parts);
   const ranges: Range[] = [];
-  for (const { name, type, shape, raw, bytes: proto, external } of initialisers(bytes, file)) {
-    const where = `${file}: initialiser ${name}`;
-    const fail = (what: string): never => {
-      throw new CheckpointError(`${where}: ${what}`);
-    };
+  for (const found of initialisers(bytes, file)) {
+    const { name } = found;
     if (tensors.has(name)) throw new CheckpointError(`${file}: two initialisers are named ${name}`);
-    const [dtype, typed] = TYPES[type] ?? fail(`is of ONNX type ${type}, which is not read here`);
-    const size = shape.reduce((product, d) => product * d, 1);
-    const expected = size * ITEM_BYTES[dtype];
-    let data = raw;
-    if (external) {
-      const range = rangeOf(external, expected, where, parts);
-      ranges.push({ ...range, name });
-      data = range.data;
-    } else if (!raw) {
-      // A number takes a byte at least, so that a shape cannot ask for memory that the file does not pay for.
-      if (size > proto.length)
-        fail(`of shape (${shape.join(", ")}) has fewer than ${size} numbers; the file is damaged`);
-      data = typedData(proto, typed, size, dtype, where);
-    }
-    if (data?.length !== expected)
-      return fail(`of shape (${shape.join(", ")}) has ${data?.length} bytes; ${expected} were expected`);
-    budget.take(expected, `initialiser ${name}`);
-    tensors.set(name, { dtype, shape, data });
+    const tensor = hostTensor(found, file, parts, ranges);
+    budget.take(tensor.data.length, `initialiser ${name}`);
+    tensors.set(name, tensor);
   }
   if (tensors.size === 0) throw new CheckpointError(`${file}: the ONNX model holds no initialisers`);
   checkApart(ranges, file);
   return recoverNames(tensors, [...nodes(bytes, file)], budget);
+}
+
+/**
+ * Throws where no runtime should be given the model as it is: data that is not where the model says, or weights that are not finite. One
+ * tensor at a time, so that it takes no memory beside the files.
+ * @param parts the files that onnxParts names
+ */
+export function checkOnnx(bytes: Uint8Array, file: string, parts: Parts): void {
+  const budget = budgetOf(bytes, file, parts);
+  const ranges: Range[] = [];
+  const isWeight = weightsBy([...nodes(bytes, file)]);
+  for (const found of allTensors(bytes, file)) {
+    const { name, type, external, inNode } = found;
+    if (TYPES[type]) {
+      const tensor = hostTensor(found, file, parts, ranges);
+      budget.take(tensor.data.length, `initialiser ${name}`);
+      if (!inNode && isWeight(name, tensor)) checkFinite(new Map([[name, tensor]]), file);
+      // Texts and numbers of four bits a runtime may well know.
+    } else if (external) ranges.push({ ...rangeOf(external, 0, `${file}: initialiser ${name}`, parts), name });
+  }
+  checkApart(ranges, file);
+}
+
+function budgetOf(bytes: Uint8Array, file: string, parts: Parts): Budget {
+  return new Budget(
+    [...parts.values()].reduce((sum, part) => sum + part.length, bytes.length),
+    file,
+  );
+}
+
+/** Its bytes are the file's own, or those of the part where it lies, wherever they can be. */
+function hostTensor(
+  { name, type, shape, raw, bytes: proto, external }: Initialiser,
+  file: string,
+  parts: Parts,
+  ranges: Range[],
+): HostTensor {
+  const where = `${file}: initialiser ${name}`;
+  const fail = (what: string): never => {
+    throw new CheckpointError(`${where}: ${what}`);
+  };
+  const [dtype, typed] = TYPES[type] ?? fail(`is of ONNX type ${type}, which is not read here`);
+  const size = shape.reduce((product, d) => product * d, 1);
+  const expected = size * ITEM_BYTES[dtype];
+  let data = raw;
+  if (external) {
+    const range = rangeOf(external, expected, where, parts);
+    ranges.push({ ...range, name });
+    data = range.data;
+  } else if (!raw) {
+    // A number takes a byte at least, so that a shape cannot ask for memory that the file does not pay for.
+    if (size > proto.length) fail(`of shape (${shape.join(", ")}) has fewer than ${size} numbers; the file is damaged`);
+    data = typedData(proto, typed, size, dtype, where);
+  }
+  if (data?.length !== expected)
+    return fail(`of shape (${shape.join(", ")}) has ${data?.length} bytes; ${expected} were expected`);
+  return { dtype, shape, data };
 }
 
 interface Range {

@@ -1,5 +1,5 @@
 // sam --engine onnx: ONNX Runtime on exports of a small model (test/parity/make_sam_onnx.py) beside this package's engine on its weights.
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -8,6 +8,9 @@ import * as assert from "uvu/assert";
 import { encodeSafetensors, type FileTensor, fileNumbers, parseSafetensors } from "../../engine/index.ts";
 import { writePng } from "../../train/data/image.ts";
 import { makeScene } from "../../train/data/scenes.ts";
+import { BadInput } from "../../train/errors.ts";
+import { OnnxDecoder, OnnxEncoder } from "../../train/sam/onnx.ts";
+import { type Place, withRawData } from "../protobuf.ts";
 import { wish } from "./run.ts";
 
 const test = suite("cli sam onnx");
@@ -18,15 +21,50 @@ const [WIDTH, HEIGHT] = [90, 60];
 const DECODER = fixture("sam-decoder.onnx");
 const ENCODER = fixture("sam-encoder.onnx");
 const WEIGHTS = at("weights.safetensors");
+/** Exports with their data in files beside them. */
+const BESIDE = { decoder: "decoder.onnx", encoder: "encoder.onnx" };
 const read = (file: string) => parseSafetensors(new Uint8Array(readFileSync(file))).tensors;
 
 test.before(async () => {
   const { data } = makeScene(5, 1, WIDTH).image;
   await writePng(at("scene.png"), { width: WIDTH, height: HEIGHT, data: data.subarray(0, 3 * WIDTH * HEIGHT) });
   const weights = [...read(fixture("sam-training.safetensors"))].filter(([key]) => key.startsWith("weight/"));
+  mkdirSync(at("data"));
+  withDataBeside(DECODER, BESIDE.decoder, "./data/decoder.bin");
+  withDataBeside(fixture("sam-encoder-dynamo.onnx"), BESIDE.encoder, "encoder.onnx.data");
   writeFileSync(WEIGHTS, encodeSafetensors(new Map(weights.map(([key, x]) => [key.slice("weight/".length), x]))));
 });
 test.after(() => rmSync(folder, { recursive: true }));
+
+/** What has fewer bytes stays in the model: shapes are needed there before data is loaded. */
+const LEAST = 256;
+
+/** A copy of a model whose numbers lie in a file beside it, as torch's exporters write those that are large; that file has `end` bytes. */
+function withDataBeside(model: string, name: string, location: string, end = Number.POSITIVE_INFINITY): string {
+  const data: Uint8Array[] = [];
+  let offset = 0;
+  const onnx = withRawData(readFileSync(model), (raw): Uint8Array | Place => {
+    if (raw.length < LEAST) return raw;
+    data.push(raw);
+    offset += raw.length;
+    return { location, offset: String(offset - raw.length), length: String(raw.length) };
+  });
+  writeFileSync(at(name), onnx);
+  if (!location.startsWith("..")) writeFileSync(at(location), Buffer.concat(data).subarray(0, end));
+  return at(name);
+}
+
+/** A copy of a model with a number in place of the first one of its first large initialiser. */
+function withNumber(model: string, name: string, value: number): string {
+  let isDone = false;
+  const onnx = withRawData(readFileSync(model), (raw) => {
+    if (isDone || raw.length < LEAST) return raw;
+    isDone = true;
+    return Buffer.concat([Buffer.from(Float32Array.of(value).buffer), raw.subarray(4)]);
+  });
+  writeFileSync(at(name), onnx);
+  return at(name);
+}
 
 interface Entry {
   prompt: number;
@@ -59,6 +97,7 @@ const HUB_DECODER = fixture("sam-hf-decoder.onnx");
 for (const [name, weights, decoder, encoder, more] of [
   ["segment-anything's decoder and an encoder's export", WEIGHTS, DECODER, ENCODER, BOX],
   ["segment-anything's decoder after this engine's encoder, a single mask", WEIGHTS, DECODER, WEIGHTS, ["--single"]],
+  ["exports whose data lies beside them", WEIGHTS, at(BESIDE.decoder), at(BESIDE.encoder), []],
   ["optimum's decoder and encoder", HUB, HUB_DECODER, fixture("sam-hf-encoder.onnx"), []],
   ["optimum's decoder after this engine's encoder", HUB, HUB_DECODER, HUB, []],
 ] as const) {
@@ -79,15 +118,17 @@ for (const [name, weights, decoder, encoder, more] of [
   });
 }
 
+async function refusal(...args: string[]): Promise<string> {
+  const prompt = args.includes("--box") ? [] : POINTS;
+  const done = await wish(["sam", ...args, ...prompt, "--image", at("scene.png"), "--out", at("out")]);
+  assert.is(done.code, 2, done.stderr);
+  assert.is(done.stderr.trim().split("\n").length, 1, done.stderr);
+  return done.stderr;
+}
+
+const onnx = ["--engine", "onnx", "--checkpoint"];
+
 test("what does not go together is refused in one line", async () => {
-  const refusal = async (...args: string[]) => {
-    const prompt = args.includes("--box") ? [] : POINTS;
-    const done = await wish(["sam", ...args, ...prompt, "--image", at("scene.png"), "--out", at("out")]);
-    assert.is(done.code, 2, done.stderr);
-    assert.is(done.stderr.trim().split("\n").length, 1, done.stderr);
-    return done.stderr;
-  };
-  const onnx = ["--engine", "onnx", "--checkpoint"];
   assert.match(await refusal(...onnx, DECODER), /holds no image encoder; name it with --encoder/);
   assert.match(
     await refusal(...onnx, WEIGHTS, "--encoder", ENCODER),
@@ -101,10 +142,55 @@ test("what does not go together is refused in one line", async () => {
   );
   assert.match(await refusal(...onnx, HUB_DECODER, "--encoder", HUB, ...BOX), /takes points alone; give --point/);
   assert.match(await refusal("--checkpoint", DECODER), /sam-decoder\.onnx: .*run as they are by --engine onnx/);
-  writeFileSync(at("broken.onnx"), readFileSync(DECODER).subarray(0, 1000));
+  writeFileSync(
+    at("unknown.onnx"),
+    readFileSync(DECODER).toString("latin1").replaceAll("Softmax", "Softmix"),
+    "latin1",
+  );
   assert.match(
-    await refusal(...onnx, at("broken.onnx"), "--encoder", ENCODER),
-    /broken\.onnx: ONNX Runtime cannot load/,
+    await refusal(...onnx, at("unknown.onnx"), "--encoder", ENCODER),
+    /unknown\.onnx: ONNX Runtime cannot load it \(.*Softmix.*\); expected SAM's decoder/,
+  );
+});
+
+/** The message of BadInput; what the command makes of it other tests tell. */
+async function refused(opening: Promise<unknown>): Promise<string> {
+  const error = await opening.then(
+    () => new Error("was opened"),
+    (cause: Error) => cause,
+  );
+  assert.instance(error, BadInput, error.message);
+  return error.message;
+}
+
+test("models that are damaged, or whose data does not lie where they say in their folder, are refused", async () => {
+  writeFileSync(at("stolen.bin"), new Uint8Array(2 ** 20));
+  assert.match(
+    await refusal(...onnx, withDataBeside(DECODER, "data/out.onnx", "../stolen.bin"), "--encoder", ENCODER),
+    /out\.onnx: initialiser \S+: names the file "\.\.\/stolen\.bin", which is outside of the model's own folder; refused/,
+  );
+  writeFileSync(at("broken.onnx"), readFileSync(DECODER).subarray(0, 1000));
+  assert.match(await refused(OnnxDecoder.open(at("broken.onnx"))), /broken\.onnx: .* is truncated at byte/);
+  const short = withDataBeside(ENCODER, "short.onnx", "short.bin", 1000);
+  assert.match(
+    await refused(OnnxEncoder.open(short)),
+    /short\.onnx: initialiser \S+: lies at \d+\.\.\d+ of short\.bin, beyond its end at 1000; the file is truncated/,
+  );
+  rmSync(at("short.bin"));
+  assert.match(
+    await refused(OnnxEncoder.open(short)),
+    /short\.bin: there is no such file; expected a part of \S+short\.onnx/,
+  );
+});
+
+test("weights that are not finite are refused", async () => {
+  assert.match(
+    await refusal(...onnx, withNumber(DECODER, "nan.onnx", Number.NaN), "--encoder", ENCODER),
+    /nan\.onnx: tensor (mask_decoder|prompt_encoder)\.\S+ holds NaN \(element 0\); the file is damaged/,
+  );
+  assert.match(
+    await refused(OnnxEncoder.open(withNumber(ENCODER, "infinite.onnx", Number.POSITIVE_INFINITY))),
+    /infinite\.onnx: tensor \S+ holds Infinity \(element 0\); the file is damaged/,
   );
 });
 

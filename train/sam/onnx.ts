@@ -5,7 +5,7 @@
 import type { InferenceSession, Tensor as OrtTensor } from "onnxruntime-web";
 import { type ImagePrompts, longestSide, maskOfLogits, prepareImage, type RgbImage } from "../../model/sam/index.ts";
 import { BadInput } from "../errors.ts";
-import { readNamed } from "../files.ts";
+import { readOnnxFile, releaseOnnxFile } from "../weights.ts";
 import { DECODER_FORMS, type DecoderForm, type Embedding, type Frame, type Inputs } from "./onnx-forms.ts";
 
 type Runtime = typeof import("onnxruntime-web");
@@ -59,15 +59,25 @@ class Model implements Inputs {
   static async open(file: string, what: string): Promise<Model> {
     const { ort, isNative } = await runtime();
     const options = { logSeverityLevel: 3 } as const;
+    const model = await readOnnxFile(file, what);
     try {
-      // By its path the native one finds the weights that an export of more than 2 GB keeps in files beside it.
-      const session = isNative
-        ? await ort.InferenceSession.create(file, options)
-        : await ort.InferenceSession.create(await readNamed(file, what), options);
-      return new Model(file, ort, session);
+      return new Model(file, ort, await (isNative ? byPath() : byBytes()));
     } catch (cause) {
-      if (cause instanceof BadInput) throw cause;
       throw new BadInput(`${file}: ONNX Runtime cannot load it (${firstLine(cause)}); expected ${what}`);
+    } finally {
+      releaseOnnxFile(model);
+    }
+
+    /** Finds the data beside it by itself, and needs none of what was read to be checked. */
+    function byPath(): Promise<InferenceSession> {
+      releaseOnnxFile(model);
+      return ort.InferenceSession.create(file, options);
+    }
+
+    /** Sees no files: the data goes along under the paths that the model has for it. */
+    function byBytes(): Promise<InferenceSession> {
+      const externalData = Array.from(model.parts, ([path, data]) => ({ path, data }));
+      return ort.InferenceSession.create(model.bytes, { ...options, externalData });
     }
   }
 
