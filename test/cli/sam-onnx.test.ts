@@ -10,6 +10,7 @@ import { writePng } from "../../train/data/image.ts";
 import { makeScene } from "../../train/data/scenes.ts";
 import { BadInput } from "../../train/errors.ts";
 import { OnnxDecoder, OnnxEncoder } from "../../train/sam/onnx.ts";
+import { readOnnxFile, releaseOnnxFile } from "../../train/weights.ts";
 import { type Place, withRawData } from "../protobuf.ts";
 import { wish } from "./run.ts";
 
@@ -191,6 +192,18 @@ test("weights that are not finite are refused", async () => {
   assert.match(
     await refused(OnnxEncoder.open(withNumber(ENCODER, "infinite.onnx", Number.POSITIVE_INFINITY))),
     /infinite\.onnx: tensor \S+ holds Infinity \(element 0\); the file is damaged/,
+  );
+});
+
+test("the memory of a model's files does not wait for a collection of garbage", async () => {
+  const model = await readOnnxFile(at(BESIDE.decoder), "a decoder");
+  const files = [model.bytes, ...model.parts.values()];
+  assert.is(files.length, 2);
+  assert.ok(files.every(({ length }) => length > 1e4));
+  releaseOnnxFile(model);
+  assert.equal(
+    files.map(({ buffer }) => buffer.byteLength),
+    [0, 0],
   );
 });
 
