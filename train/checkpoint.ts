@@ -189,13 +189,9 @@ export async function keepingGood<T>(run: string, work: () => Promise<T>): Promi
   }
 }
 
-/** State and configuration of a checkpoint without its tensors' upload. */
-export async function readCheckpointHead(path: string): Promise<LoadedCheckpoint> {
-  const { metadata } = await parse(path);
-  return {
-    state: metadata.state ? json(path, "state", metadata.state) : {},
-    config: json(path, "config", metadata.config),
-  };
+/** State and configuration of a checkpoint, from its metadata. */
+export function checkpointHead(path: string, { state, config }: Record<string, string>): LoadedCheckpoint {
+  return { state: state ? json(path, "state", state) : {}, config: json(path, "config", config) };
 }
 
 /** Writes weights alone, for shipping: `half` rounds them to f16. */

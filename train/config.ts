@@ -10,7 +10,9 @@ import { readSettings, resolveSettings } from "./settings.ts";
 export type { SettingDoc } from "./options.ts";
 export { configText } from "./settings.ts";
 
-const whole = z.number().int().min(1);
+export const whole = z.number().int().min(1);
+/** Of images, in pixels. */
+const side = whole.max(16384);
 const amount = z.number().min(0);
 const share = z.number().min(0).max(1);
 /** Below 1: at 1 AdamW would divide by 1 - beta = 0. */
@@ -24,7 +26,8 @@ const four = z.tuple([whole, whole, whole, whole]);
 const outputStride = z.union([z.literal(32), z.literal(16), z.literal(8)]);
 const STRIDE = "pixels to a cell of res5: 32, 16 or 8; less keeps finer maps of small images";
 
-const backbones = [
+/** By their kind. */
+export const backbones = [
   z.strictObject({
     kind: z.literal("mini"),
     widths: option(four, "ours", "channels of the stages"),
@@ -80,6 +83,13 @@ const backbone = z.discriminatedUnion(
   "a backbone is {kind: mini, mobilenetV2, resnet or swin} with the settings of its kind",
 );
 
+/** Of images at test time. */
+export const testSize = {
+  short: option(side.default(800), "reference", "short side of an image at test time"),
+  long: option(side.default(1333), "reference", "limit of its long side"),
+  topk: option(whole.default(100), "reference", "instances kept for an image"),
+};
+
 export const configSchema = z.strictObject({
   run: option(z.string().min(1).default("runs/wish"), "ours", "folder of the run"),
   seed: option(
@@ -116,8 +126,8 @@ export const configSchema = z.strictObject({
       "weak labels JSON (mode wish) or COCO instances JSON (mode supervised)",
     ),
     supercategories: option(z.boolean().default(false), "ours", "take COCO's supercategories as the classes"),
-    width: option(whole.max(16384).default(1024), "reference", "width of the network's input while training"),
-    height: option(whole.max(16384).default(1024), "reference", "height of the network's input while training"),
+    width: option(side.default(1024), "reference", "width of the network's input while training"),
+    height: option(side.default(1024), "reference", "height of the network's input while training"),
     flip: option(z.boolean().default(true), "reference", "mirror half of the images"),
     scale: option(
       span.default([0.1, 2]),
@@ -151,9 +161,7 @@ export const configSchema = z.strictObject({
     annotations: option(z.string().default(""), "ours", "COCO instances JSON to evaluate on; empty: no evaluation"),
     every: option(whole.default(5000), "reference", "steps between evaluations"),
     limit: option(z.number().int().min(0).default(0), "ours", "evaluate the first so many images only; 0: all"),
-    short: option(whole.default(800), "reference", "short side of an image at test time"),
-    long: option(whole.default(1333), "reference", "limit of its long side"),
-    topk: option(whole.default(100), "reference", "instances kept for an image"),
+    ...testSize,
     pictures: option(z.number().int().min(0).default(8), "ours", "overlays drawn at each evaluation"),
     stages: option(
       z.number().int().min(0).default(3),

@@ -18,15 +18,21 @@ import {
   wishSwinS,
   wishSwinT,
 } from "../model/index.ts";
-import { bestCheckpoint, latestCheckpoint, readCheckpointHead, readWeights, saveWeights } from "./checkpoint.ts";
-import { type Config, readConfig, resolveConfig } from "./config.ts";
+import { bestCheckpoint, latestCheckpoint, readWeights, saveWeights } from "./checkpoint.ts";
+import { type Config, readConfig } from "./config.ts";
 import type { Category } from "./data/coco.ts";
+import {
+  checkSizes,
+  type Description,
+  descriptionOf,
+  type Inference,
+  inferenceOf,
+  weightsMetadata,
+} from "./description.ts";
 import { BadInput } from "./errors.ts";
 import { loadPublished } from "./published.ts";
 import { findAsset } from "./teacher.ts";
 import { readWeightFile, type WeightFile } from "./weights.ts";
-
-const WEIGHTS_FORMAT = "wgpu-wish model 1";
 
 const PRESETS = {
   mini: wishMini,
@@ -90,7 +96,11 @@ export async function newModel(
 /** Weights under this model's names: of a run, or of a Mask2Former that others have trained. */
 async function modelWeights(gpu: Device, path: string): Promise<ReadonlyMap<string, Tensor>> {
   const read = await readWeightFile(path, "weights of a whole model (model.weights)");
-  return isOwn(read) ? (await readWeights(gpu, path)).weights : loadPublished(gpu, read).model.stateDict();
+  if (!isOwn(read)) return loadPublished(gpu, read).model.stateDict();
+  const { weights, metadata } = await readWeights(gpu, path);
+  const { sizes } = descriptionOf(read.file, metadata);
+  checkSizes(gpu, read.file, sizes, weights);
+  return weights;
 }
 
 /** Written by this program, convert aside. */
@@ -109,21 +119,10 @@ function fit(model: Wish, tensors: ReadonlyMap<string, Tensor>): { fitting: Map<
   return { fitting, left };
 }
 
-/** Test-time size of an image and the number of instances: `val` of the configuration. */
-export type Inference = Pick<Config["val"], "short" | "long" | "topk">;
-
-export interface Trained {
+export interface Trained extends Omit<Description, "sizes"> {
   model: Wish;
-  categories: Category[];
-  /** The run's configuration; undefined for weights alone. */
-  config: Config | undefined;
-  /** The size of images that it was judged at; undefined where the file does not say. */
-  inference: Inference | undefined;
   /** The file the weights come from. */
   file: string;
-  step: number | undefined;
-  /** What kinds of labels it was trained with, for inference through SAM. */
-  kinds: string[];
 }
 
 /** The model of a run: its best checkpoint where one was evaluated, else its last. */
@@ -136,10 +135,6 @@ export async function loadRun(gpu: Device, run: string, which: "best" | "last" =
   if (!existsSync(configFile)) return trained;
   const config = readConfig(configFile);
   return { ...trained, config, inference: inferenceOf(config) };
-}
-
-function inferenceOf({ val: { short, long, topk } }: Config): Inference {
-  return { short, long, topk };
 }
 
 /** A model from a checkpoint, from weights written by `exportWeights`, or a Mask2Former that others have trained. */
@@ -155,32 +150,8 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
       kinds: [],
     };
   const { weights, metadata } = await readWeights(gpu, file);
-  let sizes: WishConfig;
-  let categories: Category[];
-  let step: number | undefined;
-  let kinds: string[] = [];
-  let config: Config | undefined;
-  let inference: Inference | undefined;
-  if (metadata.format === WEIGHTS_FORMAT) {
-    sizes = parsed(file, metadata.model);
-    categories = parsed(file, metadata.categories);
-    kinds = parsed(file, metadata.kinds ?? "[]");
-    if (metadata.inference) inference = parsed(file, metadata.inference);
-  } else {
-    const { state, config: saved } = await readCheckpointHead(file);
-    ({ sizes, categories, step, kinds } = state as unknown as {
-      sizes: WishConfig;
-      categories: Category[];
-      step: number;
-      kinds: string[];
-    });
-    if (!sizes || !categories)
-      throw new BadInput(
-        `${file}: holds no segmentation model (the sizes are missing); is it a checkpoint of sam-train?`,
-      );
-    config = resolveConfig(saved, [], file);
-    inference = inferenceOf(config);
-  }
+  const { sizes, ...described } = descriptionOf(file, metadata);
+  checkSizes(gpu, file, sizes, weights);
   let model: Wish;
   try {
     model = new Wish(gpu, sizes);
@@ -189,7 +160,7 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
     throw new BadInput(`${file}: ${(cause as Error).message}`);
   }
   model.eval();
-  return { model, categories, config, inference, file, step, kinds };
+  return { ...described, model, file };
 }
 
 /** Writes a model's weights alone with all that is needed to use them. */
@@ -202,30 +173,4 @@ export async function exportWeights(
 ): Promise<void> {
   const metadata = weightsMetadata({ model, categories, kinds, inference: options.inference });
   await saveWeights(path, model, metadata, options);
-}
-
-/** What stands in a file of weights beside them. */
-export function weightsMetadata(
-  trained: Pick<Trained, "inference"> & {
-    model: Pick<Wish, "config">;
-    categories: readonly Category[];
-    kinds: readonly string[];
-  },
-): Record<string, string> {
-  const { model, categories, kinds, inference } = trained;
-  return {
-    format: WEIGHTS_FORMAT,
-    model: JSON.stringify(model.config),
-    categories: JSON.stringify(categories),
-    kinds: JSON.stringify(kinds),
-    ...(inference ? { inference: JSON.stringify(inference) } : {}),
-  };
-}
-
-function parsed<T>(file: string, text: string | undefined): T {
-  try {
-    return JSON.parse(text ?? "") as T;
-  } catch {
-    throw new BadInput(`${file}: the model's description in the metadata is missing or damaged`);
-  }
 }

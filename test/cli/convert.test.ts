@@ -218,6 +218,45 @@ test("weights of our own keep what belongs to them; a checkpoint is left with it
   assert.equal([...again.stateDict().keys()], [...sam.stateDict().keys()]);
 });
 
+test("what stands beside weights of our own is checked before anything is made of it", async () => {
+  const gpu = await testDevice();
+  const { tensors, metadata } = parseSafetensors(bytesOf(asset("wish-scenes.safetensors")));
+  const model = JSON.parse(metadata.model!);
+  const sized = (change: object) => ({ model: JSON.stringify({ ...model, ...change }) });
+  const mini = (change: object) => sized({ backbone: { ...model.backbone, ...change } });
+  const wide = 8e9;
+  for (const [change, reason] of [
+    [mini({ blocks: [1e8, 1, 1, 1] }), /model\.backbone\.blocks: the file's 116 tensors .*; got 100000000,1,1,1$/],
+    [sized({ decoder: { layers: 1e7, heads: 4, ffn: 128 } }), /model\.decoder\.layers: the file's .*; got 10000000$/],
+    [sized({ encoder: { ...model.encoder, layers: -1 } }), /model\.encoder\.layers: .* >=0; got -1$/],
+    [mini({ kind: "vit" }), /model\.backbone\.kind: .*; got "vit"$/],
+    [sized({ hiddenDim: wide }), /model: no model can be made of these sizes: .* larger than/],
+    [
+      sized({ queries: 11 }),
+      /model: the tensors are not .*: 2 misshaped \(.*query_feat\.weight is \(10, 64\), not \(11,/,
+    ],
+    [sized({ groups: 7 }), /model: no model can be made of these sizes: .*64 channels do not divide into 7/],
+    [sized({ more: 1 }), /there is no setting "model\.more"/],
+    [{ model: "null" }, /model: .*expected object, received null; got null$/],
+    [{ model: "{" }, /model: is not JSON; the file is damaged$/],
+    [{ categories: "5" }, /categories: .*expected array, received number; got 5$/],
+    [{ categories: "[]" }, /categories: 6 as model\.classes were expected; got 0$/],
+    [{ categories: JSON.stringify([{ id: 1 }]) }, /categories\.0\.name: .*expected string/],
+    [{ kinds: '["x\\ny"]' }, /kinds\.0: .*; got "x\\ny"$/],
+    [{ inference: '{"short":1e12,"long":96,"topk":1}' }, /inference\.short: .*<=16384; got 1000000000000$/],
+  ] as [Record<string, string>, RegExp][]) {
+    writeFileSync(at("described.safetensors"), encodeSafetensors(tensors, { ...metadata, ...change }));
+    const told = await refusal(at("described.safetensors"));
+    assert.ok(told.startsWith(`${at("described.safetensors")}: metadata: `), told);
+    assert.match(told, reason);
+    // predict's way.
+    await loadTrained(gpu, at("described.safetensors")).then(
+      () => assert.unreachable(told),
+      ({ message }: Error) => assert.is(message, told),
+    );
+  }
+});
+
 test("pre-trained weights of a configuration may be in torch's format", async () => {
   const gpu = await testDevice();
   const { weights } = await readWeights(gpu, fixture("weights/lightning.ckpt"));

@@ -131,6 +131,29 @@ test("a checkpoint that lacks a tensor, has one too many or another model's is r
   assert.is(sam.code, 2, sam.stderr);
 });
 
+test("sizes in our own file's metadata that nobody can build end predict in a line, before the output's folder is made", async () => {
+  const path = new URL("../../assets/wish-scenes.safetensors", import.meta.url);
+  const { tensors, metadata } = parseSafetensors(new Uint8Array(readFileSync(path)));
+  for (const [name, change, reason] of [
+    ["blocks", { model: metadata.model!.replace("[1,1,1,1]", "[1e8,1,1,1]") }, /metadata: model\.backbone\.blocks: /],
+    ["short", { inference: '{"short":1e12,"long":96,"topk":1}' }, /metadata: inference\.short: /],
+  ] as const) {
+    writeFileSync(at(`${name}.safetensors`), encodeSafetensors(tensors, { ...metadata, ...change }));
+    const { code, stderr } = await wish([
+      "predict",
+      "--checkpoint",
+      at(`${name}.safetensors`),
+      at("image.png"),
+      "--out",
+      at("never"),
+    ]);
+    assert.is(code, 2, stderr);
+    assert.match(stderr, reason);
+    assert.is(stderr.trim().split("\n").length, 1, stderr);
+    assert.not.ok(existsSync(at("never")));
+  }
+});
+
 test("images of like names get files of their own, one that cannot be read is skipped, and images.json names them all", async () => {
   const paths = [at("x-2.png"), at("a", "x.png"), at("b", "x.png"), at("b", "cut.png"), at("x-001-bee.png")];
   for (const name of ["a", "b"]) mkdirSync(at(name));
