@@ -66,8 +66,7 @@ export function readSam(source: SamSource, file: string): SamCheckpoint {
     checkConfig(config);
     checkBlocks(config, tensors.size);
   } catch (error) {
-    const what = error instanceof TypeError ? 'metadata "config" lacks sizes of a SAM' : (error as Error).message;
-    throw new CheckpointError(`${file}: ${what}`);
+    throw new CheckpointError(`${file}: ${(error as Error).message}`);
   }
   checkTensors(samShapes(config), tensors, file, named.keyOf);
   return { ...named, config };

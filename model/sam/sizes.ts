@@ -20,17 +20,7 @@ export function samConfigOf(
   metadata: Readonly<Record<string, string>> = {},
   keyOf: KeyOf = (name) => name,
 ): SamConfig {
-  const written = metadata.config;
-  if (written !== undefined) {
-    let config: unknown;
-    try {
-      config = JSON.parse(written);
-    } catch {
-      throw new CheckpointError(`${file}: metadata "config" is no JSON`);
-    }
-    if (!areSizes(config)) throw new CheckpointError(`${file}: metadata "config" does not hold the sizes of a SAM`);
-    return config as SamConfig;
-  }
+  if (metadata.config !== undefined) return writtenSizes(metadata.config, file);
   const [shape, count] = [shapeIn(tensors, file, keyOf), countIn(tensors)];
   return {
     ...encoderSizes(tensors, shape, count),
@@ -60,10 +50,39 @@ function encoderSizes(tensors: Shapes, shape: ShapeOf, count: CountOf): Pick<Sam
   return { imageSize, encoder: vitSizes(shape, count) };
 }
 
-/** Whole numbers, and the encoder's kind. */
-function areSizes(value: unknown): boolean {
-  if (typeof value === "object" && value !== null) return Object.values(value).every(areSizes);
-  return value === "vit" || value === "tiny-vit" || (Number.isSafeInteger(value) && (value as number) >= 0);
+function writtenSizes(text: string, file: string): SamConfig {
+  const fail = (what: string): never => {
+    throw new CheckpointError(`${file}: metadata "config": ${what}`);
+  };
+  let config: unknown;
+  try {
+    config = JSON.parse(text);
+  } catch {
+    return fail("is no JSON");
+  }
+  const kind = (config as Partial<SamConfig> | null)?.encoder?.kind;
+  for (const like of [samVitB(), mobileSam()])
+    if (kind === undefined || kind === like.encoder.kind) {
+      const problem = difference(config, like, "");
+      return problem === undefined ? (config as SamConfig) : fail(problem);
+    }
+  return fail(`encoder.kind must be vit or tiny-vit; got ${JSON.stringify(kind)}`);
+}
+
+/** Where sizes are not built as others are: the first place, and what it must be. */
+function difference(value: unknown, like: unknown, at: string): string | undefined {
+  const must = (what: string): string => `${at || "it"} must be ${what}; got ${JSON.stringify(value) ?? "nothing"}`;
+  const isSize = (n: unknown): boolean => Number.isSafeInteger(n) && (n as number) >= 0;
+  if (typeof like === "string") return value === like ? undefined : must(like);
+  if (typeof like === "number") return isSize(value) ? undefined : must("a whole number from 0");
+  if (Array.isArray(like))
+    return Array.isArray(value) && value.every(isSize) ? undefined : must("a list of whole numbers from 0");
+  if (typeof value !== "object" || value === null || Array.isArray(value)) return must("the sizes of a SAM");
+  for (const [key, inner] of Object.entries(like as object)) {
+    const problem = difference((value as Record<string, unknown>)[key], inner, at ? `${at}.${key}` : key);
+    if (problem) return problem;
+  }
+  return undefined;
 }
 
 type ShapeOf = (key: string, dim: number) => number;

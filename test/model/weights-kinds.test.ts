@@ -213,11 +213,20 @@ test("sizes in the metadata are checked before they are believed", () => {
   const vit = samVitB();
   assert.is(sizes(vit), "nothing was thrown");
   for (const [wrong, reason] of [
-    [[], /lacks sizes/],
-    [7, /lacks sizes/],
-    [{ ...vit, decoder: { ...vit.decoder, heads: -1 } }, /does not hold the sizes/],
-    [{ ...vit, decoder: undefined }, /lacks sizes/],
-    [{ ...vit, encoder: { ...vit.encoder, depth: "1e9" } }, /does not hold the sizes/],
+    [[], /^x: metadata "config": it must be the sizes of a SAM; got \[\]$/],
+    [7, /it must be the sizes of a SAM; got 7$/],
+    [null, /it must be the sizes of a SAM; got null$/],
+    [{ ...vit, decoder: { ...vit.decoder, heads: -1 } }, /decoder\.heads must be a whole number from 0; got -1$/],
+    [{ ...vit, decoder: undefined }, /decoder must be the sizes of a SAM; got nothing$/],
+    [{ ...vit, encoder: [7] }, /encoder must be the sizes of a SAM; got \[7\]$/],
+    [{ ...vit, encoder: { ...vit.encoder, kind: "swin" } }, /encoder\.kind must be vit or tiny-vit; got "swin"$/],
+    [
+      { ...vit, encoder: { ...vit.encoder, globalBlocks: 5 } },
+      /"config": encoder\.globalBlocks must be a list of whole numbers from 0; got 5$/,
+    ],
+    [{ ...vit, encoder: { ...vit.encoder, heads: [12] } }, /encoder\.heads must be a whole number from 0; got \[12\]$/],
+    [{ ...vit, encoder: { ...mobileSam().encoder, depths: 12 } }, /encoder\.depths must be a list .*; got 12$/],
+    [{ ...vit, encoder: { ...vit.encoder, depth: "1e9" } }, /encoder\.depth must be a whole number .*; got "1e9"$/],
     [{ ...vit, encoder: { ...vit.encoder, depth: 1e9 } }, /1000000008 blocks do not fit 314 tensors/],
     [{ ...vit, encoder: { ...vit.encoder, dim: 770 } }, /heads 12 must divide encoder\.dim 770/],
     [{ ...vit, promptDim: 128 }, /misshaped/],
