@@ -1,64 +1,49 @@
-// Whose checkpoint is it, and what are its tensors called here? Names here are the original repositories'; the tables turn others into them.
+// Whose checkpoint is it, and what are its tensors called here? Names here are the original repositories'; a table turns transformers' into them.
 import type { Shapes } from "./compare.ts";
 import { type Family, kindOf, type ModelKind } from "./kinds.ts";
+import { below, bothWays, type Rule } from "./renaming.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
 import { commonPrefix, isPixelStatistic } from "./wrappers.ts";
 
-/** Exact rules: the whole key must match, and each key may match one rule at most. */
-type KeyPattern = readonly [pattern: RegExp, original: string];
-
-/** transformers' SamModel -> segment-anything. */
-const HF_SAM: readonly KeyPattern[] = [
-  [/^shared_image_embedding\.positional_embedding$/, "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"],
-  [/^vision_encoder\.pos_embed$/, "image_encoder.pos_embed"],
-  [/^vision_encoder\.patch_embed\.projection\.(weight|bias)$/, "image_encoder.patch_embed.proj.$1"],
-  [/^vision_encoder\.layers\.(\d+)\.layer_norm([12])\.(weight|bias)$/, "image_encoder.blocks.$1.norm$2.$3"],
-  [
-    /^vision_encoder\.layers\.(\d+)\.attn\.(rel_pos_[hw]|(?:qkv|proj)\.(?:weight|bias))$/,
-    "image_encoder.blocks.$1.attn.$2",
-  ],
-  [/^vision_encoder\.layers\.(\d+)\.mlp\.(lin[12])\.(weight|bias)$/, "image_encoder.blocks.$1.mlp.$2.$3"],
-  [/^vision_encoder\.neck\.conv1\.weight$/, "image_encoder.neck.0.weight"],
-  [/^vision_encoder\.neck\.layer_norm1\.(weight|bias)$/, "image_encoder.neck.1.$1"],
-  [/^vision_encoder\.neck\.conv2\.weight$/, "image_encoder.neck.2.weight"],
-  [/^vision_encoder\.neck\.layer_norm2\.(weight|bias)$/, "image_encoder.neck.3.$1"],
-  [/^prompt_encoder\.mask_embed\.conv1\.(weight|bias)$/, "prompt_encoder.mask_downscaling.0.$1"],
-  [/^prompt_encoder\.mask_embed\.layer_norm1\.(weight|bias)$/, "prompt_encoder.mask_downscaling.1.$1"],
-  [/^prompt_encoder\.mask_embed\.conv2\.(weight|bias)$/, "prompt_encoder.mask_downscaling.3.$1"],
-  [/^prompt_encoder\.mask_embed\.layer_norm2\.(weight|bias)$/, "prompt_encoder.mask_downscaling.4.$1"],
-  [/^prompt_encoder\.mask_embed\.conv3\.(weight|bias)$/, "prompt_encoder.mask_downscaling.6.$1"],
-  [/^prompt_encoder\.(no_mask_embed|not_a_point_embed)\.weight$/, "prompt_encoder.$1.weight"],
-  [/^prompt_encoder\.point_embed\.([0-3])\.weight$/, "prompt_encoder.point_embeddings.$1.weight"],
-  [/^mask_decoder\.(iou_token|mask_tokens)\.weight$/, "mask_decoder.$1.weight"],
-  [
-    /^mask_decoder\.transformer\.layers\.(\d+)\.layer_norm([1-4])\.(weight|bias)$/,
-    "mask_decoder.transformer.layers.$1.norm$2.$3",
-  ],
-  [
-    /^mask_decoder\.transformer\.layers\.(\d+)\.(self_attn|cross_attn_\w+|mlp)\.(\w+)\.(weight|bias)$/,
-    "mask_decoder.transformer.layers.$1.$2.$3.$4",
-  ],
-  [
-    /^mask_decoder\.transformer\.final_attn_token_to_image\.(\w+)\.(weight|bias)$/,
-    "mask_decoder.transformer.final_attn_token_to_image.$1.$2",
-  ],
-  [/^mask_decoder\.transformer\.layer_norm_final_attn\.(weight|bias)$/, "mask_decoder.transformer.norm_final_attn.$1"],
-  [/^mask_decoder\.upscale_conv1\.(weight|bias)$/, "mask_decoder.output_upscaling.0.$1"],
-  [/^mask_decoder\.upscale_layer_norm\.(weight|bias)$/, "mask_decoder.output_upscaling.1.$1"],
-  [/^mask_decoder\.upscale_conv2\.(weight|bias)$/, "mask_decoder.output_upscaling.3.$1"],
-  [
-    /^mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_in\.(weight|bias)$/,
-    "mask_decoder.$1.layers.0.$2",
-  ],
-  [
-    /^mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.0\.(weight|bias)$/,
-    "mask_decoder.$1.layers.1.$2",
-  ],
-  [
-    /^mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_out\.(weight|bias)$/,
-    "mask_decoder.$1.layers.2.$2",
-  ],
+/** The last linear layers of the heads: transformers tells the first and the last of three by name. */
+const HF_MLPS: readonly Rule[] = [
+  ["proj_in.*", "layers.0.*"],
+  ["layers.0.*", "layers.1.*"],
+  ["proj_out.*", "layers.2.*"],
 ];
+
+/** transformers' SamModel -> segment-anything. What is called the same in both stands in no rule. */
+const HF_SAM = bothWays([
+  ["shared_image_embedding.positional_embedding", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"],
+  ...below("vision_encoder.", "image_encoder.", [
+    ["pos_embed", "pos_embed"],
+    ["patch_embed.projection.*", "patch_embed.proj.*"],
+    ["layers.#.layer_norm#.*", "blocks.#.norm#.*"],
+    ["layers.#.attn.*", "blocks.#.attn.*"],
+    ["layers.#.mlp.*", "blocks.#.mlp.*"],
+    ["neck.conv1.*", "neck.0.*"],
+    ["neck.layer_norm1.*", "neck.1.*"],
+    ["neck.conv2.*", "neck.2.*"],
+    ["neck.layer_norm2.*", "neck.3.*"],
+  ]),
+  ...below("prompt_encoder.", "prompt_encoder.", [
+    ["mask_embed.conv1.*", "mask_downscaling.0.*"],
+    ["mask_embed.layer_norm1.*", "mask_downscaling.1.*"],
+    ["mask_embed.conv2.*", "mask_downscaling.3.*"],
+    ["mask_embed.layer_norm2.*", "mask_downscaling.4.*"],
+    ["mask_embed.conv3.*", "mask_downscaling.6.*"],
+    ["point_embed.#.*", "point_embeddings.#.*"],
+  ]),
+  ...below("mask_decoder.", "mask_decoder.", [
+    ["transformer.layers.#.layer_norm#.*", "transformer.layers.#.norm#.*"],
+    ["transformer.layer_norm_final_attn.*", "transformer.norm_final_attn.*"],
+    ["upscale_conv1.*", "output_upscaling.0.*"],
+    ["upscale_layer_norm.*", "output_upscaling.1.*"],
+    ["upscale_conv2.*", "output_upscaling.3.*"],
+    ...below("output_hypernetworks_mlps.#.", "output_hypernetworks_mlps.#.", HF_MLPS),
+    ...below("iou_prediction_head.", "iou_prediction_head.", HF_MLPS),
+  ]),
+]);
 
 /** Stored twice by transformers: the original has it once. */
 const TWICE = /^prompt_encoder\.shared_embedding\.positional_embedding$/;
@@ -75,7 +60,7 @@ export interface NamedTensors {
   readonly spare: Map<string, HostTensor>;
   /** What such a model has, where that is known here: for `checkTensors`. */
   readonly expected: Shapes | undefined;
-  /** The file's key of a tensor; of one that it lacks the original's, behind the prefix that its other keys have. */
+  /** The file's key of a tensor; of one that it lacks the key that it would have there. */
   keyOf(name: string): string;
 }
 
@@ -94,7 +79,7 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
       unused.push(key);
       continue;
     }
-    const name = fromHub ? rename(bare, HF_SAM) : bare;
+    const name = fromHub ? HF_SAM.ours(bare) : bare;
     if (all.has(name)) throw new CheckpointError(`${file}: ${key} and another key both mean ${name}`);
     all.set(name, tensor);
     before.set(name, key);
@@ -105,7 +90,8 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
     if (isUnused(name)) unused.push(before.get(name)!);
     (isUnused(name) ? spare : tensors).set(name, tensor);
   }
-  const keyOf = (name: string) => before.get(name) ?? (fromHub ? name : prefix + name.slice(encoder.length));
+  const theirs = (name: string) => prefix + (fromHub ? HF_SAM.theirs(name) : name).slice(encoder.length);
+  const keyOf = (name: string) => before.get(name) ?? theirs(name);
   return { tensors, family, kind, unused, spare, expected, keyOf };
 }
 
@@ -124,10 +110,4 @@ function kindIn(tensors: ReadonlyMap<string, HostTensor>, file: string): ModelKi
     if (error instanceof CheckpointError) throw new CheckpointError(`${file}: ${error.message}`);
     throw error;
   }
-}
-
-/** A key without a rule stays: the comparison with the model then lists it as unexpected. */
-function rename(key: string, rules: readonly KeyPattern[]): string {
-  for (const [pattern, original] of rules) if (pattern.test(key)) return key.replace(pattern, original);
-  return key;
 }

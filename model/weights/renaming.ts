@@ -71,14 +71,21 @@ function namedBy(keys: readonly string[], table: readonly Compiled[]): Named {
     slots[part] = key;
     parts.set(name, slots);
   }
-  const theirs = (name: string): readonly string[] => {
-    for (const rule of table) {
-      const match = rule.ourPattern.exec(name);
-      if (match) return rule.theirs.map((template) => fill(template, match.slice(1)));
-    }
-    return [name];
-  };
-  return { parts, theirs };
+  return { parts, theirs: (name) => theirNames(name, table) };
+}
+
+/** A table alone, for names that are no parts of others; without a rule a name stays. */
+export function bothWays(rules: readonly Rule[]): { ours(key: string): string; theirs(name: string): string } {
+  const table = rules.map(compile);
+  return { ours: (key) => ourName(key, table)[0], theirs: (name) => theirNames(name, table)[0]! };
+}
+
+function theirNames(name: string, table: readonly Compiled[]): readonly string[] {
+  for (const rule of table) {
+    const match = rule.ourPattern.exec(name);
+    if (match) return rule.theirs.map((template) => fill(template, match.slice(1)));
+  }
+  return [name];
 }
 
 function ourName(key: string, table: readonly Compiled[]): [name: string, part: number, parts: number] {

@@ -58,6 +58,28 @@ test("transformers' names become the original's, every one", () => {
   }
 });
 
+test("what a file of transformers' lacks is called as it would be there", () => {
+  const model = "SAM ViT-B of transformers";
+  for (const prefix of ["", "module."]) {
+    const state = new Map([...stateOf(model)].map(([key, x]) => [prefix + key, x]));
+    for (const key of state.keys()) {
+      if (/layers\.(2|3|4|5|6|7|8|9|10|11)\.|shared_embedding/.test(key)) continue;
+      const less = new Map([...state].filter(([name]) => name !== key));
+      const told = message(() => readSam({ tensors: less, metadata: {} }, "x"));
+      assert.ok(told.endsWith(`1 missing (${key})`) || told.endsWith(`${key} is missing`), `${key}: ${told}`);
+    }
+  }
+  // Of the encoder alone.
+  const inner = [...stateOf(model)].flatMap(([key, x]) =>
+    key.startsWith("vision_encoder.") ? [[key.slice(15), x] as const] : [],
+  );
+  const named = nameTensors(new Map(inner.filter(([key]) => key !== "layers.1.layer_norm2.bias")), "x");
+  assert.match(
+    message(() => checkSamEncoder(named, "x")),
+    /1 missing \(layers\.1\.layer_norm2\.bias\)$/,
+  );
+});
+
 const WIDE = "ResNet-50 of another width";
 const backbones = Object.keys(recorded).filter((name) => /^(ResNet|MobileNet|Swin)/.test(name) && name !== WIDE);
 
