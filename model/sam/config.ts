@@ -101,13 +101,14 @@ export function gridSize({ imageSize, encoder }: EncoderConfig): number {
 
 /** Throws where sizes contradict each other, before any buffer is made. */
 export function checkConfig(config: SamConfig): void {
-  const { encoder, decoder, promptDim, imageSize } = config;
+  const { encoder, decoder, promptDim, maskChannels, imageSize } = config;
   const fail = (text: string): never => {
     throw new Error(`SAM configuration: ${text}`);
   };
   if (!Number.isInteger(gridSize(config)))
     fail(`imageSize ${imageSize} must be a multiple of the encoder's stride ${encoderStride(encoder)}`);
   if (promptDim % 8 !== 0) fail(`promptDim must be a multiple of 8; got ${promptDim}`);
+  if (maskChannels % 4 !== 0) fail(`maskChannels must be a multiple of 4; got ${maskChannels}`);
   if ((promptDim / 2) % decoder.heads !== 0)
     fail(`decoder.heads ${decoder.heads} must divide promptDim / 2 = ${promptDim / 2}`);
   if (encoder.kind === "vit") {

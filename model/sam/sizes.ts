@@ -1,7 +1,7 @@
 // The sizes of a SAM model from its tensors' shapes. Shapes show all but the input's size under TinyViT, the merging strides, the decoder's
 // heads; those are SAM's, unless the file's metadata say otherwise.
 import { CheckpointError } from "../weights/tensors.ts";
-import { type EncoderConfig, mobileSam, type SamConfig, samVitB } from "./config.ts";
+import { type EncoderConfig, mobileSam, type SamConfig, samVitB, type TinyVitSizes, type VitSizes } from "./config.ts";
 
 type Shapes = ReadonlyMap<string, { readonly shape: readonly number[] }>;
 
@@ -21,33 +21,52 @@ export function samConfigOf(
   keyOf: KeyOf = (name) => name,
 ): SamConfig {
   if (metadata.config !== undefined) return writtenSizes(metadata.config, file);
-  const [shape, count] = [shapeIn(tensors, file, keyOf), countIn(tensors)];
+  const found = new Found(tensors, file, keyOf);
+  const iou = "mask_decoder.iou_prediction_head.layers.";
+  const iouDepth = found.count(iou);
+  const mlp = "mask_decoder.transformer.layers.0.mlp";
+  const downscaling = "prompt_encoder.mask_downscaling";
+  const tokens = found.size(
+    ["mask_decoder.mask_tokens.weight", 0],
+    [`${iou}${iouDepth - 1}.weight`, 0],
+    [`${iou}${iouDepth - 1}.bias`, 0],
+  );
   return {
-    ...encoderSizes(tensors, shape, count),
-    promptDim: shape("mask_decoder.iou_token.weight", 1),
-    maskChannels: shape("prompt_encoder.mask_downscaling.3.weight", 0),
+    ...encoderSizes(found),
+    promptDim: found.size(
+      ["mask_decoder.iou_token.weight", 1],
+      ["mask_decoder.mask_tokens.weight", 1],
+      ["prompt_encoder.no_mask_embed.weight", 1],
+    ),
+    maskChannels: found.size(
+      [`${downscaling}.3.weight`, 0],
+      [`${downscaling}.3.bias`, 0],
+      [`${downscaling}.4.bias`, 0],
+    ),
     decoder: {
-      depth: count("mask_decoder.transformer.layers."),
+      depth: found.count("mask_decoder.transformer.layers."),
       heads: samVitB().decoder.heads,
-      mlp: shape("mask_decoder.transformer.layers.0.mlp.lin1.weight", 0),
-      iouHidden: shape("mask_decoder.iou_prediction_head.layers.0.weight", 0),
-      iouDepth: count("mask_decoder.iou_prediction_head.layers."),
-      candidates: shape("mask_decoder.mask_tokens.weight", 0) - 1,
+      mlp: found.size([`${mlp}.lin1.weight`, 0], [`${mlp}.lin1.bias`, 0], [`${mlp}.lin2.weight`, 1]),
+      iouHidden: found.size([`${iou}0.weight`, 0], [`${iou}0.bias`, 0], [`${iou}1.weight`, 1]),
+      iouDepth,
+      candidates: tokens - 1,
     },
   };
 }
 
 /** The same of an image encoder alone. */
 export function samEncoderOf(tensors: Shapes, file: string, keyOf: KeyOf): EncoderConfig {
-  const shape = shapeIn(tensors, file, keyOf);
-  return { ...encoderSizes(tensors, shape, countIn(tensors)), promptDim: shape("image_encoder.neck.2.weight", 0) };
+  const found = new Found(tensors, file, keyOf);
+  const neck = "image_encoder.neck";
+  const promptDim = found.size([`${neck}.2.weight`, 0], [`${neck}.0.weight`, 0], [`${neck}.3.bias`, 0]);
+  return { ...encoderSizes(found), promptDim };
 }
 
-function encoderSizes(tensors: Shapes, shape: ShapeOf, count: CountOf): Pick<SamConfig, "imageSize" | "encoder"> {
-  if ([...tensors.keys()].some((key) => key.startsWith("image_encoder.layers.")))
-    return { imageSize: mobileSam().imageSize, encoder: tinyVitSizes(shape, count) };
-  const imageSize = shape("image_encoder.pos_embed", 1) * shape("image_encoder.patch_embed.proj.weight", 2);
-  return { imageSize, encoder: vitSizes(shape, count) };
+function encoderSizes(found: Found): Pick<SamConfig, "imageSize" | "encoder"> {
+  if (found.count("image_encoder.layers.") > 0)
+    return { imageSize: mobileSam().imageSize, encoder: tinyVitSizes(found) };
+  const { grid, ...encoder } = vitSizes(found);
+  return { imageSize: grid * encoder.patch, encoder };
 }
 
 function writtenSizes(text: string, file: string): SamConfig {
@@ -85,62 +104,120 @@ function difference(value: unknown, like: unknown, at: string): string | undefin
   return undefined;
 }
 
-type ShapeOf = (key: string, dim: number) => number;
-type CountOf = (prefix: string) => number;
+/** A tensor's dimension. */
+type Place = readonly [key: string, dim: number];
 
-function shapeIn(tensors: Shapes, file: string, keyOf: KeyOf): ShapeOf {
-  return (key, dim) => {
-    const found = tensors.get(key)?.shape;
-    const value = found?.[dim];
+/** A file's tensors, asked for sizes. */
+class Found {
+  readonly #tensors: Shapes;
+  readonly #file: string;
+  readonly #keyOf: KeyOf;
+
+  constructor(tensors: Shapes, file: string, keyOf: KeyOf) {
+    this.#tensors = tensors;
+    this.#file = file;
+    this.#keyOf = keyOf;
+  }
+
+  /** Undefined where it is not there, or nothing is in it. */
+  at([key, dim]: Place): number | undefined {
+    return this.#tensors.get(key)?.shape[dim] || undefined;
+  }
+
+  /** What most of the places say, so that the one that disagrees is named when shapes are compared; of equals the first. */
+  size(...places: Place[]): number {
+    const value = mostCommon(places.map((place) => this.at(place)));
     if (value !== undefined) return value;
-    const what = found ? `has ${found.length} dimensions, ${dim + 1} at least were expected` : "is missing";
-    throw new CheckpointError(`${file}: no SAM checkpoint: ${keyOf(key)} ${what}`);
-  };
-}
+    const [key, dim] = places[0]!;
+    const shape = this.#tensors.get(key)?.shape;
+    const what = `is (${shape?.join(", ")}), of which no dimension ${dim + 1} can be taken for a size`;
+    return this.fail(key, shape ? what : "is missing");
+  }
 
-function countIn(tensors: Shapes): CountOf {
-  return (prefix) => {
-    const keys = [...tensors.keys()].filter((key) => key.startsWith(prefix));
+  /** Numbers from 0 on behind the prefix, up to the first that is not there. */
+  count(prefix: string): number {
+    const keys = [...this.#tensors.keys()].filter((key) => key.startsWith(prefix));
     const numbers = new Set(keys.map((key) => key.slice(prefix.length).split(".", 1)[0]));
     let n = 0;
     while (numbers.has(String(n))) n++;
     return n;
-  };
+  }
+
+  fail(key: string, what: string): never {
+    throw new CheckpointError(`${this.#file}: no SAM checkpoint: ${this.#keyOf(key)} ${what}`);
+  }
 }
 
-function vitSizes(shape: ShapeOf, count: CountOf): SamConfig["encoder"] {
-  const depth = count("image_encoder.blocks.");
-  const dim = shape("image_encoder.pos_embed", 3);
-  const grid = shape("image_encoder.pos_embed", 1);
-  const sides = Array.from({ length: depth }, (_, i) => (shape(`image_encoder.blocks.${i}.attn.rel_pos_h`, 0) + 1) / 2);
+/** The first of those that come most often. */
+function mostCommon(values: readonly (number | undefined)[]): number | undefined {
+  const counts = new Map<number, number>();
+  for (const value of values) if (value !== undefined) counts.set(value, (counts.get(value) ?? 0) + 1);
+  const most = Math.max(...counts.values());
+  return [...counts].find(([, count]) => count === most)?.[0];
+}
+
+function vitSizes(found: Found): VitSizes & { grid: number } {
+  const depth = found.count("image_encoder.blocks.");
+  const [embed, patches] = ["image_encoder.pos_embed", "image_encoder.patch_embed.proj"];
+  const dim = found.size([embed, 3], [`${patches}.weight`, 0], [`${patches}.bias`, 0]);
+  // Relative positions (2 side - 1, dim / heads) along both axes of a block.
+  const tables = Array.from({ length: depth }, (_, i) =>
+    ["h", "w"].map((axis) => `image_encoder.blocks.${i}.attn.rel_pos_${axis}`),
+  );
+  const sides = tables.map((keys) => keys.map((key) => ((found.at([key, 0]) ?? 0) + 1) / 2));
+  const confirmed = sides.flatMap(([h, w]) => (h === w ? [h!] : []));
+  const largest = confirmed.length > 0 ? Math.max(...confirmed) : undefined;
+  const grid = mostCommon([found.at([embed, 1]), found.at([embed, 2]), largest]) ?? found.size([embed, 1]);
+  const window = mostCommon(sides.flat().filter((side) => side !== grid && Number.isInteger(side))) ?? 0;
+  const globalBlocks = sides.flatMap((both, i) =>
+    (both.find((side) => side === grid || side === window) ?? window) === grid ? [i] : [],
+  );
+  const perHead = found.size(...tables.flat().map((key): Place => [key, 1]));
+  if (dim % perHead !== 0)
+    found.fail(tables[0]![0]!, `has ${perHead} channels a head, which do not divide the ${dim} of the encoder`);
+  const mlp = "image_encoder.blocks.0.mlp";
   return {
     kind: "vit",
     dim,
     depth,
-    heads: dim / shape("image_encoder.blocks.0.attn.rel_pos_h", 1),
-    patch: shape("image_encoder.patch_embed.proj.weight", 2),
-    mlp: shape("image_encoder.blocks.0.mlp.lin1.weight", 0),
-    window: sides.find((side) => side !== grid) ?? 0,
-    globalBlocks: sides.flatMap((side, i) => (side === grid ? [i] : [])),
+    heads: dim / perHead,
+    patch: found.size([`${patches}.weight`, 2], [`${patches}.weight`, 3]),
+    mlp: found.size([`${mlp}.lin1.weight`, 0], [`${mlp}.lin1.bias`, 0], [`${mlp}.lin2.weight`, 1]),
+    window,
+    globalBlocks,
+    grid,
   };
 }
 
-function tinyVitSizes(shape: ShapeOf, count: CountOf): SamConfig["encoder"] {
+function tinyVitSizes(found: Found): TinyVitSizes {
   const layers = "image_encoder.layers.";
-  const stages = count(layers);
-  const indices = Array.from({ length: stages }, (_, i) => i);
-  const dims = indices.map((i) =>
-    i === 0
-      ? shape("image_encoder.patch_embed.seq.2.c.weight", 0)
-      : shape(`${layers}${i - 1}.downsample.conv3.c.weight`, 0),
-  );
-  const bias = (i: number, dim: number) => shape(`${layers}${i}.blocks.0.attn.attention_biases`, dim);
+  const indices = Array.from({ length: found.count(layers) }, (_, i) => i);
+  const dims = indices.map((i) => {
+    const at = i === 0 ? "image_encoder.patch_embed.seq.2" : `${layers}${i - 1}.downsample.conv3`;
+    return found.size([`${at}.c.weight`, 0], [`${at}.bn.weight`, 0], [`${at}.bn.bias`, 0]);
+  });
+  const depths = indices.map((i) => found.count(`${layers}${i}.blocks.`));
+  /** (heads, window^2) of each block. */
+  const biases = (i: number) =>
+    Array.from({ length: depths[i]! }, (_, j) => `${layers}${i}.blocks.${j}.attn.attention_biases`);
   return {
     kind: "tiny-vit",
     dims,
-    depths: indices.map((i) => count(`${layers}${i}.blocks.`)),
-    heads: indices.map((i) => (i === 0 ? 1 : bias(i, 0))),
-    windows: indices.map((i) => (i === 0 ? 1 : Math.round(Math.sqrt(bias(i, 1))))),
+    depths,
+    heads: indices.map((i) => (i === 0 ? 1 : headsOf(found, biases(i), dims[i]!))),
+    windows: indices.map((i) => (i === 0 ? 1 : windowOf(found, biases(i)))),
     strides: dims.slice(1).map((dim) => (STRIDE_ONE_WIDTHS.has(dim) ? 1 : 2)),
   };
+}
+
+function headsOf(found: Found, keys: readonly string[], dim: number): number {
+  const given = keys.map((key) => found.at([key, 0])).filter((heads) => heads !== undefined);
+  const heads = mostCommon(given.filter((n) => dim % n === 0));
+  if (heads !== undefined || given.length === 0) return heads ?? found.size([keys[0] ?? "", 0]);
+  return found.fail(keys[0]!, `has ${given[0]} heads, which do not divide the ${dim} channels of its stage`);
+}
+
+function windowOf(found: Found, keys: readonly string[]): number {
+  const sides = keys.map((key) => Math.sqrt(found.at([key, 1]) ?? Number.NaN));
+  return mostCommon(sides.filter(Number.isInteger)) ?? Math.round(Math.sqrt(found.size([keys[0] ?? "", 1])));
 }

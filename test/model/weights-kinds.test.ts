@@ -219,7 +219,7 @@ test("whatever key is missing, left over or of another shape, the model is still
   for (const key of ["pos_embed", "blocks.0.mlp.lin1.weight", "neck.2.weight", "blocks.1.attn.rel_pos_h"])
     assert.is(
       message(() => checkSamEncoder(nameTensors(new Map(encoder(key)), "x.pt"), "x.pt")),
-      `x.pt: no SAM checkpoint: module.${key} is missing`,
+      `x.pt: the weights do not fit the model: 1 missing (module.${key})`,
     );
   const more = stateOf("SAM ViT-B").set("mask_decoder.hf_token.weight", {
     dtype: "F32",

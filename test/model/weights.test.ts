@@ -3,6 +3,7 @@ import { deflateRawSync } from "node:zlib";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { fileNumbers, parseSafetensors } from "../../engine/safetensors.ts";
+import { readSam } from "../../model/sam/index.ts";
 import { samConfigOf } from "../../model/sam/sizes.ts";
 import { compareTensors, describeDifference, nameTensors, readCheckpoint } from "../../model/weights/index.ts";
 import { readPickle } from "../../model/weights/pickle.ts";
@@ -261,6 +262,68 @@ test("sizes of SAM are recovered from shapes, transformers' names become the ori
   const tiny = nameTensors(readCheckpoint(read("sam-tiny-vit.pth"), "t").tensors, "t");
   assert.is(tiny.kind, "SAM (TinyViT)");
   assert.ok(tiny.unused.includes("image_encoder.head.weight"));
+});
+
+test("a SAM's tensor of another shape is named and no other one, sizes that are read from it included", () => {
+  const counts: number[] = [];
+  for (const [name, undecided] of [
+    ["sam-vit.pt", /^$/],
+    // The blocks of a stage that must have the same are two, or one.
+    ["sam-tiny-vit.pth", /attention_biases$/],
+    ["sam-hf.safetensors", /^$/],
+  ] as const) {
+    const { tensors } = readCheckpoint(read(name), name);
+    const { unused } = nameTensors(tensors, name);
+    counts.push(0);
+    for (const [key, x] of tensors) {
+      if (unused.includes(key) || undecided.test(key)) continue;
+      const { shape } = x;
+      const changed = shape.flatMap((_, dim) =>
+        [(n: number) => n + 1, (n: number) => n - 1, (n: number) => 2 * n].map((change) =>
+          shape.map((n, i) => (i === dim ? change(n) : n)),
+        ),
+      );
+      for (const other of [...changed, shape.slice(1), [...shape, 1], []]) {
+        const state = new Map([...tensors, [key, { ...x, shape: other }]]);
+        const told = message(() => readSam({ tensors: state, metadata: {} }, name));
+        const is = `${key} is (${other.join(", ")})`;
+        const compared = `${name}: the weights do not fit the model: 1 misshaped (${is}, not (`;
+        const named = [compared, `${name}: no SAM checkpoint: ${is}, of which no dimension`];
+        assert.ok(
+          named.some((start) => told.startsWith(start)),
+          `${key} of ${shape} as ${other}: ${told}`,
+        );
+        counts[counts.length - 1]!++;
+      }
+    }
+  }
+  assert.ok(
+    counts.every((count) => count > 1000),
+    `${counts} shapes`,
+  );
+});
+
+test("a size that no dimension of a tensor can be is told with the tensor", () => {
+  const name = "sam-tiny-vit.pth";
+  const { tensors } = readCheckpoint(read(name), name);
+  const told = (...changes: [key: string, shape: number[]][]) => {
+    const state = new Map([
+      ...tensors,
+      ...changes.map(([key, shape]) => [key, { ...tensors.get(key)!, shape }] as const),
+    ]);
+    return message(() => readSam({ tensors: state, metadata: {} }, name));
+  };
+  const biases = "image_encoder.layers.3.blocks.0.attn.attention_biases";
+  assert.is(
+    told([biases, [5, 16]]),
+    `${name}: no SAM checkpoint: ${biases} has 5 heads, which do not divide the 48 channels of its stage`,
+  );
+  assert.match(told([biases, [4, 17]]), /: 1 misshaped \(\S+biases is \(4, 17\), not \(4, 16\)\)$/);
+  const tokens = ["iou_token", "mask_tokens"].map((key) => `mask_decoder.${key}.weight`);
+  assert.match(
+    told([tokens[0]!, [1]], [tokens[1]!, [4]], ["prompt_encoder.no_mask_embed.weight", [1, 0]]),
+    /: mask_decoder\.iou_token\.weight is \(1\), of which no dimension 2 can be taken for a size$/,
+  );
 });
 
 test("a comparison names what is missing, unexpected and misshaped", () => {
