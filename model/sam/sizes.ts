@@ -1,5 +1,6 @@
 // The sizes of a SAM model from its tensors' shapes. Shapes show all but the input's size under TinyViT, the merging strides, the decoder's
 // heads; those are SAM's, unless the file's metadata say otherwise.
+import { mostCommon, type Place, sizeAt, sizeOf } from "../weights/majority.ts";
 import { CheckpointError } from "../weights/tensors.ts";
 import { type EncoderConfig, mobileSam, type SamConfig, samVitB, type TinyVitSizes, type VitSizes } from "./config.ts";
 
@@ -104,9 +105,6 @@ function difference(value: unknown, like: unknown, at: string): string | undefin
   return undefined;
 }
 
-/** A tensor's dimension. */
-type Place = readonly [key: string, dim: number];
-
 /** A file's tensors, asked for sizes. */
 class Found {
   readonly #tensors: Shapes;
@@ -119,19 +117,12 @@ class Found {
     this.#keyOf = keyOf;
   }
 
-  /** Undefined where it is not there, or nothing is in it. */
-  at([key, dim]: Place): number | undefined {
-    return this.#tensors.get(key)?.shape[dim] || undefined;
+  at(place: Place): number | undefined {
+    return sizeAt(this.#tensors, place);
   }
 
-  /** What most of the places say, so that the one that disagrees is named when shapes are compared; of equals the first. */
   size(...places: Place[]): number {
-    const value = mostCommon(places.map((place) => this.at(place)));
-    if (value !== undefined) return value;
-    const [key, dim] = places[0]!;
-    const shape = this.#tensors.get(key)?.shape;
-    const what = `is (${shape?.join(", ")}), of which no dimension ${dim + 1} can be taken for a size`;
-    return this.fail(key, shape ? what : "is missing");
+    return sizeOf(this.#tensors, places, this.#keyOf, (what) => this.#refuse(what));
   }
 
   /** Numbers from 0 on behind the prefix, up to the first that is not there. */
@@ -144,16 +135,12 @@ class Found {
   }
 
   fail(key: string, what: string): never {
-    throw new CheckpointError(`${this.#file}: no SAM checkpoint: ${this.#keyOf(key)} ${what}`);
+    return this.#refuse(`${this.#keyOf(key)} ${what}`);
   }
-}
 
-/** The first of those that come most often. */
-function mostCommon(values: readonly (number | undefined)[]): number | undefined {
-  const counts = new Map<number, number>();
-  for (const value of values) if (value !== undefined) counts.set(value, (counts.get(value) ?? 0) + 1);
-  const most = Math.max(...counts.values());
-  return [...counts].find(([, count]) => count === most)?.[0];
+  #refuse(what: string): never {
+    throw new CheckpointError(`${this.#file}: no SAM checkpoint: ${what}`);
+  }
 }
 
 function vitSizes(found: Found): VitSizes & { grid: number } {
@@ -181,7 +168,7 @@ function vitSizes(found: Found): VitSizes & { grid: number } {
     dim,
     depth,
     heads: dim / perHead,
-    patch: found.size([`${patches}.weight`, 2], [`${patches}.weight`, 3]),
+    patch: found.size([`${patches}.weight`, 2]),
     mlp: found.size([`${mlp}.lin1.weight`, 0], [`${mlp}.lin1.bias`, 0], [`${mlp}.lin2.weight`, 1]),
     window,
     globalBlocks,
@@ -197,9 +184,9 @@ function tinyVitSizes(found: Found): TinyVitSizes {
     return found.size([`${at}.c.weight`, 0], [`${at}.bn.weight`, 0], [`${at}.bn.bias`, 0]);
   });
   const depths = indices.map((i) => found.count(`${layers}${i}.blocks.`));
-  /** (heads, window^2) of each block. */
-  const biases = (i: number) =>
-    Array.from({ length: depths[i]! }, (_, j) => `${layers}${i}.blocks.${j}.attn.attention_biases`);
+  // Of a stage without blocks, the first that it lacks.
+  const biases = (i: number): string[] =>
+    Array.from({ length: Math.max(1, depths[i]!) }, (_, j) => `${layers}${i}.blocks.${j}.attn.attention_biases`);
   return {
     kind: "tiny-vit",
     dims,
@@ -210,14 +197,17 @@ function tinyVitSizes(found: Found): TinyVitSizes {
   };
 }
 
+/** @param keys of the stage's blocks, whose tables are (heads, window^2) */
 function headsOf(found: Found, keys: readonly string[], dim: number): number {
-  const given = keys.map((key) => found.at([key, 0])).filter((heads) => heads !== undefined);
-  const heads = mostCommon(given.filter((n) => dim % n === 0));
-  if (heads !== undefined || given.length === 0) return heads ?? found.size([keys[0] ?? "", 0]);
-  return found.fail(keys[0]!, `has ${given[0]} heads, which do not divide the ${dim} channels of its stage`);
+  const places = keys.map((key): Place => [key, 0]);
+  const fitting = places.filter((place) => dim % (found.at(place) ?? Number.NaN) === 0);
+  if (fitting.length > 0) return found.size(...fitting);
+  const heads = found.size(...places);
+  return found.fail(keys[0]!, `has ${heads} heads, which do not divide the ${dim} channels of its stage`);
 }
 
 function windowOf(found: Found, keys: readonly string[]): number {
-  const sides = keys.map((key) => Math.sqrt(found.at([key, 1]) ?? Number.NaN));
-  return mostCommon(sides.filter(Number.isInteger)) ?? Math.round(Math.sqrt(found.size([keys[0] ?? "", 1])));
+  const places = keys.map((key): Place => [key, 1]);
+  const fitting = places.filter((place) => Number.isInteger(Math.sqrt(found.at(place) ?? Number.NaN)));
+  return Math.round(Math.sqrt(found.size(...(fitting.length > 0 ? fitting : places))));
 }

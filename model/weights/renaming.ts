@@ -123,17 +123,19 @@ export function theirShapes(named: Named, ours: Shapes): Shapes {
   return shapes;
 }
 
-/**
- * Copies a file's tensors into a module, one at a time, so that memory holds the model once. Throws CheckpointError with the names that the
- * file uses where one is missing, unexpected or misshaped. `optional`: names of ours that may be missing and then stay as they are.
- */
-export function loadNamed(
-  module: nn.Module,
+interface NamedOptions {
+  what?: string;
+  /** Names of ours that may be missing and then stay as they are. */
+  optional?: RegExp;
+}
+
+/** Throws CheckpointError with the names that the file uses where a tensor of the module is missing, unexpected or misshaped. */
+export function checkNamed(
+  own: Shapes,
   named: Named,
   state: ReadonlyMap<string, Source>,
-  { what = "model", optional }: { what?: string; optional?: RegExp } = {},
+  { what = "model", optional }: NamedOptions = {},
 ): void {
-  const own = module.stateDict();
   const needed = [...own].filter(([name]) => named.parts.has(name) || !optional?.test(name));
   const expected = theirShapes(named, new Map(needed));
   const given = new Map(
@@ -144,6 +146,17 @@ export function loadNamed(
   const difference = describeDifference(compareTensors(expected, given));
   if (difference) throw new CheckpointError(`the weights do not fit the ${what}: ${difference}`);
   for (const [key, { dtype }] of given) checkWeightType(key, dtype);
+}
+
+/** Copies a file's tensors into a module, one at a time, so that memory holds the model once. They are checked before. */
+export function loadNamed(
+  module: nn.Module,
+  named: Named,
+  state: ReadonlyMap<string, Source>,
+  options: NamedOptions = {},
+): void {
+  const own = module.stateDict();
+  checkNamed(own, named, state, options);
   for (const [name, x] of own) {
     const keys = named.parts.get(name);
     if (!keys) continue;

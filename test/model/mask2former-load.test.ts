@@ -17,10 +17,15 @@ import {
   wishSwinS,
   wishSwinT,
 } from "../../model/index.ts";
+import type { HostTensor } from "../../model/weights/index.ts";
+import type { Source } from "../../model/weights/renaming.ts";
 import { testDevice } from "../device.ts";
-import { distance, readFixture, under } from "./fixture.ts";
+import { distance, message, readFixture, under } from "./fixture.ts";
 
 const test = suite("mask2former checkpoints");
+
+/** What a file holds, without its numbers. */
+const shaped = (shape: readonly number[]): HostTensor => ({ dtype: "F32", shape, data: new Uint8Array(0) });
 
 const SIZES = wishResNet50(4, {
   backbone: {
@@ -91,7 +96,7 @@ test("what is no ResNet or Swin Mask2Former, or not all of one, is refused in a 
       () => loadMask2Former(gpu, from, options),
       (error: Error) => reason.test(error.message) && !error.message.includes("\n"),
     );
-  refused(without(state, "backbone.stem.conv1.weight"), /has no backbone\.stem\.conv1\.weight/);
+  refused(without(state, "backbone.stem.conv1.weight"), /1 missing \(backbone\.stem\.conv1\.weight\)$/);
   const encoder = "model.pixel_level_module.encoder.";
   const other = [...under(await readFixture(gpu, "mask2former-swin"), "weights.")].flatMap(([key, x]) =>
     key.startsWith(encoder) ? [] : [[key, x] as const],
@@ -102,7 +107,7 @@ test("what is no ResNet or Swin Mask2Former, or not all of one, is refused in a 
   );
   refused(without(state, "backbone.res3.1.conv1.weight"), /1 missing \(backbone\.res3\.1\.conv1\.weight\)$/);
   const query = "sem_seg_head.predictor.query_feat.weight";
-  refused(without(state, query), new RegExp(`no ${query}`));
+  refused(without(state, query), new RegExp(`1 missing \\(${query}\\)$`));
   refused(
     without(state, "sem_seg_head.predictor.decoder_norm.bias"),
     /1 missing \(sem_seg_head.predictor.decoder_norm.bias\)/,
@@ -127,12 +132,68 @@ test("what is no ResNet or Swin Mask2Former, or not all of one, is refused in a 
   );
   refused(
     without(swin, "model.pixel_level_module.encoder.embeddings.patch_embeddings.projection.weight"),
-    /has no model\.pixel_level_module\.encoder\.embeddings\.patch_embeddings\.projection\.weight/,
+    /1 missing \(model\.pixel_level_module\.encoder\.embeddings\.patch_embeddings\.projection\.weight\)$/,
   );
   const value = "model.pixel_level_module.encoder.encoder.layers.2.blocks.1.attention.self.value.weight";
   refused(
     new Map([...swin, [value, gpu.ones([3, 32])]]),
     /1 misshaped \(model\.\S+value\.weight is \(3, 32\), not \(32, 32\)\)$/,
+  );
+});
+
+test("a tensor of another shape is named, sizes that are read from it included", async () => {
+  const gpu = await testDevice();
+  const read =
+    /queries_|level_embed|class_predictor|layers\.0\.(self_attn\.(sampling|attention_w)|fc[12])|embedder\.embedder|patch_embeddings|0\.layer\.2|bias_table|decoder\.layernorm/;
+  for (const name of ["mask2former", "mask2former-swin"]) {
+    const state = under(await readFixture(gpu, name), "weights.");
+    const told = (key: string, shape: readonly number[]): string =>
+      message(() => loadMask2Former(gpu, new Map<string, Source>([...state, [key, shaped(shape)]])));
+    let count = 0;
+    for (const [key, { shape }] of state) {
+      if (!read.test(key)) continue;
+      const changed = shape.flatMap((n, dim) => [n + 1, 0].map((m) => shape.map((d, i) => (i === dim ? m : d))));
+      for (const other of [...changed, shape.slice(1), []]) {
+        const is = `${key} is (${other.join(", ")})`;
+        const line = told(key, other);
+        // Of a stage with one block no other tensor shows the heads.
+        if (/bias_table/.test(key) && /^tensor: /.test(line)) continue;
+        const compared = `the weights do not fit the model: 1 misshaped (${is}, not (`;
+        const starts = [compared, `${is}: `, `${is}, `].some((start) => line.startsWith(start));
+        assert.ok(starts || line.includes(`, but ${is}: `), `${key} of ${shape} as ${other}: ${line}`);
+        count++;
+      }
+    }
+    assert.ok(count > 100, `${count} shapes`);
+  }
+});
+
+test("sizes that no companion can set right are told with the tensor that shows them", async () => {
+  const gpu = await testDevice();
+  const state = under(await readFixture(gpu, "mask2former-swin"), "weights.");
+  const told = (...changes: [key: RegExp, shape: readonly number[]][]): string => {
+    const changed = [...state].map(([key, x]) => {
+      const change = changes.find(([pattern]) => pattern.test(key));
+      return [key, change ? shaped(change[1]) : x] as const;
+    });
+    return message(() => loadMask2Former(gpu, new Map<string, Source>(changed)));
+  };
+  const blocks = "model\\.pixel_level_module\\.encoder\\.encoder\\.layers";
+  assert.match(
+    told([/bias_table$/, [48, 1]]),
+    new RegExp(`^${blocks}\\.0\\.\\S+bias_table is \\(48, 1\\): 48 rows are not the \\(2 w - 1\\)\\^2 of a window`),
+  );
+  assert.match(
+    told([/layers\.3\.blocks\.0\.\S+bias_table$/, [81, 5]]),
+    new RegExp(`^${blocks}\\.3\\.\\S+bias_table is \\(81, 5\\): 5 heads do not divide the 64 channels of the stage$`),
+  );
+  assert.match(
+    told([/^class_predictor\.weight$/, [6, 32]]),
+    /^class_predictor\.weight is \(6, 32\), but class_predictor\.bias is \(4\): 6 and 4 must be equal$/,
+  );
+  assert.match(
+    told([/queries_\w+\.weight$/, [6, 40]], [/decoder\.layernorm/, [40]]),
+    /queries_features\.weight is \(6, 40\): 40 channels do not divide into the 32 groups of the pixel decoder's norms$/,
   );
 });
 
