@@ -66,12 +66,16 @@ export function parseSafetensors(bytes: Uint8Array, name = "safetensors"): Safet
       `the header claims ${length} bytes, the file has ${bytes.length - 8} after its length: not a safetensors file, or truncated`,
     );
   let header: unknown;
+  let text = "";
   try {
-    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(8, 8 + length)));
+    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(8, 8 + length));
+    header = JSON.parse(text);
   } catch (cause) {
     fail(`the header is not JSON (${(cause as Error).message})`);
   }
   if (typeof header !== "object" || header === null || Array.isArray(header)) fail("the header is not an object");
+  const twice = repeatedKey(text);
+  if (twice !== undefined) fail(`the header has "${twice}" twice`);
   const body = bytes.subarray(8 + length);
   const tensors = new Map<string, FileTensor>();
   let metadata: Record<string, string> = {};
@@ -108,6 +112,21 @@ export function parseSafetensors(bytes: Uint8Array, name = "safetensors"): Safet
   }
   if (at !== body.length) fail(`${body.length - at} bytes follow the last tensor`);
   return { tensors, metadata };
+}
+
+/** A key that stands twice in an object of a JSON text, of which JSON.parse keeps the last. */
+function repeatedKey(json: string): string | undefined {
+  const open: Set<string>[] = [];
+  for (const [token, written, colon] of json.matchAll(/[{}]|("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?/g)) {
+    if (token === "{") open.push(new Set());
+    else if (token === "}") open.pop();
+    if (!colon) continue;
+    const key = JSON.parse(written!) as string; // "\u0061" is "a"
+    const keys = open.at(-1)!;
+    if (keys.has(key)) return key;
+    keys.add(key);
+  }
+  return undefined;
 }
 
 function strings(value: unknown): value is Record<string, string> {

@@ -108,12 +108,16 @@ const file = (): Uint8Array =>
   );
 const withHeader = (
   change: (h: Record<string, { data_offsets: number[]; shape: number[]; dtype: string }>) => void,
-): Uint8Array => {
+): Uint8Array =>
+  withText((text) => {
+    const header = JSON.parse(text);
+    change(header);
+    return JSON.stringify(header);
+  });
+const withText = (change: (json: string) => string): Uint8Array => {
   const bytes = file();
   const n = Number(new DataView(bytes.buffer).getBigUint64(0, true));
-  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + n)));
-  change(header);
-  const json = new TextEncoder().encode(JSON.stringify(header));
+  const json = new TextEncoder().encode(change(new TextDecoder().decode(bytes.subarray(8, 8 + n))));
   const out = new Uint8Array(8 + json.length + bytes.length - 8 - n);
   new DataView(out.buffer).setBigUint64(0, BigInt(json.length), true);
   out.set(json, 8);
@@ -130,6 +134,10 @@ for (const [what, bytes, message] of [
   ["a wrong shape", withHeader((h) => (h.a!.shape = [3])), /"a" of shape \(3\) and type F32 takes 12 bytes/],
   ["an unknown type", withHeader((h) => (h.a!.dtype = "F31")), /F31/],
   ["overlapping offsets", withHeader((h) => (h.b!.data_offsets = [4, 8])), /overlap/],
+  ["a name twice", withText((json) => json.replace('"b":', '"a":')), /the header has "a" twice/],
+  ["a name twice, written in two ways", withText((json) => json.replace('"b":', '"\\u0061" :')), /has "a" twice/],
+  ["a field twice", withText((json) => json.replace('"shape":', '"dtype":"F16",$&')), /has "dtype" twice/],
+  ["a text twice", withText((json) => json.replace("{", '{"__metadata__":{"x":"}","x":"{"},')), /has "x" twice/],
   ["a negative size", withHeader((h) => (h.a!.shape = [-2])), /whole numbers/],
 ] as const)
   files(`${what} is refused`, () => {
@@ -152,7 +160,7 @@ files("64-bit numbers and bfloat16 are narrowed, or refused where they do not fi
 });
 
 files("any name but the format's own can be a tensor's", () => {
-  const names = ["__proto__", "constructor", "1", "", "a\nb"];
+  const names = ["__proto__", "constructor", "1", "", "a\nb", '"', '\\"', "{", '}":', "dtype"];
   const file = encodeSafetensors(new Map(names.map((name, i) => [name, fileTensor([i], [1])])));
   const { tensors } = parseSafetensors(file);
   for (const [i, name] of names.entries()) assert.equal([...fileNumbers(tensors.get(name)!)], [i]);
