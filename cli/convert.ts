@@ -4,13 +4,13 @@ import { resolve } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { encodeSafetensors, fileTensor } from "../engine/safetensors.ts";
 import { loadMask2Former, type Wish } from "../model/index.ts";
-import { checkSamEncoder, isSamEncoder, readSam } from "../model/sam/index.ts";
+import { checkSamEncoder, isSamEncoder } from "../model/sam/index.ts";
 import { CheckpointError, checkTensors, type HostTensor, listKeys, nameTensors } from "../model/weights/index.ts";
 import { weightsMetadata } from "../train/description.ts";
 import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
 import { loadTrained } from "../train/models.ts";
-import { readWeightFile, refusing, type WeightFile } from "../train/weights.ts";
+import { readSamOf, readWeightFile, refusing, type WeightFile } from "../train/weights.ts";
 import type { Call } from "./command.ts";
 import { bytes as size, table } from "./terminal.ts";
 
@@ -93,7 +93,7 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
     return { kind, tensors: merged(named.tensors, named.spare), metadata: text, unused: named.unused };
   }
   if (named.family === "sam" || isTraining) {
-    const { config, tensors, spare, kind, unused } = await refusing(() => readSam(weights, file));
+    const { config, tensors, spare, kind, unused } = await readSamOf(weights);
     const text = { ...(isTraining ? {} : metadata), model: kind, config: JSON.stringify(config) };
     return { kind, tensors: merged(tensors, spare), metadata: text, config, unused };
   }

@@ -3,7 +3,14 @@ import { existsSync, readdirSync, statSync } from "node:fs";
 import { realpath } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import type { Device } from "../engine/index.ts";
-import { type LoadOptions, loadSam, readSam, type Sam } from "../model/sam/index.ts";
+import {
+  type LoadOptions,
+  loadSam,
+  readSam,
+  type Sam,
+  type SamCheckpoint,
+  type SamSource,
+} from "../model/sam/index.ts";
 import {
   type Checkpoint,
   CheckpointError,
@@ -12,6 +19,7 @@ import {
   type Parts,
   readCheckpoint,
 } from "../model/weights/index.ts";
+import { readJson } from "./data/json.ts";
 import { BadInput } from "./errors.ts";
 import { readWeightBytes } from "./files.ts";
 
@@ -68,18 +76,40 @@ export function releaseOnnxFile({ bytes, parts }: OnnxFile): void {
 /** Reads a SAM model's weights: throws BadInput, too, where they are no SAM's. */
 export async function readSamFile(path: string, what: string): Promise<WeightFile> {
   const weights = await readWeightFile(path, what);
-  await refusing(() => readSam(weights, weights.file));
+  await readSamOf(weights);
   return weights;
+}
+
+/** The sizes and tensors of a SAM model in a file that was read. Throws BadInput where they are no SAM's. */
+export function readSamOf(weights: WeightFile): Promise<SamCheckpoint> {
+  return refusing(() => readSam(samSource(weights), weights.file));
 }
 
 /** A frozen SAM. Its file's bytes are given up: they shrink as they go to the GPU. */
 export function loadSamFile(gpu: Device, weights: WeightFile, options: LoadOptions = {}): Promise<Sam> {
-  return refusing(() => loadSam(gpu, weights, weights.file, options));
+  return refusing(() => loadSam(gpu, samSource(weights), weights.file, options));
 }
 
 /** Both in one. */
 export async function openSam(gpu: Device, path: string, what: string): Promise<Sam> {
   return loadSamFile(gpu, await readSamFile(path, what));
+}
+
+function samSource(weights: WeightFile): SamSource {
+  return { ...weights, decoderHeads: decoderHeadsBeside(weights.file) };
+}
+
+/** What transformers writes of a SamModel's decoder in config.json beside its weights; undefined where nothing is said. */
+function decoderHeadsBeside(file: string): number | undefined {
+  const path = join(dirname(file), "config.json");
+  if (!existsSync(path)) return undefined;
+  const config = readJson(path, "the model's configuration") as { mask_decoder_config?: unknown } | null;
+  const decoder = config?.mask_decoder_config as { num_attention_heads?: unknown } | null | undefined;
+  const heads = decoder?.num_attention_heads;
+  if (heads === undefined || (Number.isSafeInteger(heads) && (heads as number) > 0)) return heads as number | undefined;
+  throw new BadInput(
+    `${path}: mask_decoder_config.num_attention_heads must be a whole number from 1; got ${JSON.stringify(heads)}`,
+  );
 }
 
 /** What a file of weights gets wrong is for the user to mend. */

@@ -7,6 +7,7 @@ export {
   loadSamTensors,
   readSam,
   type SamCheckpoint,
+  type SamSource,
 } from "./load.ts";
 export type { DecodedMasks } from "./mask-decoder.ts";
 export { bindingExcess, type LargeTensor, largestTensor, type PassSizes } from "./memory.ts";

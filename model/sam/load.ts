@@ -17,7 +17,12 @@ export interface SamCheckpoint extends NamedTensors {
 }
 
 /** A file's bytes, or what was read of it, which may be several files. */
-export type SamSource = Uint8Array | Pick<Checkpoint, "tensors" | "metadata">;
+export type SamSource = Uint8Array | SamFile;
+
+interface SamFile extends Pick<Checkpoint, "tensors" | "metadata"> {
+  /** Of the mask decoder, where something beside the file tells: shapes do not. */
+  readonly decoderHeads?: number | undefined;
+}
 
 export interface LoadOptions {
   /** How the weights of linear and convolution layers are stored, as by `Module.to`; f16 takes half the memory. */
@@ -45,7 +50,7 @@ export async function loadSam(
 }
 
 export function readSam(source: SamSource, file: string): SamCheckpoint {
-  const read = source instanceof Uint8Array ? readCheckpoint(source, file) : source;
+  const read: SamFile = source instanceof Uint8Array ? readCheckpoint(source, file) : source;
   const { tensors: found, metadata } = ofTraining(read, file);
   const named = nameTensors(found, file);
   const { tensors, family, kind } = named;
@@ -61,7 +66,7 @@ export function readSam(source: SamSource, file: string): SamCheckpoint {
     throw new CheckpointError(
       `${file}: holds a SAM's image encoder alone; masks need its prompt encoder and mask decoder, too: take the original checkpoint`,
     );
-  const config = samConfigOf(tensors, file, metadata, named.keyOf);
+  const config = samConfigOf(tensors, file, metadata, named.keyOf, read.decoderHeads);
   try {
     checkConfig(config);
     checkBlocks(config, tensors.size);

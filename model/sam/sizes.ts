@@ -13,13 +13,15 @@ const STRIDE_ONE_WIDTHS = new Set([320, 448, 576]);
 type KeyOf = (name: string) => string;
 
 /**
- * @param metadata of a safetensors file; `config` holds a SamConfig as JSON
+ * @param metadata of a safetensors file; `config` holds a SamConfig as JSON, which counts alone
+ * @param decoderHeads default: SAM's
  */
 export function samConfigOf(
   tensors: Shapes,
   file: string,
   metadata: Readonly<Record<string, string>> = {},
   keyOf: KeyOf = (name) => name,
+  decoderHeads: number = samVitB().decoder.heads,
 ): SamConfig {
   if (metadata.config !== undefined) return writtenSizes(metadata.config, file);
   const found = new Found(tensors, file, keyOf);
@@ -46,7 +48,7 @@ export function samConfigOf(
     ),
     decoder: {
       depth: found.count("mask_decoder.transformer.layers."),
-      heads: samVitB().decoder.heads,
+      heads: decoderHeads,
       mlp: found.size([`${mlp}.lin1.weight`, 0], [`${mlp}.lin1.bias`, 0], [`${mlp}.lin2.weight`, 1]),
       iouHidden: found.size([`${iou}0.weight`, 0], [`${iou}0.bias`, 0], [`${iou}1.weight`, 1]),
       iouDepth,

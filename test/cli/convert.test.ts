@@ -20,6 +20,7 @@ import { run } from "../../cli/convert.ts";
 import { Terminal } from "../../cli/terminal.ts";
 import { encodeSafetensors, fileTensor, optim, parseSafetensors } from "../../engine/index.ts";
 import { loadMask2Former, resNet, SwinTransformer, Wish, wishResNet50 } from "../../model/index.ts";
+import type { SamConfig } from "../../model/sam/index.ts";
 import { readCheckpoint } from "../../model/weights/index.ts";
 import { readWeights, saveCheckpoint } from "../../train/checkpoint.ts";
 import { BadInput } from "../../train/errors.ts";
@@ -127,6 +128,36 @@ test("transformers' SAM comes out under the original's names with the same bytes
   assert.equal(bytes(tensors), bytes(found));
   const names = [...readCheckpoint(bytesOf(fixture("sam-vit.pt")), "x").tensors.keys()];
   for (const key of tensors.keys()) assert.ok(names.includes(key), key);
+});
+
+test("the number of the decoder's heads comes from transformers' config.json and stays with the converted file", async () => {
+  mkdirSync(at("heads"));
+  copyFileSync(fixture("sam-hf.safetensors"), at("heads", "model.safetensors"));
+  const beside = (config: unknown) => writeFileSync(at("heads", "config.json"), JSON.stringify(config));
+  const headsIn = (report: Report) => (report.config as SamConfig).decoder.heads;
+  for (const [config, heads] of [
+    [{ mask_decoder_config: { num_attention_heads: 4 } }, 4],
+    [{ mask_decoder_config: {} }, 8],
+    [[], 8],
+  ] as const) {
+    beside(config);
+    assert.is(headsIn((await convert(at("heads"), at("heads.safetensors"))).report), heads);
+    // There is no config.json beside it.
+    assert.is(headsIn((await convert(at("heads.safetensors"), at("again.safetensors"))).report), heads);
+    const sam = await openSam(await testDevice(), at("heads"), "a SAM");
+    assert.is(sam.config.decoder.heads, heads);
+  }
+  for (const [config, reason] of [
+    [
+      { num_attention_heads: 3 },
+      /model\.safetensors: SAM configuration: decoder\.heads 3 must divide promptDim \/ 2 = 8$/,
+    ],
+    [{ num_attention_heads: "4" }, /config\.json: mask_decoder_config\.num_attention_heads must be .*; got "4"$/],
+    [{ num_attention_heads: 0 }, /config\.json: mask_decoder_config\.num_attention_heads must be .*; got 0$/],
+  ] as const) {
+    beside({ mask_decoder_config: config });
+    assert.match(await refusal(at("heads")), reason);
+  }
 });
 
 test("the converted file is as good as the original, from a folder, an index, shards behind links", async () => {

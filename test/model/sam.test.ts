@@ -138,15 +138,22 @@ test("the TinyViT model answers as MobileSAM", async () => {
   await checkAll(await loadTiny(await testDevice()), "tiny-vit");
 });
 
-test("transformers' checkpoint answers as transformers", async () => {
+test("transformers' checkpoint answers as transformers, with the decoder's heads that its configuration tells", async () => {
   const gpu = await testDevice();
-  const sam = await loadSam(gpu, bytesOf("sam-hf.safetensors"), "sam-hf.safetensors");
-  const { values: pixels, shape } = want("hf/input");
-  const embedding = sam.encodeImage(gpu.tensor(pixels, shape));
-  const { sparse, dense } = sam.encodePrompts({ boxes: want("hf/boxes").values });
-  const { masks, iou } = sam.decode(embedding, sparse, dense);
-  await near(masks, "hf/masks");
-  await near(iou, "hf/iou");
+  const read = parseSafetensors(bytesOf("sam-hf.safetensors"));
+  for (const [name, decoderHeads] of [
+    ["hf", undefined],
+    ["hf", 8],
+    ["hf4", 4],
+  ] as const) {
+    const sam = await loadSam(gpu, { ...read, decoderHeads }, "sam-hf.safetensors");
+    const { values: pixels, shape } = want("hf/input");
+    const embedding = sam.encodeImage(gpu.tensor(pixels, shape));
+    const { sparse, dense } = sam.encodePrompts({ boxes: want("hf/boxes").values });
+    const { masks, iou } = sam.decode(embedding, sparse, dense);
+    await near(masks, `${name}/masks`);
+    await near(iou, `${name}/iou`);
+  }
 });
 
 test("prompts of several images in one call answer as one by one", async () => {

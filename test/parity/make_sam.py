@@ -121,7 +121,7 @@ def answers(sam: Sam, image: np.ndarray, shift: float = 0.0) -> dict[str, torch.
     return {key: value.clone().contiguous() for key, value in out.items()}
 
 
-def hub_model() -> SamModel:
+def hub_model(heads: int = 8) -> SamModel:
     return SamModel(
         SamConfig(
             vision_config=SamVisionConfig(
@@ -129,7 +129,7 @@ def hub_model() -> SamModel:
                 global_attn_indexes=[1], mlp_dim=48, num_pos_feats=8,
             ).to_dict(),
             prompt_encoder_config=SamPromptEncoderConfig(hidden_size=16, image_size=64, patch_size=8, mask_input_channels=8).to_dict(),
-            mask_decoder_config=SamMaskDecoderConfig(hidden_size=16, mlp_dim=32, num_attention_heads=8, iou_head_hidden_dim=16).to_dict(),
+            mask_decoder_config=SamMaskDecoderConfig(hidden_size=16, mlp_dim=32, num_attention_heads=heads, iou_head_hidden_dim=16).to_dict(),
         )
     ).eval()  # fmt: skip
 
@@ -210,6 +210,13 @@ def main() -> None:
         file.unlink()
     (HERE / "hub").rmdir()
     out.update({"hf/input": pixels, "hf/boxes": boxes[0], "hf/masks": answer.pred_masks[0], "hf/iou": answer.iou_scores[0]})
+
+    # The same weights in a decoder of 4 heads, which config.json alone tells.
+    four = hub_model(heads=4)
+    four.load_state_dict(hub.state_dict())
+    other = four(pixel_values=pixels, input_boxes=boxes, multimask_output=True)
+    check_sensitive("transformers, 4 heads", {"masks": answer.pred_masks}, {"masks": other.pred_masks}, ["masks"])
+    out.update({"hf4/masks": other.pred_masks[0], "hf4/iou": other.iou_scores[0]})
 
     save_file({key: value.contiguous() for key, value in out.items()}, HERE / "sam.safetensors")
     for name in ("sam-vit.pt", "sam-tiny-vit.pth", "sam-hf.safetensors", "sam.safetensors"):
