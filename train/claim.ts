@@ -6,7 +6,7 @@ import { existsSync, linkSync, readFileSync, rmSync, writeFileSync } from "node:
 import { hostname } from "node:os";
 import { join, resolve } from "node:path";
 import { BadInput } from "./errors.ts";
-import { makeFolders } from "./folders.ts";
+import { makeFolders, removeEmpty } from "./folders.ts";
 
 export const LOCK = "lock";
 
@@ -18,6 +18,7 @@ interface Owner {
 }
 
 export interface Claim {
+  /** Lets go of the folder. One that was made for the claim and in which nothing is goes, too: nothing came of the work. */
   release(): void;
 }
 
@@ -25,7 +26,7 @@ const held = new Set<string>();
 
 /** Makes the folder where it is missing and locks it. Throws BadInput. @param option what names the folder, for the errors */
 export function claimRun(run: string, option = "run=DIR"): Claim {
-  makeWritable(run, option);
+  const made = makeWritable(run, option);
   const path = resolve(run, LOCK);
   const born = birth(process.pid);
   const mine: Owner = { pid: process.pid, host: hostname(), ...(born === undefined ? {} : { born }) };
@@ -33,19 +34,25 @@ export function claimRun(run: string, option = "run=DIR"): Claim {
   held.add(path);
   const release = (): void => {
     process.off("exit", release);
-    if (held.delete(path)) rmSync(path, { force: true });
+    if (!held.delete(path)) return;
+    rmSync(path, { force: true });
+    removeEmpty(made);
   };
   process.on("exit", release);
   return { release };
 }
 
-/** Makes a folder and looks whether files can be made in it. Throws BadInput. @param option what names the folder */
-export function makeWritable(path: string, option: string): void {
+/**
+ * Makes a folder and looks whether files can be made in it. Throws BadInput. Returns the folders that it made. @param option what names the
+ * folder
+ */
+export function makeWritable(path: string, option: string): string[] {
   try {
-    makeFolders(path);
+    const made = makeFolders(path);
     const probe = join(path, `.probe.${process.pid}.tmp`);
     writeFileSync(probe, "");
     rmSync(probe);
+    return made;
   } catch (cause) {
     throw new BadInput(
       `${path}: a folder is needed that can be made and written to (${(cause as Error).message}); name another one with ${option}`,

@@ -1,24 +1,38 @@
 /** Folders that files are to be written to, and the files' names. */
-import { existsSync, mkdirSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, rmdirSync, statSync } from "node:fs";
 import { basename, dirname, extname, resolve } from "node:path";
 import { BadInput } from "./errors.ts";
 
 /**
  * Makes a folder and those above it. One by one: Node's recursive mkdir never returns where a file system answers as if the parent were
- * missing (/proc). Throws the system's error where a file is in the way or the place may not be written to.
+ * missing (/proc). Throws the system's error where a file is in the way or the place may not be written to. Returns those that it made.
  */
-export function makeFolders(path: string): void {
+export function makeFolders(path: string): string[] {
   const missing: string[] = [];
+  const made: string[] = [];
   for (let at = resolve(path); !existsSync(at); at = dirname(at)) missing.unshift(at);
   for (const folder of missing) {
     try {
       mkdirSync(folder);
+      made.push(folder);
     } catch (error) {
       // Another process was faster.
       if (!existsSync(folder)) throw error;
     }
   }
   if (!statSync(path).isDirectory()) throw Object.assign(new Error("a file is in the way"), { code: "EEXIST", path });
+  return made;
+}
+
+/** Removes what `makeFolders` made where nothing has been put into it. */
+export function removeEmpty(made: readonly string[]): void {
+  for (const folder of made.toReversed()) {
+    try {
+      rmdirSync(folder);
+    } catch {
+      return; // Something is in it, or it is gone.
+    }
+  }
 }
 
 /** Pictures are named after the images they are of: in one folder they would take their place. Throws BadInput. */

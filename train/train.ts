@@ -5,6 +5,7 @@ import { type Claim, claimRun, makeWritable } from "./claim.ts";
 import type { Config } from "./config.ts";
 import type { Display } from "./display.ts";
 import { BadInput } from "./errors.ts";
+import { removeEmpty } from "./folders.ts";
 import { checkImages, checkResumed, readData, type TrainData } from "./inputs.ts";
 import { prepare } from "./prepare.ts";
 import { Run, type RunOptions, type TrainResult } from "./run.ts";
@@ -23,10 +24,12 @@ export async function train(gpu: Device, config: Config, options: TrainOptions):
   const data = readData(config, options.file);
   await lookAt(data, config, options.display);
   const claim = options.claim ?? claimRun(config.run);
+  let made: string[] = [];
   try {
-    if (config.sam.cache) makeWritable(config.sam.cache, "sam.cache=DIR");
+    if (config.sam.cache) made = makeWritable(config.sam.cache, "sam.cache=DIR");
     return await trainClaimed(gpu, config, data, options);
   } finally {
+    removeEmpty(made);
     if (!options.claim) claim.release();
   }
 }

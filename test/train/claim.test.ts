@@ -1,6 +1,6 @@
 // The lock of a run's folder, and folders that cannot be had.
 import { spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
@@ -35,9 +35,24 @@ test("a folder has one owner at a time", () => {
   claimRun(run).release();
 });
 
+test("a folder that was made for a claim goes with it where it is empty, and no other one does", () => {
+  const top = join(folder, "new");
+  claimRun(join(top, "run")).release();
+  assert.not.ok(existsSync(top));
+  mkdirSync(top);
+  claimRun(join(top, "run")).release();
+  assert.equal(readdirSync(top), []);
+  claimRun(top).release();
+  assert.ok(existsSync(top), "it was there before");
+  const claim = claimRun(join(top, "run"));
+  writeFileSync(join(top, "run", "config.yaml"), "");
+  claim.release();
+  assert.equal(readdirSync(join(top, "run")), ["config.yaml"]);
+});
+
 test("the lock of a living process holds, that of a dead one, of a later one with its number or of a crash does not", async () => {
   const run = join(folder, "other");
-  claimRun(run).release();
+  mkdirSync(run);
   const lock = (owner: object | string) =>
     writeFileSync(join(run, "lock"), typeof owner === "string" ? owner : JSON.stringify(owner));
   const other = spawn(process.execPath, ["-e", "setTimeout(() => {}, 60000)"]);
@@ -62,6 +77,7 @@ test("the lock of a living process holds, that of a dead one, of a later one wit
 
 test("a process that ends lets go of its folder", async () => {
   const run = join(folder, "ends");
+  mkdirSync(run);
   const code = `import { claimRun } from ${JSON.stringify(new URL("../../train/claim.ts", import.meta.url).href)}; claimRun(${JSON.stringify(run)}); process.exit(130);`;
   const child = spawn(process.execPath, ["--import", "tsx", "--input-type=module", "-e", code], { stdio: "ignore" });
   assert.is(await new Promise((resolve) => child.on("exit", resolve)), 130);

@@ -3,11 +3,13 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { encodeSafetensors, parseSafetensors } from "../../engine/index.ts";
 import { wishMini } from "../../model/index.ts";
 import { checkModel } from "../../train/inputs.ts";
 import { quickstart } from "../../train/quickstart.ts";
+import { findAsset } from "../../train/teacher.ts";
 import { train } from "../../train/train.ts";
-import { config, folder, gpu, labels, refused, removeFolder, scenes, silent } from "./tiny-run.ts";
+import { config, folder, gpu, labels, refused, removeFolder, sam, scenes, silent } from "./tiny-run.ts";
 
 const test = suite("inputs");
 let runs = 0;
@@ -46,7 +48,7 @@ test("a setting that does not fit is named with its file", async () => {
   await refused(() => start("model.groups=7"), /model\.groups must divide model\.hiddenDim; got 7 and 32/);
   await refused(() => start("model.decoder.heads=5"), /model\.decoder\.heads must divide .*; got 5 and 32/);
   await refused(() => start("model.encoder.heads=5", "model.encoder.layers=1"), /model\.encoder\.heads must divide/);
-  assert.equal(readdirSync(join(folder, "cache")), [], "SAM has not been asked");
+  assert.not.ok(existsSync(join(folder, "cache")), "SAM has not been asked");
   checkModel(wishMini(3), "config");
 });
 
@@ -99,7 +101,36 @@ test("training images are looked at before training: files, headers, sizes, what
     () => start("mode=supervised", `data.labels=${supervised}`, "val.annotations="),
     /\.png: is 64x64, but the labels are for 128x64/,
   );
-  assert.equal(readdirSync(join(folder, "cache")), [], "SAM has not been asked");
+  assert.not.ok(existsSync(join(folder, "cache")), "SAM has not been asked");
+  for (let i = started; i < runs; i++) assert.not.ok(existsSync(join(folder, `inputs${i}`)), "no run was begun");
+});
+
+test("weights that cannot be used end a run before its folder is there", async () => {
+  const broken = join(folder, "broken.safetensors");
+  writeFileSync(broken, "no weights");
+  const described = join(folder, "described.safetensors");
+  const { tensors, metadata } = parseSafetensors(
+    new Uint8Array(readFileSync(findAsset("assets/wish-scenes.safetensors"))),
+  );
+  const model = metadata.model!.replace("[1,1,1,1]", "[1e8,1,1,1]");
+  writeFileSync(described, encodeSafetensors(tensors, { ...metadata, model }));
+  const started = runs;
+  for (const [key, file, reason] of [
+    ["sam.checkpoint", broken, /broken\.safetensors: /],
+    ["model.backboneWeights", broken, /broken\.safetensors: /],
+    ["model.weights", broken, /broken\.safetensors: /],
+    [
+      "model.weights",
+      described,
+      /described\.safetensors: metadata: model\.backbone\.blocks: the file's 116 tensors cannot/,
+    ],
+    ["model.weights", sam, /sam\.safetensors: holds no Mask2Former/],
+    ["sam.checkpoint", described, /described\.safetensors: no SAM checkpoint/],
+  ] as const) {
+    const cache = join(folder, `cache${runs}`);
+    await refused(() => start(`${key}=${file}`, `sam.cache=${cache}`), reason);
+    assert.not.ok(existsSync(cache), `${key}: no cache was begun`);
+  }
   for (let i = started; i < runs; i++) assert.not.ok(existsSync(join(folder, `inputs${i}`)), "no run was begun");
 });
 
