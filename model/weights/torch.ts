@@ -176,18 +176,30 @@ export function isLegacyTorch(bytes: Uint8Array): boolean {
   return bytes[0] === 0x80 && [2, 11].some((at) => LEGACY_OPENING.every((byte, i) => bytes[at + i] === byte));
 }
 
+const BEYOND = "reaches beyond the end of the file; it is truncated";
+
+interface Legacy {
+  root: unknown;
+  storages: Map<string, Uint8Array>;
+  /** Of the first storage that is not there as a whole, and with which all that follow are missing. */
+  cut?: string;
+}
+
 /** Reads the format that torch.save wrote before 1.6. */
 export function readTorchLegacy(bytes: Uint8Array, file: string): Map<string, HostTensor> {
-  const { root, storages } = readLegacy(bytes, { file, known: torchNames(file), build: buildNumpy });
-  return collect(root, bytes.length, file, (storage, tensor) => {
+  const { root, storages, cut } = readLegacy(bytes, { file, known: torchNames(file), build: buildNumpy });
+  const tensors = collect(root, bytes.length, file, (storage, tensor) => {
     const data = storages.get(storage.key);
-    if (!data) throw new CheckpointError(`${file}: tensor ${tensor}: its storage ${storage.key} is missing`);
-    return data;
+    if (data) return data;
+    const what = cut ? `its storage ${BEYOND}` : `its storage ${storage.key} is missing`;
+    throw new CheckpointError(`${file}: tensor ${tensor}: ${what}`);
   });
+  if (cut) throw new CheckpointError(`${file}: ${cut}`);
+  return tensors;
 }
 
 /** Magic number, protocol, sizes of the writer's integers, what was saved, keys of its storages, storages. */
-function readLegacy(bytes: Uint8Array, options: PickleOptions): { root: unknown; storages: Map<string, Uint8Array> } {
+function readLegacy(bytes: Uint8Array, options: PickleOptions): Legacy {
   const { file } = options;
   // A storage begins with its number of elements; how wide these are is known from the pickle.
   const widths = new Map<string, number>();
@@ -219,8 +231,7 @@ function readLegacy(bytes: Uint8Array, options: PickleOptions): { root: unknown;
     if (width === undefined) throw new CheckpointError(`${file}: a storage at byte ${at} belongs to no tensor`);
     const size = at + 8 > bytes.length ? -1 : Number(view.getBigInt64(at, true)) * width;
     at += 8;
-    if (size < 0 || at + size > bytes.length)
-      throw new CheckpointError(`${file}: storage ${key} reaches beyond the end of the file; it is truncated`);
+    if (size < 0 || at + size > bytes.length) return { root, storages, cut: `storage ${key} ${BEYOND}` };
     storages.set(key, bytes.subarray(at, at + size));
     at += size;
   }
@@ -234,7 +245,8 @@ export function readPlainPickle(bytes: Uint8Array, file: string): Map<string, Ho
   known.set("torch.storage _load_from_bytes", ([stream]) => {
     if (!(stream instanceof Uint8Array && isLegacyTorch(stream)))
       throw new CheckpointError(`${file}: a tensor's storage is not what torch pickles`);
-    const { root, storages } = readLegacy(stream, { file, known: inner });
+    const { root, storages, cut } = readLegacy(stream, { file, known: inner });
+    if (cut) throw new CheckpointError(`${file}: ${cut}`);
     if (root instanceof StorageRef) root.bytes = storages.get(root.key);
     return root;
   });
