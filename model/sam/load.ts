@@ -71,7 +71,8 @@ export function readSam(source: SamSource, file: string): SamCheckpoint {
     checkConfig(config);
     checkBlocks(config, tensors.size);
   } catch (error) {
-    throw new CheckpointError(`${file}: ${(error as Error).message}`);
+    const where = metadata.config === undefined ? "" : 'metadata "config": ';
+    throw new CheckpointError(`${file}: ${where}${(error as Error).message}`);
   }
   checkTensors(samShapes(config), tensors, file, named.keyOf);
   return { ...named, config };
@@ -112,9 +113,17 @@ function ofTraining(
 
 /** Sizes may come from the file's metadata: whatever they are, the list of shapes stays as long as the file deserves. */
 function checkBlocks({ encoder, decoder }: SamConfig, tensors: number): void {
-  const depth = encoder.kind === "vit" ? encoder.depth : encoder.depths.reduce((sum, n) => sum + n, 0);
-  const blocks = depth + decoder.depth + decoder.iouDepth + decoder.candidates;
-  if (!(blocks <= tensors)) throw new Error(`${blocks} blocks do not fit ${tensors} tensors`);
+  const sizes = {
+    ...(encoder.kind === "vit"
+      ? { "encoder.depth": encoder.depth }
+      : { "encoder.depths": encoder.depths.reduce((sum, n) => sum + n, 0) }),
+    "decoder.depth": decoder.depth,
+    "decoder.iouDepth": decoder.iouDepth,
+    "decoder.candidates": decoder.candidates,
+  };
+  for (const [key, blocks] of Object.entries(sizes))
+    if (!(blocks <= tensors))
+      throw new Error(`${key}: the file's ${tensors} tensors cannot be that many; got ${blocks}`);
 }
 
 /** Bytes that may be on their way to the GPU; more would stand in memory beside the file and the model. */
