@@ -226,7 +226,8 @@ export function run(device: Device, name: string, entry: string, call: Dispatch)
   let key = String(id);
   for (const n in call.bind) {
     const x = call.bind[n]!;
-    if (x.freed) throw new Error(`${label}: ${n} was freed when its scope ended; return it from the scope to keep it`);
+    if (x.freed)
+      throw new Error(`${label}: ${n} was freed, by free or when its scope ended; return it from the scope to keep it`);
     // Asking for its buffer may run the kernels that have still to fill it.
     const { storage } = x;
     if (storage.gpu !== device.gpu) throw new Error(`${label}: ${n} lives on another device than the other operands`);

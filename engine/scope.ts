@@ -69,14 +69,14 @@ export function scope<T>(fn: () => T): T {
 export function keep(x: Tensor, owner?: Tensor): Tensor {
   if (x.freed)
     throw new Error(
-      `keep: the tensor of shape (${x.shape.join(", ")}) was freed when its scope ended; keep it inside that scope`,
+      `keep: the tensor of shape (${x.shape.join(", ")}) was freed, by free or when its scope ended; keep it inside that scope`,
     );
   return own(x, owner?.scope);
 }
 
 /**
  * Frees one tensor now, before its scope ends. What was made from it stays, and where that is not yet worked out the memory, too, until it
- * is; a backward pass must not need the tensor any more.
+ * is; so does memory that others share, as a reduction's own. A backward pass must not need the tensor any more.
  */
 export function free(x: Tensor): void {
   if (!isTensor(x)) throw new Error(`free: a tensor is wanted; got ${x === null ? "null" : typeof x}`);
@@ -87,9 +87,13 @@ export function free(x: Tensor): void {
 }
 
 function drop(x: Tensor): void {
+  if (x.freed) return;
   x.freed = true;
+  const { node } = x;
   x.node = undefined;
   giveBack(x.memory);
+  // Without its result an operation's gradient is not asked for.
+  node?.saved?.forEach(free);
 }
 
 function leave(inner: Scope, result?: unknown): void {
@@ -101,7 +105,7 @@ function leave(inner: Scope, result?: unknown): void {
     if (typeof value !== "object" || value === null || seen.has(value) || ArrayBuffer.isView(value)) return;
     seen.add(value);
     if (isTensor(value)) {
-      if (value.scope !== inner) return;
+      if (value.scope !== inner || value.freed) return;
       own(value, outer);
       // What leaves the last scope is worked out, and elsewhere what would hold much of the memory that it is made from.
       if (!outer || value.pending?.holdsMuch) void value.storage;

@@ -72,6 +72,8 @@ export function detach(x: Tensor): Tensor {
  */
 export function backward(loss: Tensor, gy?: Tensor): void {
   checkTensors("backward", gy === undefined ? { loss } : { loss, gy }, ["loss"]);
+  if (loss.freed)
+    throw new Error(`backward: the loss of shape ${show(loss.shape)} was freed, by free or when its scope ended`);
   if (!loss.requiresGrad) throw new Error("backward: the loss does not depend on any tensor that requires a gradient");
   if (!gy && loss.size !== 1)
     throw new Error(`backward: a loss of shape ${show(loss.shape)} is not one number; pass its gradient`);
@@ -107,7 +109,7 @@ function walk(loss: Tensor, first: Tensor): void {
       if (x.freed) {
         if (!x.requiresGrad) continue;
         throw new Error(
-          `backward: ${y.node.op} was made from a tensor of shape ${show(x.shape)} that was freed when its scope ended; call backward inside that scope`,
+          `backward: ${y.node.op} was made from a tensor of shape ${show(x.shape)} that was freed, by free or when its scope ended; call backward inside that scope`,
         );
       }
       const version = y.node.versions?.[i];

@@ -7,7 +7,7 @@ import type { Device } from "./device.ts";
 import { halfBits, halfValue } from "./half.ts";
 import { linearGroups, run } from "./kernel.ts";
 import type { Storage } from "./pool.ts";
-import { currentScope, own, type Scope } from "./scope.ts";
+import { currentScope, free, own, type Scope } from "./scope.ts";
 import { type Shape, show, sizeOf } from "./shape.ts";
 import type { Node } from "./tape.ts";
 
@@ -134,7 +134,7 @@ export class Tensor {
 export function checkAlive(op: string, x: Tensor): void {
   if (x.freed)
     throw new Error(
-      `${op}: the tensor of shape ${show(x.shape)} was freed when its scope ended; return it from the scope to keep it`,
+      `${op}: the tensor of shape ${show(x.shape)} was freed, by free or when its scope ended; return it from the scope to keep it`,
     );
 }
 
@@ -165,6 +165,13 @@ export function alias(x: Tensor, shape: Shape = x.shape, dtype: DType = x.dtype)
   const { storage } = x;
   storage.owners++;
   return new Tensor(x.device, { storage, pending: undefined }, [...shape], dtype);
+}
+
+/** The same in another shape; x itself is given up. */
+export function reshaped(x: Tensor, shape: Shape): Tensor {
+  const y = alias(x, shape);
+  free(x);
+  return y;
 }
 
 /** A tensor whose values are not set, as a user asks for it; `op` names the function that was called. */

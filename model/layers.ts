@@ -41,7 +41,7 @@ export class FrozenBatchNorm2d extends nn.Module implements Norm {
 /** activation(norm(x) + residual) */
 export function normed(norm: Norm, x: Tensor, { residual, activation }: F.FinishOptions): Tensor {
   const y = norm.forward(x);
-  const sum = residual ? F.add(y, residual) : y;
+  const sum = residual ? F.add(y, F.cast(residual, "f32")) : y;
   return activation ? F[activation](sum) : sum;
 }
 

@@ -75,9 +75,12 @@ export class MemoryWatch {
     const found = await objectsOfTags(trainer, batches);
     const plan = await planMemory(trainer, batches, found);
     this.#log(planText(plan));
-    if (found.size === 0) return;
-    const { objects, peak } = await planMemory(trainer, batches, crowded(found, trainer));
-    if (objects > plan.objects)
+    if (!trainer.hasTags) return;
+    // The first images may happen to have no tags.
+    const tagged = found.size > 0 ? batches : batches.map((batch) => batch.map(withTags));
+    const crowd = crowded(found.size > 0 ? found : oneEach(tagged.flat(), trainer.config), trainer);
+    const { objects, peak } = await planMemory(trainer, tagged, crowd);
+    if (peak > plan.peak)
       this.#log(`tags show more or fewer objects from step to step; ${objects} would take ${gib(peak)}`);
   }
 }
@@ -210,6 +213,20 @@ function withObjects(
   const lacking = tags.filter((tag) => !answer.targets.some(({ classIndex }) => classIndex === tag));
   const added = lacking.map((tag) => anyObject(tag, config, maskSize));
   return { ...answer, supervised: true, targets: [...answer.targets, ...added] };
+}
+
+const withTags = (sample: Sample): Sample => ({ ...sample, kind: "tags" });
+
+/** An object for each tag, without looking. */
+function oneEach(samples: readonly Sample[], config: Config): FoundObjects {
+  return new Map(
+    samples.map((sample) => {
+      const { tags, valid, width, height } = sample;
+      const maskSize = [width / config.data.maskStride, height / config.data.maskStride] as const;
+      const none: ImageTargets = { targets: [], supervised: true, tags, valid };
+      return [sample, { prompts: [], answer: withObjects(none, sample, config, maskSize) }];
+    }),
+  );
 }
 
 /** As many objects as there are queries in each image, if its tags can have as many. */

@@ -21,7 +21,7 @@ export interface FinishOptions {
 
 export const FINISH_OPTIONS = { residual: "tensor", activation: ACTIVATION_NAMES, forProducts: "boolean" } as const;
 
-/** Their gradients ask on which side of a bound the result lies, which rounding leaves as it is. */
+/** Their gradients ask on which side of a bound the result lies: of the rounded one, as PyTorch's do, which differs next to the bound alone. */
 const STEPS: readonly ActivationName[] = ["relu", "relu6"];
 
 /**

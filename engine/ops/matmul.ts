@@ -7,7 +7,7 @@ import { matrixConsts } from "../matrices.ts";
 import { scope } from "../scope.ts";
 import { broadcastShapes, sameShape, show, sizeOf } from "../shape.ts";
 import { record } from "../tape.ts";
-import { alias, empty, type Tensor } from "../tensor.ts";
+import { alias, empty, reshaped, type Tensor } from "../tensor.ts";
 import { FINISH_OPTIONS, type FinishOptions, finished } from "./finish.ts";
 import { cast } from "./pointwise.ts";
 import { sumTo } from "./reduce.ts";
@@ -286,7 +286,7 @@ export function matmul(a: Tensor, b: Tensor, ...more: never[]): Tensor {
       b.requiresGrad ? alias(ofB(), b.shape) : null,
     ];
   };
-  return record("matmul", [a, b], alias(y, shape), gradient, [A, B]);
+  return record("matmul", [a, b], reshaped(y, shape), gradient, [A, B]);
 }
 
 /**
@@ -318,7 +318,7 @@ export function linear(
     { x, weight, bias },
     shape,
     options,
-    (finish) => alias(gemm({ x: X, flipped: false }, { x: W, flipped: true }, 1, rows, width, out, finish), shape),
+    (finish) => reshaped(gemm({ x: X, flipped: false }, { x: W, flipped: true }, 1, rows, width, out, finish), shape),
     (gy) => {
       const G = low(gy);
       return [

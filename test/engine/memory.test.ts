@@ -2,6 +2,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { run } from "../../engine/kernel.ts";
 import {
+  autocast,
   backward,
   checkpoint,
   Device,
@@ -146,6 +147,31 @@ memory("a tensor is freed before its scope ends, and what was made from it stays
   await own.close();
 });
 
+memory("a freed tensor that its scope returns is given back once, and a freed loss has no gradient", async () => {
+  const own = await Device.open();
+  scope(() => {
+    scope(() => {
+      const t = own.ones([1024]);
+      free(t);
+      return { t };
+    });
+  });
+  assert.equal([own.memory.liveBytes, own.memory.liveBuffers], [0, 0]);
+  const [a, b] = [own.tensor(new Float32Array(1024).fill(5)), own.tensor(new Float32Array(1024).fill(7))];
+  assert.equal([(await a.toArray())[0], (await b.toArray())[0]], [5, 7]);
+  const before = own.memory.liveBytes;
+  const w = own.ones([32, 32], { requiresGrad: true });
+  scope(() => {
+    const y = autocast(() => F.linear(w, w));
+    free(y);
+    assert.is(own.memory.liveBytes - before, 4 * 32 * 32);
+    const loss = F.sum(w);
+    free(loss);
+    assert.throws(() => backward(loss), /backward: the loss of shape \(\) was freed/);
+  });
+  await own.close();
+});
+
 memory("what was freed is neither written nor kept, and an upload fills its tensor exactly", () => {
   const freed = scope(() => [gpu.zeros([64])].map((x) => ({ get: () => x })))[0]!;
   const [x, bytes] = [freed.get(), new Float32Array(64)];
@@ -189,8 +215,8 @@ memory("what a scope returns lives on, the rest is refused by name", async () =>
     return { list: [F.mul(inner, 2)] };
   });
   assert.equal([...(await kept.list[0]!.toArray())], [2, 4]);
-  assert.throws(() => F.add(inner!, 1), /freed when its scope ended/);
-  assert.throws(() => F.reshape(inner!, [1, 2]), /freed when its scope ended/);
+  assert.throws(() => F.add(inner!, 1), /freed, by free or when its scope ended/);
+  assert.throws(() => F.reshape(inner!, [1, 2]), /freed, by free or when its scope ended/);
 });
 
 memory("an error inside a scope frees what it had made", () => {
@@ -338,7 +364,10 @@ device(
     const leaf = nn.parameter(gpu.tensor([1, -2, 3]));
     for (const fn of [(x: Tensor) => F.relu(x), (x: Tensor) => F.softmax(x, -1), (x: Tensor) => F.mul(F.exp(x), 2)]) {
       const loss = scope(() => F.sum(fn(F.mul(leaf, 2))));
-      assert.throws(() => backward(loss), /freed when its scope ended; call backward inside that scope|was freed/);
+      assert.throws(
+        () => backward(loss),
+        /freed, by free or when its scope ended; call backward inside that scope|was freed/,
+      );
       assert.is(leaf.grad, undefined);
     }
     const same = checkpoint((x) => x, leaf);
