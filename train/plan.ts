@@ -75,7 +75,7 @@ export class MemoryWatch {
     const found = await objectsOfTags(trainer, batches);
     const plan = await planMemory(trainer, batches, found);
     this.#log(planText(plan));
-    if (!trainer.hasTags) return;
+    if (!trainer.hasTags || trainer.model.config.cam.feature === "none") return;
     // The first images may happen to have no tags.
     const tagged = found.size > 0 ? batches : batches.map((batch) => batch.map(withTags));
     const crowd = crowded(found.size > 0 ? found : oneEach(tagged.flat(), trainer.config), trainer);
@@ -179,7 +179,7 @@ async function objectsOfTags(
   batches: readonly (readonly Sample[])[],
 ): Promise<FoundObjects> {
   const found: FoundObjects = new Map();
-  if (!teacher) return found;
+  if (!teacher || model.config.cam.feature === "none") return found;
   for (const batch of batches) {
     const samples = batch.filter(({ kind }) => kind === "tags");
     if (samples.length === 0) continue;
@@ -215,7 +215,7 @@ function withObjects(
   return { ...answer, supervised: true, targets: [...answer.targets, ...added] };
 }
 
-const withTags = (sample: Sample): Sample => ({ ...sample, kind: "tags" });
+const withTags = (sample: Sample): Sample => ({ ...sample, kind: "tags", classes: [], points: [], boxes: [] });
 
 /** An object for each tag, without looking. */
 function oneEach(samples: readonly Sample[], config: Config): FoundObjects {
