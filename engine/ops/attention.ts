@@ -1,5 +1,5 @@
 /** Scaled dot-product attention with masks and SAM's decomposed relative position. */
-import { checkFloats, checkOptions } from "../check.ts";
+import { checkFloats, checkOptions, checkTensors } from "../check.ts";
 import { broadcastShapes, type Shape, sameShape, show, sizeOf } from "../shape.ts";
 import { isRecording, record } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
@@ -85,6 +85,8 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     scoreBytes: "number",
     path: ["chunked", "onePass"],
   });
+  const { mask, relH, relW } = options;
+  checkTensors(op, { q, ...(mask && { mask }), ...(relH && { relH }), ...(relW && { relW }) });
   for (const [name, x] of Object.entries({ q, k, v }))
     if (x.shape.length < 2) throw new Error(`${op}: ${name} must have at least two dimensions; got ${show(x.shape)}`);
   const [n, d] = [q.shape.at(-2)!, q.shape.at(-1)!];
@@ -104,7 +106,6 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     const full = [...batchShape, r, c];
     return reshape(sameShape(x.shape, full) ? x : expand(x, full), [batch, r, c]);
   };
-  const { relH, relW } = options;
   if (!relH !== !relW) throw new Error("scaledDotProductAttention: relH and relW come together");
   if (relH && relW) {
     const [kH, kW] = [relH.shape.at(-1)!, relW.shape.at(-1)!];
@@ -129,7 +130,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     q: flat(scale === 1 ? q : mul(q, scale), n, d),
     k: flat(k, m, d),
     v: flat(v, m, dv),
-    mask: options.mask && arrangeMask(options.mask, batchShape, n, m),
+    mask: mask && arrangeMask(mask, batchShape, n, m),
     relH: relH && reshape(relH, [batch, n, relH.shape.at(-1)!]),
     relW: relW && reshape(relW, [batch, n, relW.shape.at(-1)!]),
   };
