@@ -14,7 +14,7 @@ import { makeScene, sceneCategories } from "../train/data/scenes.ts";
 import { modelConfig } from "../train/models.ts";
 import { planMemory } from "../train/plan.ts";
 import { openTeacher } from "../train/prepare.ts";
-import { type Trainer, trainStep } from "../train/step.ts";
+import { scalerOf, type Trainer, trainStep } from "../train/step.ts";
 import type { Work } from "./bench-work.ts";
 
 const SEED = 5;
@@ -24,15 +24,15 @@ export function wishStep(gpu: Device): Promise<Work> {
   return stepOf(gpu, resolveConfig(parse(readFileSync(join(packageRoot, "configs", "scenes.yaml"), "utf8"))));
 }
 
-/** ResNet-50, 100 queries, nine layers, one image at 1024 px: the defaults but for `settings`; its memory is planned. */
-export async function paperStep(
+/** ResNet-50, 100 queries, nine layers, one image at 1024 px: the defaults but for `settings`. */
+export function paperStep(
   gpu: Device,
   settings: { precision?: Config["precision"]; memory?: Partial<Config["memory"]> } = {},
 ): Promise<Work> {
-  return stepOf(gpu, resolveConfig({ batch: 1, cam: { warmup: 0 }, ...settings }), true);
+  return stepOf(gpu, resolveConfig({ batch: 1, cam: { warmup: 0 }, ...settings }));
 }
 
-async function stepOf(gpu: Device, config: Config, plans = false): Promise<Work> {
+async function stepOf(gpu: Device, config: Config): Promise<Work> {
   const teacher = await openTeacher(gpu, config);
   gpu.manualSeed(SEED);
   const model = new Wish(gpu, modelConfig(config, sceneCategories.length, teacher.promptDim)).train();
@@ -47,7 +47,7 @@ async function stepOf(gpu: Device, config: Config, plans = false): Promise<Work>
     config,
     model,
     optimizer: new optim.AdamW(groups),
-    scaler: config.precision === "mixed" ? new optim.GradScaler() : undefined,
+    scaler: scalerOf(config),
     rates: groups.map((group) => group.lr),
     teacher,
     items: [],
@@ -57,8 +57,8 @@ async function stepOf(gpu: Device, config: Config, plans = false): Promise<Work>
   const { width, maskStride } = config.data;
   const batch = Array.from({ length: config.batch }, (_, i) => sceneSample(i, width, maskStride));
   let step = 0;
-  const run = (): Promise<unknown> => trainStep(trainer, [batch], step++);
-  return plans ? { run, plannedBytes: (await planMemory(trainer, [batch], new Map())).peak } : { run };
+  const { peak } = await planMemory(trainer, [batch], new Map());
+  return { run: () => trainStep(trainer, [batch], step++), plannedBytes: peak };
 }
 
 function sceneSample(index: number, size: number, stride: number): Sample {

@@ -6,8 +6,8 @@ import { type Device, nn, noGrad, optim, scope } from "../engine/index.ts";
 import { parameterGroups, Wish } from "../model/index.ts";
 import type { Config } from "./config.ts";
 import type { Sample } from "./data/loader.ts";
-import { labelled, pseudoLabelled } from "./pseudo.ts";
-import { imageTensor, type Trainer, trainStep } from "./step.ts";
+import { labelled, maskSizeOf, pseudoLabelled } from "./pseudo.ts";
+import { imageTensor, scalerOf, type Trainer, trainStep, validSizes } from "./step.ts";
 import type { ImageTargets, Target } from "./targets.ts";
 
 /** Bytes of tensors. */
@@ -106,7 +106,7 @@ export async function planMemory(
     gpu: dry,
     model,
     optimizer: new optim.AdamW(groups),
-    scaler: config.precision === "mixed" ? new optim.GradScaler() : undefined,
+    scaler: scalerOf(config),
     rates: groups.map(() => 0),
     teacher,
     hasTags: false,
@@ -183,10 +183,9 @@ async function objectsOfTags(
   for (const batch of batches) {
     const samples = batch.filter(({ kind }) => kind === "tags");
     if (samples.length === 0) continue;
-    const { width, height } = samples[0]!;
-    const maskSize = [width / config.data.maskStride, height / config.data.maskStride] as const;
+    const maskSize = maskSizeOf(samples[0]!, config);
     await scope(() => {
-      const sizes = samples.map(({ valid: [w, h] }): [number, number] => [h, w]);
+      const sizes = validSizes(samples);
       const { cam } = noGrad(() => evaluating(model, () => model.forwardCam(imageTensor(gpu, samples), { sizes })));
       const targets = samples.map((sample) => labelled(sample, config, maskSize));
       return listening(found)(targets, samples, cam, { config, teacher, items }, maskSize);
@@ -196,7 +195,7 @@ async function objectsOfTags(
       const least = sample.tags.map((): [number, number] => [0, 0]);
       found.set(sample, {
         prompts: prompts.length < least.length ? least : prompts,
-        answer: withObjects(answer, sample, config, maskSize),
+        answer: withObjects(answer, sample, config),
       });
     }
   }
@@ -204,14 +203,9 @@ async function objectsOfTags(
 }
 
 /** Tags that have no object get one. */
-function withObjects(
-  answer: ImageTargets,
-  { tags }: Sample,
-  config: Config,
-  maskSize: readonly [number, number],
-): ImageTargets {
-  const lacking = tags.filter((tag) => !answer.targets.some(({ classIndex }) => classIndex === tag));
-  const added = lacking.map((tag) => anyObject(tag, config, maskSize));
+function withObjects(answer: ImageTargets, sample: Sample, config: Config): ImageTargets {
+  const lacking = sample.tags.filter((tag) => !answer.targets.some(({ classIndex }) => classIndex === tag));
+  const added = lacking.map((tag) => anyObject(tag, sample, config));
   return { ...answer, supervised: true, targets: [...answer.targets, ...added] };
 }
 
@@ -221,10 +215,9 @@ const withTags = (sample: Sample): Sample => ({ ...sample, kind: "tags", classes
 function oneEach(samples: readonly Sample[], config: Config): FoundObjects {
   return new Map(
     samples.map((sample) => {
-      const { tags, valid, width, height } = sample;
-      const maskSize = [width / config.data.maskStride, height / config.data.maskStride] as const;
+      const { tags, valid } = sample;
       const none: ImageTargets = { targets: [], supervised: true, tags, valid };
-      return [sample, { prompts: [], answer: withObjects(none, sample, config, maskSize) }];
+      return [sample, { prompts: [], answer: withObjects(none, sample, config) }];
     }),
   );
 }
@@ -243,10 +236,11 @@ function crowded(found: FoundObjects, { config, model }: Trainer): FoundObjects 
   return more;
 }
 
-function anyObject(classIndex: number, { prompt }: Config, maskSize: readonly [number, number]): Target {
-  const mask = new Uint8Array(maskSize[0] * maskSize[1]).fill(1);
+function anyObject(classIndex: number, sample: Sample, config: Config): Target {
+  const [w, h] = maskSizeOf(sample, config);
+  const mask = new Uint8Array(w * h).fill(1);
   const target = { classIndex, candidates: [mask, mask, mask], iou: [1, 1, 1] };
-  return prompt.mode === "none" ? target : { ...target, prompt: { kind: "point", coords: [0, 0] } };
+  return config.prompt.mode === "none" ? target : { ...target, prompt: { kind: "point", coords: [0, 0] } };
 }
 
 function noImage(): never {

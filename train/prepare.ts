@@ -9,7 +9,7 @@ import type { Display } from "./display.ts";
 import { checkMemory, checkModel, type TrainData } from "./inputs.ts";
 import { modelConfig, newModel } from "./models.ts";
 import { filledBoxes, makeProxies, type SamProxy } from "./proxies.ts";
-import type { Trainer } from "./step.ts";
+import { scalerOf, type Trainer } from "./step.ts";
 import { loadTeacher, type Teacher } from "./teacher.ts";
 
 interface PrepareOptions {
@@ -49,7 +49,7 @@ export async function prepare(
     config,
     model,
     optimizer,
-    scaler: config.precision === "mixed" ? new optim.GradScaler() : undefined,
+    scaler: scalerOf(config),
     rates: groups.map((group) => group.lr),
     teacher,
     items: data.items,

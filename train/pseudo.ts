@@ -13,6 +13,11 @@ import type { SamProxy } from "./proxies.ts";
 import type { ImageTargets, Target } from "./targets.ts";
 import type { PointMasks, Teacher } from "./teacher.ts";
 
+/** [width, height] of the masks of a sample's objects. */
+export function maskSizeOf({ width, height }: Pick<Sample, "width" | "height">, { data }: Config): [number, number] {
+  return [width / data.maskStride, height / data.maskStride];
+}
+
 /** The objects of a sample with masks, points or boxes. An object whose masks are all empty in this crop is left out. */
 export function labelled(
   sample: Sample,

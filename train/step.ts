@@ -10,7 +10,7 @@ import { NotFinite } from "./finite.ts";
 import { latentTargets } from "./latents.ts";
 import { match, stackLayers } from "./matching.ts";
 import type { SamProxy } from "./proxies.ts";
-import { labelled, pseudoLabelled } from "./pseudo.ts";
+import { labelled, maskSizeOf, pseudoLabelled } from "./pseudo.ts";
 import { rateFactor } from "./schedule.ts";
 import { type ImageTargets, uploadTargets } from "./targets.ts";
 import type { Teacher } from "./teacher.ts";
@@ -39,6 +39,11 @@ export interface Trainer {
 
 /** Weighted terms, which sum to `loss`, and what else a step tells. */
 export type StepReport = Record<string, number>;
+
+/** The scaler that a configuration's precision asks for. */
+export function scalerOf({ precision }: Config): optim.GradScaler | undefined {
+  return precision === "mixed" ? new optim.GradScaler() : undefined;
+}
 
 /**
  * Throws NotFinite, and the model is as it was, where a loss term or the gradient is no number.
@@ -127,7 +132,7 @@ export async function lossTerms(
   const { gpu, config, model, teacher } = trainer;
   const { loss: weights } = config;
   const first = samples[0]!;
-  const sizes = samples.map(({ valid: [w, h] }): [number, number] => [h, w]);
+  const sizes = validSizes(samples);
   const images = imageTensor(gpu, samples);
   const terms = new Map<string, Tensor>();
   const add = (name: string, term: Tensor | undefined, weight: number): void => {
@@ -144,8 +149,7 @@ export async function lossTerms(
   for (const { kind, imageId, item } of samples)
     if (teacher && kind === "tags") await teacher.embed(imageId, () => readImage(trainer.items[item]!.path));
   const output = forward(config, () => model.forward(images, { sizes }));
-  const stride = config.data.maskStride;
-  const maskSize = [first.width / stride, first.height / stride] as const;
+  const maskSize = maskSizeOf(first, config);
   let targets: ImageTargets[] = samples.map((sample) =>
     labelled(sample, config, maskSize, trainer.proxies[sample.item]),
   );
@@ -181,6 +185,11 @@ export async function lossTerms(
 /** A forward pass in the precision, and with the memory, that the configuration asks for. */
 function forward<T>({ precision, memory }: Config, pass: () => T): T {
   return autocast(() => keepingBlocks(memory, pass), { enabled: precision === "mixed" });
+}
+
+/** [height, width] of what is image. */
+export function validSizes(samples: readonly Pick<Sample, "valid">[]): [number, number][] {
+  return samples.map(({ valid: [w, h] }) => [h, w]);
 }
 
 /** HWC bytes -> (B, 3, H, W), 0..255. */

@@ -3,10 +3,10 @@
  * are the reference checkpoint's keys: `blocks.0.attn.qkv.weight` is `this.blocks[0].attn.qkv.weight`.
  */
 import { checkOptions, describe, isPlain } from "../check.ts";
-import { narrow, stridedWrite, widen } from "../ops/strided.ts";
+import { narrow, narrowed, stridedWrite, widen } from "../ops/strided.ts";
 import { free, isTensor, keep, scope } from "../scope.ts";
 import { sameShape, show, stridesOf } from "../shape.ts";
-import { type DType, empty, type Tensor } from "../tensor.ts";
+import type { DType, Tensor } from "../tensor.ts";
 
 const parameters = new WeakSet<Tensor>();
 /** Types that `Module.to` takes. */
@@ -140,8 +140,7 @@ export abstract class Module {
 
 /** A parameter or buffer as x is, with x's numbers in another type. */
 function converted(x: Tensor, dtype: DType): Tensor {
-  const y = dtype === "f16" ? empty(x.device, x.shape, dtype) : widen(x);
-  if (dtype === "f16") narrow(x, y);
+  const y = dtype === "f16" ? narrowed(x) : widen(x);
   keep(y, x);
   y.requiresGrad = x.requiresGrad;
   if (parameters.has(x)) parameters.add(y);

@@ -6,9 +6,9 @@ import { pointwise } from "../fusion.ts";
 import { scope } from "../scope.ts";
 import { type Shape, sameShape, show } from "../shape.ts";
 import { checkpoint, isRecording, record } from "../tape.ts";
-import { empty, type Tensor } from "../tensor.ts";
+import type { Tensor } from "../tensor.ts";
 import { ACTIVATION_NAMES, type ActivationName, activate, activationRow, add, cast } from "./pointwise.ts";
-import { narrow, widen } from "./strided.ts";
+import { narrowed, widen } from "./strided.ts";
 
 export interface FinishOptions {
   /** Added to the product, of the result's shape; may be f16. */
@@ -73,9 +73,6 @@ function stored(halved: boolean, residual: Tensor | undefined, compute: (rest: T
   if (!halved && residual?.dtype !== "f16") return compute(residual);
   return scope(() => {
     const full = compute(residual && widen(residual));
-    if (!halved) return full;
-    const y = empty(full.device, full.shape, "f16");
-    if (y.size > 0) narrow(full, y);
-    return y;
+    return halved ? narrowed(full) : full;
   });
 }

@@ -10,9 +10,9 @@ import { type Operand, pointwise } from "../fusion.ts";
 import { isTensor } from "../scope.ts";
 import { broadcastShapes } from "../shape.ts";
 import { record } from "../tape.ts";
-import { type DType, empty, Tensor } from "../tensor.ts";
+import { type DType, Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
-import { narrow, widen } from "./strided.ts";
+import { narrowed, widen } from "./strided.ts";
 
 interface Row {
   value: string;
@@ -267,9 +267,7 @@ export function cast(x: Tensor, dtype: DType): Tensor {
   if (x.dtype === dtype) return x;
   if (x.dtype !== "f16" && dtype !== "f16") return apply(dtype, { x }, "cast");
   if (x.dtype !== "f32" && dtype !== "f32") return cast(cast(x, "f32"), dtype);
-  const y = dtype === "f16" ? empty(x.device, x.shape, dtype) : widen(x);
-  if (dtype === "f16") narrow(x, y);
-  return record("cast", [x], y, (gy) => [gy]);
+  return record("cast", [x], dtype === "f16" ? narrowed(x) : widen(x), (gy) => [gy]);
 }
 
 const ACTIVATIONS = {

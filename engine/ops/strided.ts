@@ -46,6 +46,13 @@ export function widen(x: Tensor): Tensor {
   return y;
 }
 
+/** x, f32, rounded to f16. */
+export function narrowed(x: Tensor): Tensor {
+  const y = empty(x.device, x.shape, "f16");
+  if (x.size > 0) narrow(x, y);
+  return y;
+}
+
 /** Rounds x, f32, into y, which is stored as f16. */
 export function narrow(x: Tensor, y: Tensor): void {
   convert("pack", { full: x, packed_out: y }, x);
