@@ -5,7 +5,7 @@
 import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join, relative, sep } from "node:path";
 import { parse as parseYaml } from "yaml";
-import type { Device } from "../engine/index.ts";
+import { type Device, scope } from "../engine/index.ts";
 import { packageRoot } from "../platform/root.ts";
 import { type Claim, claimRun, LOCK } from "./claim.ts";
 import { type Config, resolveConfig } from "./config.ts";
@@ -109,7 +109,8 @@ async function quickstartClaimed(
       ? `starting from the shipped weights ${start}, which were trained on other scenes`
       : "there are no shipped weights here: starting from random ones, so do not expect much of a few minutes",
   );
-  const { before, each } = await judge(gpu, judged, truth, display, signal);
+  // In a scope of its own, or the model that was judged would take memory beside the one that is trained until it is collected.
+  const { before, each } = await scope(() => judge(gpu, judged, truth, display, signal));
   const known = { run: out, adapter: gpu.name, startedFrom: start, before };
   if (!before)
     return {
