@@ -1,6 +1,6 @@
 /** Every command's name, arguments, options and examples. Loading this file loads no GPU, no image library, no model. */
 import type { Command } from "./command.ts";
-import { amount, box, count, mix, peers, point, seed, share } from "./values.ts";
+import { amount, box, count, mix, peers, point, seed, share, side } from "./values.ts";
 
 const overrides = ["[key=value...]", "settings of the config to change, such as optim.lr=1e-4"] as const;
 
@@ -22,7 +22,7 @@ export const commands: readonly Command[] = [
     options: [
       { flags: "--out <dir>", help: "folder for images/ and annotations/instances.json", required: true },
       { flags: "--images <n>", help: "number of images", parse: count, required: true },
-      { flags: "--size <px>", help: "width and height of an image", parse: count, default: 128 },
+      { flags: "--size <px>", help: "width and height of an image", parse: side, default: 128 },
       { flags: "--seed <n>", help: "the same seed gives the same files", parse: seed, default: 0 },
     ],
     notes: "Objects of six classes, textured, some behind others, on noisy grounds among clutter.",
@@ -244,9 +244,9 @@ export const commands: readonly Command[] = [
       {
         flags: "--short <px>",
         help: "size images to this on the short side (default: the run's, or 800)",
-        parse: count,
+        parse: side,
       },
-      { flags: "--long <px>", help: "limit of the long side (default: the run's, or 1333)", parse: count },
+      { flags: "--long <px>", help: "limit of the long side (default: the run's, or 1333)", parse: side },
       { flags: "--score <f>", help: "leave out instances below this score", parse: share },
       {
         flags: "--inference <variant>",

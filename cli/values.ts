@@ -1,5 +1,6 @@
 /** Parsers of option values. Each takes the text and the option's flag, and throws BadInput with what was expected. */
 import { BadInput } from "../train/errors.ts";
+import { LARGEST_SIDE } from "../train/limits.ts";
 
 function number(text: string): number {
   return text.trim() === "" ? Number.NaN : Number(text);
@@ -10,6 +11,14 @@ export function count(text: string, flag: string): number {
   const value = number(text);
   if (!Number.isSafeInteger(value) || value < 1)
     throw new BadInput(`${flag}: expected a whole number from 1, got "${text}"`);
+  return value;
+}
+
+/** Of an image, in pixels. */
+export function side(text: string, flag: string): number {
+  const value = number(text);
+  if (!Number.isInteger(value) || value < 1 || value > LARGEST_SIDE)
+    throw new BadInput(`${flag}: expected a whole number from 1 to ${LARGEST_SIDE}, got "${text}"`);
   return value;
 }
 

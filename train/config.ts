@@ -4,6 +4,7 @@
  * "ours" (a choice that the paper leaves open).
  */
 import { z } from "zod";
+import { LARGEST_SIDE } from "./limits.ts";
 import { type Origin, option, type SettingDoc, section, settingsOf } from "./options.ts";
 import { readSettings, resolveSettings } from "./settings.ts";
 
@@ -12,7 +13,7 @@ export { configText } from "./settings.ts";
 
 export const whole = z.number().int().min(1);
 /** Of images, in pixels. */
-const side = whole.max(16384);
+const side = whole.max(LARGEST_SIDE);
 const amount = z.number().min(0);
 const share = z.number().min(0).max(1);
 /** Below 1: at 1 AdamW would divide by 1 - beta = 0. */

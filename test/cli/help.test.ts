@@ -32,6 +32,11 @@ const wrong: [what: string, args: string[], message: RegExp][] = [
     /^error: unknown option '--jsn' \(Did you mean --json\?\)\n$/,
   ],
   ["too many arguments", ["doctor", "now"], /^error: too many arguments for 'doctor'.*\n$/],
+  [
+    "a size that no image has",
+    ["predict", "x.png", "--out", "never", "--short", "1e12"],
+    /^error: --short: expected a whole number from 1 to 16384, got "1e12"\n$/,
+  ],
   ["an unknown function", ["gradcheck", "noSuch"], /^error: gradcheck: there is no function F\.noSuch.*\n$/],
 ];
 for (const [what, args, message] of wrong) {
