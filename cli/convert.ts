@@ -9,6 +9,7 @@ import { CheckpointError, checkTensors, type HostTensor, listKeys, nameTensors }
 import { weightsMetadata } from "../train/description.ts";
 import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
+import { checkMask2FormerBeside } from "../train/hub-config.ts";
 import { loadTrained } from "../train/models.ts";
 import { readSamOf, readWeightFile, refusing, type WeightFile } from "../train/weights.ts";
 import type { Call } from "./command.ts";
@@ -102,6 +103,7 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
   if (expected) await checking(weights, () => checkTensors(expected, named.tensors, file, keyOf));
   const text = { ...metadata, model: kind };
   if (named.family !== "mask2former") return { kind, tensors: merged(named.tensors, spare), metadata: text, unused };
+  checkMask2FormerBeside(file);
   // Batch norm's counters are left out: detectron2's frozen norms have none.
   const { tensors, config } = await mask2FormerTensors(await call.open(), named.tensors, file);
   return { kind, tensors, metadata: text, config, unused };

@@ -1,12 +1,10 @@
 /** Mask2Formers that others have trained: detectron2's and transformers' checkpoints, and what `convert` makes of them. */
-import { existsSync } from "node:fs";
-import { dirname, join } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { isMask2Former, loadMask2Former, type Wish } from "../model/index.ts";
 import type { Category } from "./data/coco.ts";
 import { COCO_CATEGORIES } from "./data/coco-categories.ts";
-import { readJson } from "./data/json.ts";
 import { BadInput } from "./errors.ts";
+import { checkMask2FormerBeside, labelsBeside } from "./hub-config.ts";
 import type { WeightFile } from "./weights.ts";
 
 export interface Published {
@@ -20,6 +18,7 @@ export function loadPublished(gpu: Device, { tensors, file }: WeightFile): Publi
     throw new BadInput(
       `${file}: holds no Mask2Former and was not written by wgpu-wish; expected a checkpoint of either (SAM belongs to "wgpu-wish sam")`,
     );
+  checkMask2FormerBeside(file);
   try {
     const model = loadMask2Former(gpu, tensors);
     return { model, categories: categoriesOf(file, model.config.classes) };
@@ -38,14 +37,4 @@ function categoriesOf(file: string, classes: number): Category[] {
     id: isCoco ? COCO_CATEGORIES[i]!.id : i + 1,
     name: names[i] ?? `class ${i + 1}`,
   }));
-}
-
-/** id2label of transformers' config.json, where it names exactly these classes and is not the placeholder LABEL_0 …. */
-function labelsBeside(file: string, classes: number): string[] | undefined {
-  const path = join(dirname(file), "config.json");
-  if (!existsSync(path)) return undefined;
-  const { id2label } = (readJson(path, "the model's configuration") ?? {}) as { id2label?: Record<string, unknown> };
-  const names = Array.from({ length: classes }, (_, i) => id2label?.[i]);
-  const given = names.filter((name): name is string => typeof name === "string" && !/^LABEL_\d+$/.test(name));
-  return given.length === classes && Object.keys(id2label!).length === classes ? given : undefined;
 }

@@ -23,6 +23,7 @@ import { longestSide, maskOfLogits, prepareImage, Sam } from "../model/sam/index
 import { packageRoot } from "../platform/root.ts";
 import type { Image } from "./data/image.ts";
 import { readNamed, writeWhole } from "./files.ts";
+import { samHeadsBeside } from "./hub-config.ts";
 import type { EncodePrompts } from "./latents.ts";
 import { loadSamFile, readSamFile } from "./weights.ts";
 
@@ -261,7 +262,9 @@ export class Teacher {
 export async function loadTeacher(gpu: Device, checkpoint: string, options: TeacherOptions): Promise<Teacher> {
   const path = findAsset(checkpoint);
   const weights = await readSamFile(path, "a SAM or MobileSAM checkpoint (sam.checkpoint)");
-  const key = hashOf(...weights.bytes); // Loading gives the bytes up.
+  const heads = samHeadsBeside(weights.file);
+  // Loading gives the bytes up.
+  const key = hashOf(...weights.bytes, heads === undefined ? "" : `${heads} heads`);
   return new Teacher(gpu, await loadSamFile(gpu, weights), key, options);
 }
 

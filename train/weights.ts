@@ -19,9 +19,9 @@ import {
   type Parts,
   readCheckpoint,
 } from "../model/weights/index.ts";
-import { readJson } from "./data/json.ts";
 import { BadInput } from "./errors.ts";
 import { readWeightBytes } from "./files.ts";
+import { samHeadsBeside } from "./hub-config.ts";
 
 /** What save_pretrained writes, the usual one first. */
 const IN_FOLDER = [
@@ -96,20 +96,7 @@ export async function openSam(gpu: Device, path: string, what: string): Promise<
 }
 
 function samSource(weights: WeightFile): SamSource {
-  return { ...weights, decoderHeads: decoderHeadsBeside(weights.file) };
-}
-
-/** What transformers writes of a SamModel's decoder in config.json beside its weights; undefined where nothing is said. */
-function decoderHeadsBeside(file: string): number | undefined {
-  const path = join(dirname(file), "config.json");
-  if (!existsSync(path)) return undefined;
-  const config = readJson(path, "the model's configuration") as { mask_decoder_config?: unknown } | null;
-  const decoder = config?.mask_decoder_config as { num_attention_heads?: unknown } | null | undefined;
-  const heads = decoder?.num_attention_heads;
-  if (heads === undefined || (Number.isSafeInteger(heads) && (heads as number) > 0)) return heads as number | undefined;
-  throw new BadInput(
-    `${path}: mask_decoder_config.num_attention_heads must be a whole number from 1; got ${JSON.stringify(heads)}`,
-  );
+  return { ...weights, decoderHeads: samHeadsBeside(weights.file) };
 }
 
 /** What a file of weights gets wrong is for the user to mend. */

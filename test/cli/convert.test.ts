@@ -160,6 +160,33 @@ test("the number of the decoder's heads comes from transformers' config.json and
   }
 });
 
+test("what transformers' config.json makes a model compute otherwise is refused, by its place in the file", async () => {
+  const { tensors } = readCheckpoint(bytesOf(fixture("mask2former.safetensors")), "x");
+  const weights = [...tensors].flatMap(([key, x]) => (key.startsWith("weights.") ? [[key.slice(8), x] as const] : []));
+  for (const name of ["sam-acts", "m2f-acts"]) mkdirSync(at(name));
+  copyFileSync(fixture("sam-hf.safetensors"), at("sam-acts", "model.safetensors"));
+  writeFileSync(at("m2f-acts", "model.safetensors"), encodeSafetensors(new Map(weights)));
+  for (const [name, config, reason] of [
+    [
+      "sam-acts",
+      { vision_config: { hidden_act: "relu" } },
+      /config\.json: vision_config\.hidden_act is "relu"; here it is always "gelu"/,
+    ],
+    ["m2f-acts", { pre_norm: true }, /config\.json: pre_norm is true; here it is always false/],
+    [
+      "m2f-acts",
+      { backbone_config: { model_type: "resnet", downsample_in_bottleneck: true } },
+      /config\.json: backbone_config\.downsample_in_bottleneck is true/,
+    ],
+  ] as const) {
+    writeFileSync(at(name, "config.json"), JSON.stringify(config));
+    assert.match(await refusal(at(name)), reason);
+  }
+  const usual = { vision_config: { hidden_act: "gelu" }, mask_decoder_config: { hidden_act: null } };
+  writeFileSync(at("sam-acts", "config.json"), JSON.stringify(usual));
+  await convert(at("sam-acts"), at("acts.safetensors"));
+});
+
 test("the converted file is as good as the original, from a folder, an index, shards behind links", async () => {
   const { tensors } = readCheckpoint(bytesOf(fixture("sam-vit.pt")), "x");
   mkdirSync(at("blobs"));

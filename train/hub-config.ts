@@ -1,0 +1,79 @@
+/** config.json, which transformers writes beside weights: what tensors do not show. */
+import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { readJson } from "./data/json.ts";
+import { BadInput } from "./errors.ts";
+
+type Json = { readonly [key: string]: unknown };
+
+/** What there is one way to compute here, by its place in config.json. */
+const SAM_SETTINGS = {
+  "vision_config.hidden_act": "gelu",
+  "vision_config.qkv_bias": true,
+  "prompt_encoder_config.hidden_act": "gelu",
+  "mask_decoder_config.hidden_act": "relu",
+} as const;
+const MASK2FORMER_SETTINGS = {
+  activation_function: "relu",
+  pre_norm: false,
+  common_stride: 4,
+} as const;
+const BACKBONE_ACTIVATION = { resnet: "relu", swin: "gelu" } as const;
+
+/** Of a SamModel: its decoder's heads, undefined where nothing is said. Throws BadInput where it computes otherwise than SAM does. */
+export function samHeadsBeside(file: string): number | undefined {
+  const config = configBeside(file);
+  if (!config) return undefined;
+  checkSettings(config, SAM_SETTINGS);
+  const at = "mask_decoder_config.num_attention_heads";
+  const heads = config.at(at);
+  if (heads === undefined || (Number.isSafeInteger(heads) && (heads as number) > 0)) return heads as number | undefined;
+  throw new BadInput(`${config.path}: ${at} must be a whole number from 1; got ${JSON.stringify(heads)}`);
+}
+
+/** Of a Mask2Former. Throws BadInput where it computes otherwise than the published ones do. */
+export function checkMask2FormerBeside(file: string): void {
+  const config = configBeside(file);
+  if (!config) return;
+  const kind = config.at("backbone_config.model_type");
+  const activation = BACKBONE_ACTIVATION[kind as keyof typeof BACKBONE_ACTIVATION];
+  checkSettings(config, {
+    ...MASK2FORMER_SETTINGS,
+    ...(activation && { "backbone_config.hidden_act": activation }),
+    ...(kind === "resnet" && {
+      "backbone_config.downsample_in_bottleneck": false,
+      "backbone_config.downsample_in_first_stage": false,
+    }),
+  });
+}
+
+/** id2label, where it names exactly these classes and is not the placeholder LABEL_0 …. */
+export function labelsBeside(file: string, classes: number): string[] | undefined {
+  const id2label = configBeside(file)?.at("id2label") as Json | undefined;
+  const names = Array.from({ length: classes }, (_, i) => id2label?.[i]);
+  const given = names.filter((name): name is string => typeof name === "string" && !/^LABEL_\d+$/.test(name));
+  return given.length === classes && Object.keys(id2label!).length === classes ? given : undefined;
+}
+
+interface HubConfig {
+  readonly path: string;
+  /** What stands at keys joined by dots. */
+  at(place: string): unknown;
+}
+
+function configBeside(file: string): HubConfig | undefined {
+  const path = join(dirname(file), "config.json");
+  if (!existsSync(path)) return undefined;
+  const root = readJson(path, "the model's configuration");
+  return { path, at: (place) => place.split(".").reduce((value, key) => (value as Json | null)?.[key], root) };
+}
+
+function checkSettings({ path, at }: HubConfig, wanted: { readonly [place: string]: unknown }): void {
+  for (const [place, only] of Object.entries(wanted)) {
+    const value = at(place);
+    if (value === undefined || value === null || value === only) continue;
+    throw new BadInput(
+      `${path}: ${place} is ${JSON.stringify(value)}; here it is always ${JSON.stringify(only)}: this model cannot be built`,
+    );
+  }
+}
