@@ -18,6 +18,7 @@ import { modelConfig, newModel } from "../../train/models.ts";
 import { openTeacher } from "../../train/prepare.ts";
 import { type Trainer, trainStep } from "../../train/step.ts";
 import { train } from "../../train/train.ts";
+import { bothPrecisions } from "./precisions.ts";
 import { config, folder, gpu, labels, removeFolder, scenes, silent } from "./tiny-run.ts";
 
 const test = suite("precision and memory");
@@ -38,6 +39,18 @@ test("mixed precision follows f32, and goes on bit for bit, the scale included",
   assert.equal(losses("pieces"), got);
   const scales = readDiary(join(folder, "mixed")).map((entry) => (entry as LoggedStep).scale!);
   assert.is(scales[0], 65536);
+});
+
+test("from the same weights each step's loss and gradient are f32's, those of random weights and of new assignments too", async () => {
+  // The gradient of the CAMs' own loss jumps where a cell crosses its clamp.
+  const settings = ["steps=12", "loss.self=0", ...plain];
+  let steps = 0;
+  for await (const { f32, mixed, cosine } of bothPrecisions(gpu, config("both", settings), silent)) {
+    assert.ok(Math.abs(mixed / f32 - 1) < 0.01 && mixed !== f32, `step ${steps}: ${mixed}, in f32 ${f32}`);
+    assert.ok(cosine > 0.99, `step ${steps}: ${cosine}`);
+    steps++;
+  }
+  assert.is(steps, 12);
 });
 
 test("from weights that have settled the loss stays within 2 % of f32's", async () => {
