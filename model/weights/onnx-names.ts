@@ -1,36 +1,35 @@
 // torch.onnx.export gives weights that it changed a name of its own: transposed for MatMul (onnx::MatMul_123, val_17), spread for a product
 // over images, stretched into tables. Where the graph tells whose they are, they get their module's names and form back.
+import { unfolded } from "./onnx-folding.ts";
+import {
+  GENERATED,
+  type Initialisers,
+  moduleOf,
+  type OnnxGraph,
+  type OnnxNode,
+  prefixOf,
+  takersOf,
+} from "./onnx-graph.ts";
 import { type Budget, type HostTensor, ITEM_BYTES } from "./tensors.ts";
 
-/** NodeProto. */
-export interface OnnxNode {
-  readonly op: string;
-  readonly name: string;
-  readonly inputs: readonly string[];
-  readonly outputs: readonly string[];
-  /** `pkg.torch.onnx.name_scopes`, a list as Python writes it, by the exporter that dynamo feeds. */
-  readonly scopes: string | undefined;
-  /** Of Einsum. */
-  readonly equation: string | undefined;
-}
-
-type Tensors = Map<string, HostTensor>;
-
-/** Named by the exporter, not by a module. */
-const GENERATED = /^(onnx::\w+_\d+|val_\d+|(index|unsqueeze)(_\d+)?)$/;
+/** TinyViT's table, of which it keeps the matrix of all pairs while it is not training. */
+const BIASES = /\.attn\.ab$/;
 /** Of these what is whole or a single number is a shape, an index, a factor. */
 const NO_MODULE = /^(onnx::\w+|val)_\d+$/;
+/** What a node holds is no weight. */
+const IN_NODE = /\/Constant(_\d+)?_output_0$/;
 /** Numbers that stand in the code, such as pixels' mean; dynamo's exporter names them after what was done with them last. */
 const CONSTANT =
-  /^(_to_copy|arange|clone|div|expand|full|lifted_tensor|mul|ones|reshape|scalar_tensor_default|sub|view|zeros)(_\d+)?$/;
+  /^(_to_copy|arange|clone|div|expand|full|lifted_tensor|(max|min)_val_cast|mul|ones|reshape|scalar_tensor_default|sub|view|zeros)(_\d+)?$/;
 const FLOATS: ReadonlySet<string> = new Set(["F64", "F32", "F16", "BF16"]);
 
 /** The initialisers with their modules' names where these can be told; what is generated and no weight by its kind is left out. */
-export function recoverNames(merged: Tensors, all: readonly OnnxNode[], budget: Budget): Tensors {
-  const { tensors, nodes } = apart(merged, all, budget);
-  const found = recovered(tensors, nodes, budget);
-  const isWeight = weightsBy(nodes);
-  const out: Tensors = new Map();
+export function recoverNames(merged: Initialisers, all: readonly OnnxNode[], budget: Budget): Initialisers {
+  const graph = apart(unfolded(withoutAliases({ tensors: merged, nodes: all }, budget), budget), budget);
+  const { tensors } = graph;
+  const found = recovered(graph, budget);
+  const isWeight = weightsBy(all);
+  const out: Initialisers = new Map();
   const isFree = ({ name, tensor }: Recovered) => {
     const other = tensors.get(name) ?? out.get(name);
     return other === undefined || areEqual(other, tensor);
@@ -47,6 +46,7 @@ export function recoverNames(merged: Tensors, all: readonly OnnxNode[], budget: 
 export function weightsBy(nodes: readonly OnnxNode[]): (name: string, tensor: HostTensor) => boolean {
   const fromDynamo = nodes.some(({ scopes }) => scopes !== undefined);
   return (name, { dtype, shape }) =>
+    !IN_NODE.test(name) &&
     (!NO_MODULE.test(name) || (FLOATS.has(dtype) && shape.some((d) => d !== 1))) &&
     !(fromDynamo && CONSTANT.test(name));
 }
@@ -67,39 +67,43 @@ const PARTS: Readonly<Record<string, readonly string[]>> = {
   BatchNormalization: [...LAYER, "running_mean", "running_var"],
 };
 
-/**
- * Exporters keep one of several equal weights, such as the norms of a model that was not trained yet. The older writes the others as Identity
- * of it, the one that dynamo feeds lets all nodes take the one; here each has its own again.
- */
-function apart(merged: Tensors, all: readonly OnnxNode[], budget: Budget): { tensors: Tensors; nodes: OnnxNode[] } {
-  const tensors: Tensors = new Map(merged);
-  const copy = (name: string, tensor: HostTensor) => {
-    budget.take(tensor.data.length, `initialiser ${name}`);
-    tensors.set(name, tensor);
-  };
+/** Exporters keep one of several equal weights, such as the norms of a model that was not trained yet. The older writes the others as Identity of it. */
+function withoutAliases({ tensors: merged, nodes: all }: OnnxGraph, budget: Budget): OnnxGraph {
+  const tensors: Initialisers = new Map(merged);
   const taken = new Set(all.flatMap(({ inputs }) => inputs));
   const nodes = all.filter(({ op, inputs: [from = ""], outputs: [to = ""] }) => {
     const tensor = op === "Identity" ? tensors.get(from) : undefined;
     // Values of modules begin with a slash.
     if (!tensor || !taken.has(to) || to.startsWith("/") || tensors.has(to)) return true;
-    copy(to, tensor);
+    budget.take(tensor.data.length, `initialiser ${to}`);
+    tensors.set(to, tensor);
     return false;
   });
-  const ownName = ownNames(tensors, nodes);
-  const renamed = nodes.map((node): OnnxNode => {
+  return { tensors, nodes };
+}
+
+/** The exporter that dynamo feeds lets all nodes take the one of several equal weights; here each has its own again. */
+function apart(graph: OnnxGraph, budget: Budget): OnnxGraph {
+  const tensors: Initialisers = new Map(graph.tensors);
+  const ownName = ownNames(graph);
+  const nodes = graph.nodes.map((node): OnnxNode => {
     const inputs = node.inputs.map((input, i) => {
       const own = ownName(node, i);
-      if (own !== undefined && !tensors.has(own)) copy(own, tensors.get(input)!);
-      return own ?? input;
+      if (own === undefined || tensors.has(own)) return own ?? input;
+      const tensor = tensors.get(input)!;
+      budget.take(tensor.data.length, `initialiser ${own}`);
+      tensors.set(own, tensor);
+      return own;
     });
     return { ...node, inputs };
   });
-  return { tensors, nodes: renamed };
+  return { tensors, nodes };
 }
 
 /** What a node's module calls an input of it that other nodes take, too; undefined where it is no weight or that is not told. */
-function ownNames(tensors: Tensors, nodes: readonly OnnxNode[]): (node: OnnxNode, input: number) => string | undefined {
-  const prefix = prefixOf(tensors, nodes);
+function ownNames(graph: OnnxGraph): (node: OnnxNode, input: number) => string | undefined {
+  const { tensors, nodes } = graph;
+  const prefix = prefixOf(graph);
   const takers = takersOf(nodes);
   const makers = new Map(nodes.map((node) => [node.outputs[0], node]));
   const isSum = ({ inputs }: OnnxNode, i: number, module: string) => {
@@ -117,17 +121,6 @@ function ownNames(tensors: Tensors, nodes: readonly OnnxNode[]): (node: OnnxNode
   };
 }
 
-function takersOf(nodes: readonly OnnxNode[]): Map<string, OnnxNode[]> {
-  const takers = new Map<string, OnnxNode[]>();
-  for (const node of nodes)
-    for (const input of node.inputs) {
-      const list = takers.get(input);
-      if (list) list.push(node);
-      else takers.set(input, [node]);
-    }
-  return takers;
-}
-
 interface Recovered {
   readonly name: string;
   readonly tensor: HostTensor;
@@ -142,8 +135,8 @@ interface Use {
 }
 
 /** What is told by the whole graph. */
-interface Graph {
-  readonly tensors: Tensors;
+interface Told {
+  readonly tensors: Initialisers;
   /** By what they take. */
   readonly takers: ReadonlyMap<string, readonly OnnxNode[]>;
   /** What stands before modules' paths in weights' names. */
@@ -153,13 +146,13 @@ interface Graph {
 }
 
 /** By the initialiser, which several modules share where their weights are equal. */
-function recovered(tensors: Tensors, nodes: readonly OnnxNode[], budget: Budget): Map<string, Recovered[]> {
+function recovered({ tensors, nodes }: OnnxGraph, budget: Budget): Map<string, Recovered[]> {
   const takers = takersOf(nodes);
   const uses: Use[] = [];
   const counts = new Map<string, number>();
   const kind = ({ node, module, tensor }: Use) => `${node.op} ${tensor.shape.length} ${module}`;
   for (const [initialiser, tensor] of tensors) {
-    if (!GENERATED.test(initialiser)) continue;
+    if (!GENERATED.test(initialiser) && !BIASES.test(initialiser)) continue;
     for (const node of takers.get(initialiser) ?? []) {
       const use = { initialiser, tensor, node, module: moduleOf(node) };
       uses.push(use);
@@ -167,7 +160,7 @@ function recovered(tensors: Tensors, nodes: readonly OnnxNode[], budget: Budget)
     }
   }
   const alike = (use: Use) => counts.get(kind(use)) ?? 0;
-  const graph: Graph = { tensors, takers, prefix: prefixOf(tensors, nodes), alike };
+  const told: Told = { tensors, takers, prefix: prefixOf({ tensors, nodes }), alike };
   const found = new Map<string, Recovered[]>();
   const unknown = new Set<string>();
   for (const use of uses) {
@@ -175,7 +168,7 @@ function recovered(tensors: Tensors, nodes: readonly OnnxNode[], budget: Budget)
     if (unknown.has(initialiser)) continue;
     const others = found.get(initialiser) ?? [];
     if (others.length > 0) budget.take(tensor.data.length, `initialiser ${initialiser}`);
-    const own = use.node.op === "MatMul" ? linearOf(use, graph) : ofModule(use, graph);
+    const own = use.node.op === "MatMul" ? linearOf(use, told) : ofModule(use, told);
     if (own) found.set(initialiser, [...others, own]);
     else unknown.add(initialiser);
   }
@@ -183,37 +176,8 @@ function recovered(tensors: Tensors, nodes: readonly OnnxNode[], budget: Budget)
   return found;
 }
 
-/** The module that a node computes for: /encoder/layers.0/attn/qkv/MatMul, or ['', 'encoder', 'encoder.layers.0', …, 'linear']. */
-function moduleOf({ name, scopes }: OnnxNode): string | undefined {
-  if (scopes !== undefined) return [...scopes.matchAll(/'([^']*)'/g)].map(([, scope]) => scope!).at(-2);
-  if (!name.startsWith("/")) return undefined;
-  const path: string[] = [];
-  for (const step of name.split("/").slice(1, -1)) {
-    // A list's members repeat its name: /neck/neck.0.
-    if (path.length > 0 && step.startsWith(`${path.at(-1)}.`)) path.pop();
-    path.push(step);
-  }
-  return path.join(".");
-}
-
-/** What stands before modules' paths in the names of those weights that kept theirs; undefined where they do not agree. */
-function prefixOf(tensors: Tensors, nodes: readonly OnnxNode[]): string | undefined {
-  const prefixes = new Set<string>();
-  for (const node of nodes) {
-    const module = moduleOf(node);
-    if (!module) continue;
-    for (const input of node.inputs) {
-      const stem = /^(.*)\.(weight|bias)$/.exec(input)?.[1];
-      if (stem === undefined || !tensors.has(input)) continue;
-      if (stem === module) prefixes.add("");
-      else if (stem.endsWith(`.${module}`)) prefixes.add(stem.slice(0, -module.length));
-    }
-  }
-  return prefixes.size === 1 ? [...prefixes][0] : undefined;
-}
-
 /** A linear layer's weight, whose bias is added next under its own name; one without bias is known by its module. */
-function linearOf(use: Use, graph: Graph): Recovered | undefined {
+function linearOf(use: Use, graph: Told): Recovered | undefined {
   const { tensor, node, module } = use;
   const [I, O, ...more] = tensor.shape;
   if (I === undefined || O === undefined || more.length > 0) return undefined;
@@ -228,7 +192,7 @@ function linearOf(use: Use, graph: Graph): Recovered | undefined {
 }
 
 /** What is no linear layer's: LayerNorm2d's weight and bias, and SAM's relative positions. */
-function ofModule(use: Use, graph: Graph): Recovered | undefined {
+function ofModule(use: Use, graph: Told): Recovered | undefined {
   const { tensor, node, module } = use;
   if (graph.prefix === undefined || !module || tensor.shape.length !== 3) return undefined;
   const named = (part: string, own: HostTensor | undefined) =>
@@ -238,6 +202,7 @@ function ofModule(use: Use, graph: Graph): Recovered | undefined {
     return named(node.op === "Mul" ? "weight" : "bias", { ...tensor, shape: [A] }); // (C, 1, 1)
   if (node.op === "Resize" && A === 1 && graph.alike(use) === 2)
     return named(node.name.endsWith("/Resize") ? "rel_pos_h" : "rel_pos_w", transposed(tensor, B, C)); // (1, D, L)
+  if (node.op === "Add" && B === C && B > 1) return named("attention_biases", ofPairs(tensor)); // (M, N, N)
   const axis = /^bhwc,([hw])kc->bhwk$/.exec(node.equation ?? "")?.[1];
   return axis && A === B ? named(`rel_pos_${axis}`, ofTable(tensor)) : undefined;
 }
@@ -255,6 +220,33 @@ function ofTable(tensor: HostTensor): HostTensor | undefined {
   const data = new Uint8Array((2 * K - 1) * row);
   for (let i = 0; i < 2 * K - 1; i++) data.set(at(Math.max(0, i - K + 1), Math.max(0, K - 1 - i)), i * row);
   return { dtype: tensor.dtype, shape: [2 * K - 1, D], data };
+}
+
+/**
+ * (M, N, N), whose number of a query and a key depends on how far apart they lie in a square window, |dy| and |dx| -> (M, N), of the first
+ * query; undefined where it does not.
+ */
+function ofPairs(tensor: HostTensor): HostTensor | undefined {
+  const [M, N] = tensor.shape as [number, number, number];
+  const side = Math.round(Math.sqrt(N));
+  if (side * side !== N) return undefined;
+  const width = ITEM_BYTES[tensor.dtype];
+  const row = N * width;
+  const data = new Uint8Array(M * row);
+  for (let m = 0; m < M; m++) {
+    const of = (q: number) => tensor.data.subarray((m * N + q) * row, (m * N + q + 1) * row);
+    const first = of(0);
+    for (let q = 0; q < N; q++) {
+      const biases = of(q);
+      for (let k = 0; k < N; k++) {
+        const dy = Math.abs(Math.trunc(q / side) - Math.trunc(k / side));
+        const at = dy * side + Math.abs((q % side) - (k % side));
+        for (let i = 0; i < width; i++) if (biases[k * width + i] !== first[at * width + i]) return undefined;
+      }
+    }
+    data.set(first, m * row);
+  }
+  return { dtype: tensor.dtype, shape: [M, N], data };
 }
 
 const WORDS = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array, 8: BigUint64Array } as const;

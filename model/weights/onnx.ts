@@ -6,7 +6,8 @@
 // 5 four bytes.
 import type { FileType } from "../../engine/safetensors.ts";
 import { checkFinite } from "./not-finite.ts";
-import { type OnnxNode, recoverNames, weightsBy } from "./onnx-names.ts";
+import type { OnnxNode } from "./onnx-graph.ts";
+import { recoverNames, weightsBy } from "./onnx-names.ts";
 import { checkInside, type Parts } from "./parts.ts";
 import { Budget, CheckpointError, type HostTensor, ITEM_BYTES } from "./tensors.ts";
 
@@ -122,6 +123,18 @@ function* initialisers(bytes: Uint8Array, file: string): Generator<Initialiser> 
   }
 }
 
+/** Of three dimensions, which is where the older exporter puts what a module computed of a weight before it ran; named by what they give. */
+function* constants(bytes: Uint8Array, file: string): Generator<Initialiser> {
+  for (const [{ op, outputs }, proto] of protosOfNodes(bytes, file)) {
+    if (op !== "Constant") continue;
+    for (const { number, bytes: value } of attributes(proto, file)) {
+      if (number !== 5) continue;
+      const found = { ...initialiser(value, file), name: outputs[0] ?? "" };
+      if (found.shape.length === 3 && TYPES[found.type]) yield found;
+    }
+  }
+}
+
 /** Those, and all other tensors: what nodes hold, of functions too, and the initialisers of graphs within nodes. */
 function* allTensors(bytes: Uint8Array, file: string): Generator<Initialiser> {
   yield* initialisers(bytes, file);
@@ -149,12 +162,16 @@ function* attributes(node: Uint8Array, file: string): Generator<Field> {
     if (number === 5) yield* new Reader(bytes, file).fields();
 }
 
-function* nodes(bytes: Uint8Array, file: string): Generator<OnnxNode> {
+function* protosOfNodes(bytes: Uint8Array, file: string): Generator<[OnnxNode, Uint8Array]> {
   for (const model of new Reader(bytes, file).fields()) {
     if (model.number !== 7) continue;
-    for (const graph of new Reader(model.bytes, file).fields()) if (graph.number === 1) yield node(graph.bytes, file);
+    for (const graph of new Reader(model.bytes, file).fields())
+      if (graph.number === 1) yield [node(graph.bytes, file), graph.bytes];
   }
 }
+
+const nodesOf = (bytes: Uint8Array, file: string): OnnxNode[] =>
+  Array.from(protosOfNodes(bytes, file), ([node]) => node);
 
 function node(bytes: Uint8Array, file: string): OnnxNode {
   const [inputs, outputs] = [[] as string[], [] as string[]];
@@ -245,16 +262,18 @@ export function readOnnx(bytes: Uint8Array, file: string, parts: Parts): Map<str
   const tensors = new Map<string, HostTensor>();
   const budget = budgetOf(bytes, file, parts);
   const ranges: Range[] = [];
-  for (const found of initialisers(bytes, file)) {
+  const take = (found: Initialiser) => {
     const { name } = found;
     if (tensors.has(name)) throw new CheckpointError(`${file}: two initialisers are named ${name}`);
     const tensor = hostTensor(found, file, parts, ranges);
     budget.take(tensor.data.length, `initialiser ${name}`);
     tensors.set(name, tensor);
-  }
+  };
+  for (const found of initialisers(bytes, file)) take(found);
   if (tensors.size === 0) throw new CheckpointError(`${file}: the ONNX model holds no initialisers`);
+  for (const found of constants(bytes, file)) take(found);
   checkApart(ranges, file);
-  return recoverNames(tensors, [...nodes(bytes, file)], budget);
+  return recoverNames(tensors, nodesOf(bytes, file), budget);
 }
 
 /**
@@ -265,7 +284,7 @@ export function readOnnx(bytes: Uint8Array, file: string, parts: Parts): Map<str
 export function checkOnnx(bytes: Uint8Array, file: string, parts: Parts): void {
   const budget = budgetOf(bytes, file, parts);
   const ranges: Range[] = [];
-  const isWeight = weightsBy([...nodes(bytes, file)]);
+  const isWeight = weightsBy(nodesOf(bytes, file));
   for (const found of allTensors(bytes, file)) {
     const { name, type, external, inNode } = found;
     if (TYPES[type]) {

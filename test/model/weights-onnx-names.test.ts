@@ -6,7 +6,8 @@ import * as assert from "uvu/assert";
 import { type FileTensor, fileTensor, parseSafetensors } from "../../engine/index.ts";
 import { checkSamEncoder, isSamEncoder, readSam } from "../../model/sam/index.ts";
 import { nameTensors, readCheckpoint } from "../../model/weights/index.ts";
-import { type OnnxNode, recoverNames } from "../../model/weights/onnx-names.ts";
+import type { OnnxNode } from "../../model/weights/onnx-graph.ts";
+import { recoverNames } from "../../model/weights/onnx-names.ts";
 import { Budget } from "../../model/weights/tensors.ts";
 
 const test = suite("names of ONNX weights");

@@ -52,6 +52,10 @@ def photograph(seed: int) -> np.ndarray:
     return np.clip(image + r.normal(0, 10, image.shape), 0, 255).astype(np.uint8)
 
 
+# Size, widths, depths, heads, windows: grids 24, 12, 6, 6 in windows of 5 (padded to 15), 6 (exact), 4 (padded to 8).
+TINY = (96, [16, 24, 32, 48], [1, 1, 2, 1], [1, 2, 2, 4], [1, 5, 6, 4])
+
+
 class SmallTinyViT(tiny_vit_sam.TinyViT):
     """MobileSAM's encoder with its grid and neck in another size: the reference has 64 and 256 written into its code."""
 
@@ -183,13 +187,12 @@ def main() -> None:
     torch.save(vit.state_dict(), HERE / "sam-vit.pt")
     record("vit", vit, image, out)
 
-    # Grids 24, 12, 6, 6 in windows of 5 (padded to 15), 6 (exact), 4 (padded to 8).
-    tiny = sam_of(SmallTinyViT(96, [16, 24, 32, 48], [1, 1, 2, 1], [1, 2, 2, 4], [1, 5, 6, 4]), 96, 6)
+    tiny = sam_of(SmallTinyViT(*TINY), 96, 6)
     randomise(tiny)
     batch_norm_statistics(tiny)
     state = tiny.state_dict()
     torch.save(state, HERE / "sam-tiny-vit.pth", _use_new_zipfile_serialization=False)
-    fresh = sam_of(SmallTinyViT(96, [16, 24, 32, 48], [1, 1, 2, 1], [1, 2, 2, 4], [1, 5, 6, 4]), 96, 6)
+    fresh = sam_of(SmallTinyViT(*TINY), 96, 6)
     fresh.load_state_dict(state)
     record("tiny-vit", fresh, image, out)
 

@@ -5,7 +5,8 @@
 Writes beside itself: sam-encoder.onnx, the same by the exporter that dynamo feeds (sam-encoder-dynamo.onnx, whose names for weights differ; it
 fails on transformers' encoder), both again of an encoder with equal weights in many places, which exporters merge (sam-merged-encoder.onnx,
 and sam-merged-encoder-dynamo.onnx within a module that normalises), and sam-decoder.onnx as segment-anything's scripts/export_onnx_model.py makes it, of the model of
-sam-training.safetensors; sam-hf-encoder.onnx and sam-hf-decoder.onnx with the inputs and outputs of optimum's export of transformers' SamModel
+sam-training.safetensors; sam-tiny-encoder.onnx and sam-tiny-encoder-dynamo.onnx, whose batch norms are folded, of the encoder in
+sam-tiny-vit.pth; sam-hf-encoder.onnx and sam-hf-decoder.onnx with the inputs and outputs of optimum's export of transformers' SamModel
 (vision_encoder.onnx, prompt_encoder_mask_decoder.onnx), of the model of sam-hf.safetensors. The other engine reads those weights.
 """
 import tempfile
@@ -17,7 +18,7 @@ from torch import nn
 from safetensors.torch import load_file
 from segment_anything.utils.onnx import SamOnnxModel
 
-from make_sam import hub_model
+from make_sam import TINY, SmallTinyViT, hub_model
 from make_sam_training import DIM, GRID, SIZE, model
 
 HERE = Path(__file__).parent
@@ -91,6 +92,15 @@ def export_original() -> None:
     )  # fmt: skip
 
 
+def export_tiny() -> None:
+    encoder = SmallTinyViT(*TINY).eval()
+    state = torch.load(HERE / "sam-tiny-vit.pth")
+    encoder.load_state_dict({key[14:]: x for key, x in state.items() if key.startswith("image_encoder.")})
+    pixels = torch.zeros(1, 3, 96, 96)
+    torch.onnx.export(encoder, (pixels,), HERE / "sam-tiny-encoder.onnx", opset_version=17, dynamo=False)
+    export_dynamo(encoder, pixels, HERE / "sam-tiny-encoder-dynamo.onnx")
+
+
 class VisionEncoder(nn.Module):
     def __init__(self, sam) -> None:
         super().__init__()
@@ -148,6 +158,7 @@ def export_hub() -> None:
 def main() -> None:
     export_original()
     export_merged()
+    export_tiny()
     export_hub()
     for file in sorted(HERE.glob("sam-*.onnx")):
         print(file.name, file.stat().st_size)
