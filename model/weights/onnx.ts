@@ -2,13 +2,12 @@
 // typed data (4, 5, 7, 10, 11), name (8), raw_data (9) and external_data (13) with data_location (14). Of the nodes, GraphProto.node (1), only
 // what tells whose weights they take: input (1), output (2), name (3), op_type (4), attribute (5), metadata_props (9), and in attributes
 // more tensors, t (5) and tensors (10), and graphs, g (6) and graphs (11). ModelProto.functions (25) hold nodes, too: FunctionProto.node (7).
-// Protobuf's wire format only: each field is a varint of number * 8 + wire type; types 0 varint, 1 eight bytes, 2 a length and bytes,
-// 5 four bytes.
 import type { FileType } from "../../engine/safetensors.ts";
 import { checkFinite } from "./not-finite.ts";
 import type { OnnxNode } from "./onnx-graph.ts";
 import { recoverNames, weightsBy } from "./onnx-names.ts";
 import { checkInside, type Parts } from "./parts.ts";
+import { type Field, fieldsOf, packedNumbers } from "./protobuf.ts";
 import { Budget, CheckpointError, type HostTensor, ITEM_BYTES } from "./tensors.ts";
 
 /** TensorProto.DataType: type, and the field of typed data that holds its numbers where they are not raw. */
@@ -29,74 +28,7 @@ const TYPES: Record<number, readonly [FileType, number]> = {
 };
 const MOST_DIMS = 64;
 
-interface Field {
-  readonly number: number;
-  readonly wire: number;
-  /** Of wire type 0. */
-  readonly value: bigint;
-  /** Of wire types 1, 2 and 5. */
-  readonly bytes: Uint8Array;
-}
-
-class Reader {
-  readonly #bytes: Uint8Array;
-  readonly #file: string;
-  #at = 0;
-
-  constructor(bytes: Uint8Array, file: string) {
-    this.#bytes = bytes;
-    this.#file = file;
-  }
-
-  *fields(): Generator<Field> {
-    while (!this.done) {
-      const tag = Number(this.varint());
-      const [number, wire] = [Math.floor(tag / 8), tag % 8];
-      if (wire === 0) yield { number, wire, value: this.varint(), bytes: this.#take(0) };
-      else if (wire === 1) yield { number, wire, value: 0n, bytes: this.#take(8) };
-      else if (wire === 2) yield { number, wire, value: 0n, bytes: this.#take(Number(this.varint())) };
-      else if (wire === 5) yield { number, wire, value: 0n, bytes: this.#take(4) };
-      else throw new CheckpointError(`${this.#file}: no ONNX model: wire type ${wire} at byte ${this.#at}`);
-    }
-  }
-
-  get done(): boolean {
-    return this.#at >= this.#bytes.length;
-  }
-
-  /** 64 bits, unsigned. */
-  varint(): bigint {
-    let low = 0;
-    // The usual case without BigInt: up to four bytes.
-    for (let i = 0; i < 4; i++) {
-      const byte = this.#byte();
-      low |= (byte & 127) << (7 * i);
-      if (byte < 128) return BigInt(low);
-    }
-    let value = BigInt(low);
-    for (let shift = 28n; shift < 70n; shift += 7n) {
-      const byte = this.#byte();
-      value |= BigInt(byte & 127) << shift;
-      if (byte < 128) return BigInt.asUintN(64, value);
-    }
-    throw new CheckpointError(`${this.#file}: no ONNX model: a number has no end`);
-  }
-
-  #byte(): number {
-    const byte = this.#bytes[this.#at++];
-    return byte ?? this.#truncated();
-  }
-
-  #take(n: number): Uint8Array {
-    if (this.#at + n > this.#bytes.length) this.#truncated();
-    this.#at += n;
-    return this.#bytes.subarray(this.#at - n, this.#at);
-  }
-
-  #truncated(): never {
-    throw new CheckpointError(`${this.#file}: the ONNX model is truncated at byte ${this.#at}`);
-  }
-}
+const fields = (message: Uint8Array, file: string): Generator<Field> => fieldsOf(message, `${file}: the ONNX model`);
 
 /** A TensorProto. */
 interface Initialiser {
@@ -113,9 +45,9 @@ interface Initialiser {
 }
 
 function* initialisers(bytes: Uint8Array, file: string): Generator<Initialiser> {
-  for (const model of new Reader(bytes, file).fields()) {
+  for (const model of fields(bytes, file)) {
     if (model.number !== 7) continue;
-    for (const graph of new Reader(model.bytes, file).fields()) {
+    for (const graph of fields(model.bytes, file)) {
       if (graph.number === 5) yield initialiser(graph.bytes, file);
       if (graph.number === 15)
         throw new CheckpointError(`${file}: the ONNX model holds sparse initialisers, which are not read here`);
@@ -140,9 +72,9 @@ function* allTensors(bytes: Uint8Array, file: string): Generator<Initialiser> {
   yield* initialisers(bytes, file);
   const nodes: Uint8Array[] = [];
   const collect = (proto: Uint8Array, field: number) => {
-    for (const { number, bytes: part } of new Reader(proto, file).fields()) if (number === field) nodes.push(part);
+    for (const { number, bytes: part } of fields(proto, file)) if (number === field) nodes.push(part);
   };
-  for (const { number, bytes: part } of new Reader(bytes, file).fields()) {
+  for (const { number, bytes: part } of fields(bytes, file)) {
     if (number === 7) collect(part, 1);
     if (number === 25) collect(part, 7);
   }
@@ -151,22 +83,20 @@ function* allTensors(bytes: Uint8Array, file: string): Generator<Initialiser> {
     for (const { number, bytes: part } of attributes(next, file)) {
       if (number === 5 || number === 10) yield { ...initialiser(part, file), inNode: true };
       if (number !== 6 && number !== 11) continue;
-      for (const graph of new Reader(part, file).fields()) if (graph.number === 5) yield initialiser(graph.bytes, file);
+      for (const graph of fields(part, file)) if (graph.number === 5) yield initialiser(graph.bytes, file);
       collect(part, 1);
     }
 }
 
 /** The fields of a node's attributes. */
 function* attributes(node: Uint8Array, file: string): Generator<Field> {
-  for (const { number, bytes } of new Reader(node, file).fields())
-    if (number === 5) yield* new Reader(bytes, file).fields();
+  for (const { number, bytes } of fields(node, file)) if (number === 5) yield* fields(bytes, file);
 }
 
 function* protosOfNodes(bytes: Uint8Array, file: string): Generator<[OnnxNode, Uint8Array]> {
-  for (const model of new Reader(bytes, file).fields()) {
+  for (const model of fields(bytes, file)) {
     if (model.number !== 7) continue;
-    for (const graph of new Reader(model.bytes, file).fields())
-      if (graph.number === 1) yield [node(graph.bytes, file), graph.bytes];
+    for (const graph of fields(model.bytes, file)) if (graph.number === 1) yield [node(graph.bytes, file), graph.bytes];
   }
 }
 
@@ -178,7 +108,7 @@ function node(bytes: Uint8Array, file: string): OnnxNode {
   let [name, op] = ["", ""];
   let equation: string | undefined;
   let scopes: string | undefined;
-  for (const field of new Reader(bytes, file).fields()) {
+  for (const field of fields(bytes, file)) {
     if (field.number === 1) inputs.push(text(field.bytes));
     if (field.number === 2) outputs.push(text(field.bytes));
     if (field.number === 3) name = text(field.bytes);
@@ -194,7 +124,7 @@ function node(bytes: Uint8Array, file: string): OnnxNode {
 
 /** AttributeProto.s (4). */
 function textAttribute(bytes: Uint8Array, file: string): string | undefined {
-  for (const { number, bytes: value } of new Reader(bytes, file).fields()) if (number === 4) return text(value);
+  for (const { number, bytes: value } of fields(bytes, file)) if (number === 4) return text(value);
   return undefined;
 }
 
@@ -205,7 +135,7 @@ function initialiser(bytes: Uint8Array, file: string): Initialiser {
   const external = new Map<string, string>();
   let [name, type, outside] = ["", 0, false];
   let raw: Uint8Array | undefined;
-  for (const field of new Reader(bytes, file).fields()) {
+  for (const field of fields(bytes, file)) {
     if (field.number === 1)
       for (const d of wholeNumbers(field, file)) if (shape.push(Number(BigInt.asIntN(64, d))) > MOST_DIMS) break;
     if (field.number === 2) type = Number(field.value);
@@ -227,7 +157,7 @@ function initialiser(bytes: Uint8Array, file: string): Initialiser {
 /** StringStringEntryProto: key (1), value (2). */
 function entryOf(bytes: Uint8Array, file: string): [string, string] {
   let [key, value] = ["", ""];
-  for (const field of new Reader(bytes, file).fields()) {
+  for (const field of fields(bytes, file)) {
     if (field.number === 1) key = text(field.bytes);
     if (field.number === 2) value = text(field.bytes);
   }
@@ -237,7 +167,7 @@ function entryOf(bytes: Uint8Array, file: string): [string, string] {
 /** Of a repeated field: packed, or one number. */
 function* wholeNumbers(field: Field, file: string): Generator<bigint> {
   if (field.wire === 0) yield field.value;
-  else for (const packed = new Reader(field.bytes, file); !packed.done; ) yield packed.varint();
+  else yield* packedNumbers(field.bytes, `${file}: the ONNX model`);
 }
 
 /** The other files that hold data of the model, by their paths in its folder. */
@@ -390,7 +320,7 @@ function typedData(proto: Uint8Array, typed: number, size: number, dtype: FileTy
     at += bytes;
     return at - bytes;
   };
-  for (const field of new Reader(proto, where).fields()) {
+  for (const field of fieldsOf(proto, where)) {
     if (field.number !== typed) continue;
     if (typed === 4 || typed === 10) out.set(field.bytes, room(field.bytes.length));
     else for (const value of wholeNumbers(field, where)) put(view, room(width), width, value);
