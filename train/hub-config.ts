@@ -9,7 +9,6 @@ type Json = { readonly [key: string]: unknown };
 /** What there is one way to compute here, by its place in config.json. */
 const SAM_SETTINGS = {
   "vision_config.hidden_act": "gelu",
-  "vision_config.qkv_bias": true,
   "prompt_encoder_config.hidden_act": "gelu",
   "mask_decoder_config.hidden_act": "relu",
 } as const;
