@@ -25,10 +25,16 @@ export interface Node {
 }
 
 const recording = new Mode(true);
+const recomputing = new Mode(false);
 let order = 0;
 
 export function isRecording(): boolean {
   return recording.value;
+}
+
+/** Within `checkpoint`'s second run, in which what remembers more than its result, such as running statistics, leaves that as it is. */
+export function isRecomputing(): boolean {
+  return recomputing.value;
 }
 
 /**
@@ -184,7 +190,8 @@ function giveTo(x: Tensor, g: Tensor): void {
 /**
  * Activation checkpointing (torch.utils.checkpoint): runs `fn` without keeping its intermediate values and runs it once more in the
  * backward pass, with the device's random numbers and the precision of the first time. `fn` must be a pure function of the inputs and of
- * parameters. The result always requires a gradient: which parameters `fn` uses is not known before.
+ * parameters; running statistics of norms move the first time alone. The result always requires a gradient: which parameters `fn` uses is
+ * not known before.
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   if (typeof fn !== "function") throw new Error(`checkpoint: the function comes first; got ${describe(fn)}`);
@@ -219,7 +226,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
       });
       let again: Tensor;
       try {
-        again = autocast(() => withGrad(() => fn(...leaves)), { enabled });
+        again = recomputing.during(true, () => autocast(() => withGrad(() => fn(...leaves)), { enabled }));
       } finally {
         device.host(() => device.random.restore(now!));
       }

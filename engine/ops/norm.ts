@@ -2,7 +2,7 @@
 import { checkFloats, checkOptions } from "../check.ts";
 import { linearGroups, run } from "../kernel.ts";
 import { sameShape, show } from "../shape.ts";
-import { record } from "../tape.ts";
+import { isRecomputing, record } from "../tape.ts";
 import { alias, empty, type Tensor } from "../tensor.ts";
 import { sumTo } from "./reduce.ts";
 import { workgroupPerRow } from "./softmax.ts";
@@ -296,6 +296,6 @@ export function batchNorm(x: Tensor, options: BatchNormOptions = {}): Tensor {
   );
   if (!training) return norm.forward("batchNorm", norm.fixed(mean!, variance!));
   const stats = norm.statistics();
-  if (mean && variance) norm.updateRunning(stats, mean, variance);
+  if (mean && variance && !isRecomputing()) norm.updateRunning(stats, mean, variance);
   return norm.forward("batchNorm", stats);
 }

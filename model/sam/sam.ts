@@ -1,5 +1,5 @@
 // SAM as a whole (segment-anything: modeling/sam.py, predictor.py): image encoder, prompt encoder, mask decoder and the way back to pixels.
-import { type Device, F, nn, noGrad, scope, type Tensor } from "../../engine/index.ts";
+import { type Device, F, free, keep, nn, noGrad, scope, type Tensor } from "../../engine/index.ts";
 import { checkConfig, gridSize, type SamConfig } from "./config.ts";
 import { ImageEncoderViT } from "./image-encoder.ts";
 import { type DecodedMasks, MaskDecoder } from "./mask-decoder.ts";
@@ -149,15 +149,23 @@ export class SamPredictor {
     this.sam = sam;
   }
 
-  /** Encodes; the embedding (1, C, g, g) stays until the next image. */
+  /** Encodes; the embedding (1, C, g, g) stays until the next image, whatever scope this is called in. */
   setImage(image: RgbImage): Tensor {
     const side = this.sam.config.imageSize;
     const prepared = prepareImage(image, side);
     const { device } = this.sam;
     const embedding = scope(() => noGrad(() => this.sam.encodeImage(device.tensor(prepared.data, [1, 3, side, side]))));
+    this.resetImage();
     this.#prepared = prepared;
-    this.#embedding = embedding;
+    this.#embedding = keep(embedding);
     return embedding;
+  }
+
+  /** Forgets the image; its embedding is freed. */
+  resetImage(): void {
+    if (this.#embedding) free(this.#embedding);
+    this.#prepared = undefined;
+    this.#embedding = undefined;
   }
 
   /** Prompts in the image's own pixels -> masks of its size. */

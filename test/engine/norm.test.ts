@@ -2,7 +2,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { normCases } from "../../engine/cases/norm.ts";
 import { checkCase, TOLERANCE } from "../../engine/gradcheck.ts";
-import { backward, F, scope } from "../../engine/index.ts";
+import { backward, checkpoint, F, scope } from "../../engine/index.ts";
 import { testDevice } from "../device.ts";
 
 const test = suite("normalisation");
@@ -27,6 +27,19 @@ test("training moves the running statistics in place, with the unbiased variance
     F.batchNorm(x, { mean, variance, training: true, momentum: 1 });
     close(await mean.toArray(), [3, 2]);
     close(await variance.toArray(), [14 / 3, 16 / 3]);
+  });
+});
+
+test("under checkpoint the running statistics move once, and are not moved by the second run", async () => {
+  await scope(async () => {
+    const x = gpu.tensor([1, 2, 0, 0, 3, 6, 4, 4], [2, 2, 1, 2]);
+    x.requiresGrad = true;
+    const [mean, variance] = [gpu.tensor([10, 20], [2]), gpu.tensor([1, 3], [2])];
+    const y = checkpoint((z) => F.batchNorm(z, { mean, variance, training: true }), x);
+    backward(F.sum(F.mul(y, y)));
+    assert.ok(x.grad);
+    close(await mean.toArray(), [0.9 * 10 + 0.1 * 3, 0.9 * 20 + 0.1 * 2]);
+    close(await variance.toArray(), [0.9 + (0.1 * 14) / 3, 0.9 * 3 + (0.1 * 16) / 3]);
   });
 });
 

@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { type Device, F, type HostArray, noGrad, type Tensor } from "../../engine/index.ts";
+import { type Device, F, type HostArray, noGrad, scope, type Tensor } from "../../engine/index.ts";
 import { fileNumbers, parseSafetensors } from "../../engine/safetensors.ts";
 import {
   loadSam,
@@ -185,6 +185,21 @@ test("a predictor maps prompts and masks between the image and the model's frame
   const got = masks[0]!.flatMap((mask) => [...mask]);
   assert.is(got.length, wanted.length);
   assert.ok(got.filter((v, i) => v !== wanted[i]).length <= wanted.length * 1e-3, "masks differ");
+});
+
+test("a predictor holds one image's embedding, in whatever scope it was set", async () => {
+  const gpu = await testDevice();
+  const predictor = new SamPredictor(await loadSam(gpu, bytesOf("sam-vit.pt"), "sam-vit.pt"));
+  const buffers: number[] = [];
+  for (let i = 0; i < 4; i++) {
+    scope(() => void predictor.setImage(photo));
+    await predictor.predict({ boxes: [8, 6, 40, 44] });
+    buffers.push(gpu.memory.liveBuffers);
+  }
+  // What all images share was made with the first.
+  assert.is(buffers[3], buffers[1]);
+  predictor.resetImage();
+  assert.is(gpu.memory.liveBuffers, buffers[3]! - 1);
 });
 
 test("the list of a model's tensors agrees with the model, and with the published sizes", async () => {

@@ -71,6 +71,7 @@ export async function evaluateSam(
     });
     onImage?.(i + 1);
   }
+  predictor.resetImage();
   for (const module of training) module.training = true;
   const mean = ([selected, single, oracle]: number[]): PromptScores => {
     const n = Math.max(1, instances);
