@@ -6,17 +6,23 @@ import { BadInput } from "./errors.ts";
 
 type Json = { readonly [key: string]: unknown };
 
-/** What there is one way to compute here, by its place in config.json. */
+/** The published models': the one makes no difference to the other that would be seen. */
+const EPSILONS = [1e-5, 1e-6];
+
+/** What there is one way to compute here, by its place in config.json: the value, or the first of those that come to the same. */
 const SAM_SETTINGS = {
   "vision_config.hidden_act": "gelu",
+  "vision_config.layer_norm_eps": EPSILONS,
   "prompt_encoder_config.hidden_act": "gelu",
+  "prompt_encoder_config.layer_norm_eps": EPSILONS,
   "mask_decoder_config.hidden_act": "relu",
-} as const;
+  "mask_decoder_config.layer_norm_eps": EPSILONS,
+};
 const MASK2FORMER_SETTINGS = {
   activation_function: "relu",
   pre_norm: false,
   common_stride: 4,
-} as const;
+};
 const BACKBONE_ACTIVATION = { resnet: "relu", swin: "gelu" } as const;
 
 /** Of a SamModel: its decoder's heads, undefined where nothing is said. Throws BadInput where it computes otherwise than SAM does. */
@@ -39,6 +45,7 @@ export function checkMask2FormerBeside(file: string): void {
   checkSettings(config, {
     ...MASK2FORMER_SETTINGS,
     ...(activation && { "backbone_config.hidden_act": activation }),
+    ...(kind === "swin" && { "backbone_config.layer_norm_eps": EPSILONS }),
     ...(kind === "resnet" && {
       "backbone_config.downsample_in_bottleneck": false,
       "backbone_config.downsample_in_first_stage": false,
@@ -70,9 +77,11 @@ function configBeside(file: string): HubConfig | undefined {
 function checkSettings({ path, at }: HubConfig, wanted: { readonly [place: string]: unknown }): void {
   for (const [place, only] of Object.entries(wanted)) {
     const value = at(place);
-    if (value === undefined || value === null || value === only) continue;
+    const taken: readonly unknown[] = Array.isArray(only) ? only : [only];
+    if (value === undefined || value === null || taken.includes(value)) continue;
+    const always = JSON.stringify(taken[0]);
     throw new BadInput(
-      `${path}: ${place} is ${JSON.stringify(value)}; here it is always ${JSON.stringify(only)}: this model cannot be built`,
+      `${path}: ${place} is ${JSON.stringify(value)}; here it is always ${always}: this model cannot be built`,
     );
   }
 }

@@ -24,6 +24,11 @@ test("what transformers' config.json makes a model compute otherwise is refused,
       { vision_config: { hidden_act: "relu" } },
       /config\.json: vision_config\.hidden_act is "relu"; here it is always "gelu"/,
     ],
+    [
+      "sam-acts",
+      { mask_decoder_config: { layer_norm_eps: 0.01 } },
+      /config\.json: mask_decoder_config\.layer_norm_eps is 0\.01; here it is always 0\.00001/,
+    ],
     ["m2f-acts", { pre_norm: true }, /config\.json: pre_norm is true; here it is always false/],
     [
       "m2f-acts",
@@ -34,7 +39,10 @@ test("what transformers' config.json makes a model compute otherwise is refused,
     writeFileSync(at(name, "config.json"), JSON.stringify(config));
     assert.match(await refusal(at(name)), reason);
   }
-  const usual = { vision_config: { hidden_act: "gelu" }, mask_decoder_config: { hidden_act: null } };
+  const usual = {
+    vision_config: { hidden_act: "gelu", layer_norm_eps: 1e-6 },
+    mask_decoder_config: { hidden_act: null },
+  };
   writeFileSync(at("sam-acts", "config.json"), JSON.stringify(usual));
   await convert(at("sam-acts"), at("acts.safetensors"));
 });
