@@ -105,7 +105,11 @@ export const configSchema = z.strictObject({
   ),
   steps: option(whole.default(368750), "reference", "optimizer steps"),
   batch: option(whole.default(16), "paper", "images of a forward pass"),
-  accumulate: option(whole.default(1), "ours", "forward passes whose gradients one step averages"),
+  accumulate: option(
+    whole.default(1),
+    "ours",
+    "forward passes of a step, whose losses together are those of one batch",
+  ),
   precision: option(
     z.enum(["f32", "mixed"]).default("f32"),
     "ours",

@@ -7,7 +7,7 @@ import { parameterGroups, Wish } from "../model/index.ts";
 import type { Config } from "./config.ts";
 import type { Sample } from "./data/loader.ts";
 import { labelled, maskSizeOf, pseudoLabelled } from "./pseudo.ts";
-import { imageTensor, scalerOf, type Trainer, trainStep, validSizes } from "./step.ts";
+import { evaluating, imageTensor, scalerOf, type Trainer, trainStep, validSizes } from "./step.ts";
 import type { ImageTargets, Target } from "./targets.ts";
 
 /** Bytes of tensors. */
@@ -162,15 +162,6 @@ function listening(found: FoundObjects): typeof pseudoLabelled {
         found.set(sample, { prompts: asked.get(sample.imageId)?.shift() ?? [], answer: answers[b]! });
     return answers;
   };
-}
-
-function evaluating<T>(model: Wish, work: () => T): T {
-  try {
-    model.eval();
-    return work();
-  } finally {
-    model.train();
-  }
 }
 
 /** At least one for each tag: a CAM that shows nothing yet will show something later. */

@@ -1,6 +1,18 @@
 /** One optimizer step: forward, pseudo points for images with tags, matching, losses, backward, update. */
-import { autocast, backward, type Device, F, free, optim, Random, scope, type Tensor } from "../engine/index.ts";
+import {
+  autocast,
+  backward,
+  type Device,
+  F,
+  free,
+  noGrad,
+  optim,
+  Random,
+  scope,
+  type Tensor,
+} from "../engine/index.ts";
 import { keepingBlocks, type Wish } from "../model/index.ts";
+import { type Shares, sharesOf } from "./accumulation.ts";
 import { camLoss, selfLoss } from "./cam.ts";
 import type { Config } from "./config.ts";
 import { boxSupervision, segmentationLosses } from "./criterion.ts";
@@ -63,14 +75,17 @@ export async function trainStep(
     const report: StepReport = {};
     const names: string[] = [];
     const values: Tensor[] = [];
-    for (const [micro, samples] of batches.entries()) {
+    const passes = await passesOf(trainer, batches, step);
+    for (const [micro, { samples, targets, shares }] of passes.entries()) {
       const random = new Random(config.seed).fork(`step ${step}.${micro}`);
       // Layers that draw, as stochastic depth does, draw the same whether or not the run was interrupted before this step.
       trainer.gpu.manualSeed(random.fork("layers").bits());
       // A scope of its own: what one pass needs is gone when the next begins.
       const { weighted, counts } = await scope(async () => {
-        const { terms, counts } = await lossTerms(trainer, samples, step, random);
-        const weighted = new Map([...terms].map(([name, term]) => [name, F.div(term, batches.length)]));
+        const { terms, counts } = await lossTerms(trainer, samples, step, random, targets);
+        const weighted = new Map(
+          [...terms].map(([name, term]) => [name, F.mul(term, (shares?.[name] ?? 1) / passes.length)]),
+        );
         if (weighted.size > 0) {
           const loss = [...weighted.values()].reduce((a, b) => F.add(a, b));
           backward(scaler ? scaler.scale(loss) : loss);
@@ -104,6 +119,67 @@ export async function trainStep(
   });
 }
 
+interface Pass {
+  samples: readonly Sample[];
+  /** Undefined where the pass finds its images' objects itself. */
+  targets?: readonly ImageTargets[];
+  shares?: Shares;
+}
+
+/**
+ * The passes of a step. Where there are several, their objects are found first, those of tags by a pass of the CAM alone, so that each pass
+ * knows how much of the step it is.
+ */
+async function passesOf(trainer: Trainer, batches: readonly (readonly Sample[])[], step: number): Promise<Pass[]> {
+  const { config, model } = trainer;
+  if (batches.length === 1 || isWarmup(trainer, step)) return batches.map((samples) => ({ samples }));
+  const targets: ImageTargets[][] = [];
+  for (const samples of batches) targets.push(await scope(() => objectsBefore(trainer, samples)));
+  const shares = sharesOf(targets, { queries: model.config.queries, noObject: config.loss.noObject });
+  return batches.map((samples, i) => ({ samples, targets: targets[i]!, shares: shares[i]! }));
+}
+
+/** The objects of a batch before its own forward pass. */
+async function objectsBefore(trainer: Trainer, samples: readonly Sample[]): Promise<ImageTargets[]> {
+  const { gpu, config, model } = trainer;
+  const tagged = samples.filter(({ kind }) => kind === "tags");
+  const known = samples.filter(({ kind }) => kind !== "tags");
+  const objects = new Map<Sample, ImageTargets>();
+  const note = (of: readonly Sample[], targets: readonly ImageTargets[]): void =>
+    of.forEach((sample, i) => void objects.set(sample, targets[i]!));
+  note(known, await objectsOf(trainer, known, undefined));
+  if (tagged.length > 0) {
+    await embed(trainer, tagged);
+    const pass = () => model.forwardCam(imageTensor(gpu, tagged), { sizes: validSizes(tagged) });
+    // Running statistics move in the pass itself.
+    const { cam } = noGrad(() => evaluating(model, () => forward(config, pass)));
+    note(tagged, await objectsOf(trainer, tagged, cam));
+  }
+  return samples.map((sample) => objects.get(sample)!);
+}
+
+/** SAM's encoder has the memory to itself before a forward pass takes its own. */
+async function embed({ teacher, items }: Trainer, samples: readonly Sample[]): Promise<void> {
+  for (const { kind, imageId, item } of samples)
+    if (teacher && kind === "tags") await teacher.embed(imageId, () => readImage(items[item]!.path));
+}
+
+/** @param cam (B, K, h, w), where the model has one */
+async function objectsOf(
+  trainer: Trainer,
+  samples: readonly Sample[],
+  cam: Tensor | undefined,
+): Promise<ImageTargets[]> {
+  const { config, teacher, proxies, pseudo = pseudoLabelled } = trainer;
+  if (samples.length === 0) return [];
+  const maskSize = maskSizeOf(samples[0]!, config);
+  const targets = samples.map((sample) => labelled(sample, config, maskSize, proxies[sample.item]));
+  return teacher && cam ? pseudo(targets, samples, cam, { ...trainer, teacher }, maskSize) : targets;
+}
+
+const isWarmup = ({ config, hasTags }: Trainer, step: number): boolean =>
+  config.mode === "wish" && hasTags && step < config.cam.warmup;
+
 /** What keeps a step from being taken. */
 function notFinite(terms: StepReport, gradient: number, step: number): string | undefined {
   for (const [name, value] of Object.entries(terms))
@@ -122,12 +198,16 @@ interface Terms {
   counts: StepReport;
 }
 
-/** The loss terms of one batch. */
+/**
+ * The loss terms of one batch.
+ * @param known its images' objects; by default those of tags are found by the CAM of this pass
+ */
 export async function lossTerms(
   trainer: Trainer,
   samples: readonly Sample[],
   step: number,
   random: Random,
+  known?: readonly ImageTargets[],
 ): Promise<Terms> {
   const { gpu, config, model, teacher } = trainer;
   const { loss: weights } = config;
@@ -139,23 +219,16 @@ export async function lossTerms(
     if (term && weight > 0) terms.set(name, F.mul(term, weight));
   };
 
-  if (config.mode === "wish" && trainer.hasTags && step < config.cam.warmup) {
+  if (isWarmup(trainer, step)) {
     const { cam, inputSize } = forward(config, () => model.forwardCam(images, { sizes }));
     add("cam", camLoss(gpu, cam, samples, inputSize), weights.cam);
     return { terms, counts: { objects: 0 } };
   }
 
-  // SAM's encoder has the memory to itself before the forward pass takes its own.
-  for (const { kind, imageId, item } of samples)
-    if (teacher && kind === "tags") await teacher.embed(imageId, () => readImage(trainer.items[item]!.path));
+  if (!known) await embed(trainer, samples);
   const output = forward(config, () => model.forward(images, { sizes }));
-  const maskSize = maskSizeOf(first, config);
-  let targets: ImageTargets[] = samples.map((sample) =>
-    labelled(sample, config, maskSize, trainer.proxies[sample.item]),
-  );
-  const pseudo = trainer.pseudo ?? pseudoLabelled;
-  if (teacher && output.cam) targets = await pseudo(targets, samples, output.cam, { ...trainer, teacher }, maskSize);
-  const uploaded = uploadTargets(gpu, targets, maskSize);
+  const targets = known ?? (await objectsOf(trainer, samples, output.cam));
+  const uploaded = uploadTargets(gpu, targets, maskSizeOf(first, config));
 
   const stack = stackLayers(config.loss.deepSupervision ? output.predictions : output.predictions.slice(-1));
   const z = teacher
@@ -185,6 +258,16 @@ export async function lossTerms(
 /** A forward pass in the precision, and with the memory, that the configuration asks for. */
 function forward<T>({ precision, memory }: Config, pass: () => T): T {
   return autocast(() => keepingBlocks(memory, pass), { enabled: precision === "mixed" });
+}
+
+/** In evaluation mode for as long as `work` takes. */
+export function evaluating<T>(model: Wish, work: () => T): T {
+  try {
+    model.eval();
+    return work();
+  } finally {
+    model.train();
+  }
 }
 
 /** [height, width] of what is image. */
