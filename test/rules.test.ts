@@ -122,6 +122,15 @@ test("engine and model use no global of Node's", () => {
   assert.equal(wrong, []);
 });
 
+test("the charts' library is loaded when a chart is drawn, not with the program", () => {
+  const found = imports.filter(({ to }) => /^vega(-|$)/.test(to));
+  assert.ok(found.some(({ from, to }) => from === "train/plot.ts" && to === "vega"));
+  assert.equal(
+    found.filter(({ typeOnly }) => !typeOnly).map(({ from }) => from),
+    [],
+  );
+});
+
 test("no cycle of imports", () => {
   const graph = new Map<string, string[]>();
   for (const entry of imports) {

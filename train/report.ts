@@ -11,8 +11,9 @@ import type { Curve } from "./eval/coco-ap.ts";
 import type { Confusion } from "./eval/confusion.ts";
 import { writeWhole } from "./files.ts";
 import { type Row, readGallery } from "./gallery.ts";
+import { escapeHtml } from "./html.ts";
 import { type Entry, isEvaluation, type LoggedEvaluation, type LoggedStep, readDiary } from "./metrics.ts";
-import { barChart, escapeHtml, type Line, lineChart, matrixChart } from "./plot.ts";
+import { barChart, type Line, lineChart, matrixChart } from "./plot.ts";
 
 const TERMS = ["class", "prompt", "bce", "dice", "projection", "pairwise", "cam", "self"];
 /** A page of 30 MB helps nobody. */
@@ -57,7 +58,7 @@ export async function writeReport(run: string, { config, categories, notes = [] 
   const entries = readDiary(run);
   const steps = entries.filter((entry: Entry): entry is LoggedStep => !isEvaluation(entry));
   const evaluations = entries.filter(isEvaluation);
-  const parts = [
+  const parts = await Promise.all([
     `<h1>${escapeHtml(run)}</h1>`,
     ...notes.map((note) => `<p>${escapeHtml(note)}</p>`),
     summary(config, categories, steps, evaluations),
@@ -65,20 +66,21 @@ export async function writeReport(run: string, { config, categories, notes = [] 
     lineChart(series(steps, ["loss"]), { title: "loss", x: "step" }),
     lineChart(series(steps, TERMS), { title: "terms", x: "step" }),
     "</div>",
-    evaluations.length > 0
-      ? `<h2>Accuracy</h2><div class="row">${accuracy(evaluations, details)}${curves(details)}${perClass(evaluations)}${confusionOf(details)}</div>`
-      : "",
+    evaluations.length > 0 ? accuracy(evaluations, details) : "",
     stages(run),
-    await pictures(run),
-    `<h2>Speed and memory</h2><div class="row">${lineChart(series(steps, ["imagesPerSecond"]), { title: "images a second", x: "step" })}${lineChart(
+    pictures(run),
+    `<h2>Speed and memory</h2><div class="row">`,
+    lineChart(series(steps, ["imagesPerSecond"]), { title: "images a second", x: "step" }),
+    lineChart(
       [
         { name: "between steps", points: mebibytes(steps, "liveBytes") },
         { name: "at most, so far", points: mebibytes(steps, "highWaterBytes") },
       ],
       { title: "GPU memory of tensors, MiB", x: "step" },
-    )}</div>`,
+    ),
+    "</div>",
     `<h2>Settings</h2><details><summary>config.yaml</summary><pre>${escapeHtml(configText(config))}</pre></details>`,
-  ];
+  ]);
   await writeWhole(join(run, "report.html"), page(run, parts.join("\n")));
 }
 
@@ -115,7 +117,12 @@ function series(steps: readonly LoggedStep[], names: readonly string[]): Line[] 
   }));
 }
 
-function accuracy(evaluations: readonly LoggedEvaluation[], details: Details | undefined): string {
+async function accuracy(evaluations: readonly LoggedEvaluation[], details: Details | undefined): Promise<string> {
+  const charts = [overTime(evaluations, details), ...curves(details), perClass(evaluations), confusionOf(details)];
+  return `<h2>Accuracy</h2><div class="row">${(await Promise.all(charts)).join("")}</div>`;
+}
+
+function overTime(evaluations: readonly LoggedEvaluation[], details: Details | undefined): Promise<string> {
   const lines = (["AP", "AP50", "AP75"] as const).map(
     (name): Line => ({ name, points: evaluations.map((e) => [e.step, Math.max(0, e.evaluation[name])]) }),
   );
@@ -125,37 +132,37 @@ function accuracy(evaluations: readonly LoggedEvaluation[], details: Details | u
 /** More lines than this cannot be told apart. */
 const MOST_CURVES = 12;
 
-function curves(details: Details | undefined): string {
-  if (!details) return "";
-  return [0.5, 0.75]
-    .map((iou) => {
-      const of = details.curves.filter((curve) => curve.iou === iou);
-      const lines = (of.length > MOST_CURVES ? of.slice(0, 1) : of).map(
-        (curve): Line => ({
-          name: curve.name,
-          points: Array.from(curve.recall, (r, i): [number, number] => [r, curve.precision[i]!]).filter(
-            ([, p]) => p >= 0,
-          ),
-        }),
-      );
-      return lineChart(lines, { title: `precision over recall, IoU ${iou}`, x: "recall", y: [0, 1] });
-    })
-    .join("");
+function curves(details: Details | undefined): Promise<string>[] {
+  if (!details) return [];
+  return [0.5, 0.75].map((iou) => {
+    const of = details.curves.filter((curve) => curve.iou === iou);
+    const lines = (of.length > MOST_CURVES ? of.slice(0, 1) : of).map(
+      (curve): Line => ({
+        name: curve.name,
+        points: Array.from(curve.recall, (r, i): [number, number] => [r, curve.precision[i]!]).filter(
+          ([, p]) => p >= 0,
+        ),
+      }),
+    );
+    return lineChart(lines, { title: `precision over recall, IoU ${iou}`, x: "recall", y: [0, 1] });
+  });
 }
 
-function perClass(evaluations: readonly LoggedEvaluation[]): string {
+function perClass(evaluations: readonly LoggedEvaluation[]): Promise<string> {
   const { perClass } = evaluations.at(-1)!.evaluation;
   return barChart(
     Object.entries(perClass).map(([name, value]) => ({ name, value })),
-    { title: "AP of each class" },
+    "AP of each class",
   );
 }
 
-function confusionOf(details: Details | undefined): string {
+function confusionOf(details: Details | undefined): Promise<string> | string {
   if (!details) return "";
   const { classes, counts, iou, score } = details.confusion;
   return matrixChart([...classes, "background"], counts, {
-    title: `predicted (rows) and true classes (columns), IoU ${iou}, score ${score}`,
+    title: `who is taken for whom, IoU ${iou}, score ${score}`,
+    rows: "predicted classes",
+    columns: "true classes",
   });
 }
 
@@ -212,8 +219,6 @@ function page(title: string, body: string): string {
 :root{color-scheme:light dark;--line:#8884}body{font:15px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}th{text-align:left;padding:.15rem 1rem .15rem 0;font-weight:600}
 .row{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:1 1 480px;max-width:560px}svg{width:100%;height:auto}
-svg text{font:11px system-ui,sans-serif;fill:currentColor}svg .title{font-size:13px;font-weight:600}.grid,.cell{stroke:var(--line)}
-figcaption{display:flex;flex-wrap:wrap;gap:.2rem .9rem;font-size:12px;padding-left:52px}figcaption i{display:inline-block;width:10px;height:10px;margin-right:5px;border-radius:2px}
 .pictures{display:flex;flex-wrap:wrap;gap:.6rem}.pictures img{max-width:max(300px,calc(50% - .3rem));border:1px solid var(--line)}.stages{width:min(96vw,2000px);position:relative;left:50%;transform:translateX(-50%)}.stages figure{max-width:none;margin:0 0 .8rem}.stages img{border:1px solid var(--line)}.stages p{margin:.1rem 0;font-size:12px}pre{overflow:auto;font-size:12px}
 </style></head><body>
 ${body}

@@ -1,6 +1,6 @@
 /** A study's results as Markdown and as a page: mean and spread over the seeds, beside what the paper tells. */
 import type { Figure } from "./eval/coco-ap.ts";
-import { escapeHtml } from "./plot.ts";
+import { escapeHtml } from "./html.ts";
 import type { Arm } from "./study-arms.ts";
 
 export interface Row extends Pick<Arm, "name" | "title" | "group"> {
