@@ -116,7 +116,9 @@ async function writePictures(
       await writeMaskPng(file, mask, image.width, image.height);
       files.push(file);
       const caption = `prompt ${p}, candidate ${c}: ${iou[0]![c]!.toFixed(3)}`;
-      overlays.push(drawOverlay(image, { masks: [{ mask, classIndex: p + 1 }], ...prompts[p]!.overlay, caption }));
+      overlays.push(
+        await drawOverlay(image, { masks: [{ mask, classIndex: p + 1 }], ...prompts[p]!.overlay, caption }),
+      );
     }
   }
   const sheet = join(out, "overlay.png");

@@ -59,7 +59,7 @@ export async function run(call: Call<ShowOptions>): Promise<void> {
         `${imagePath(folder, entry)}: is ${image.width}x${image.height}, but ${ann} says ${entry.width}x${entry.height} (width x height)`,
       );
     }
-    const picture = drawOverlay(image, overlayOf(entry));
+    const picture = await drawOverlay(image, overlayOf(entry));
     const file = join(out, `${names[i]}.png`);
     await writePng(file, picture);
     files.push(file);

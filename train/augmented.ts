@@ -32,7 +32,7 @@ export async function augmentedPicture(item: Item, index: number, options: Augme
   const { categories, config, proxies, pseudo } = options;
   const image = await readImage(item.path);
   const how = sampleOptions(config);
-  const panels = [originalPanel(image, item, categories, how.augment)];
+  const panels = [await originalPanel(image, item, categories, how.augment)];
   const given = proxies?.(item, index);
   for (let version = 0; version < VERSIONS; version++) {
     const random = new Random(config.seed).fork(`show ${item.imageId} ${version}`);
@@ -40,7 +40,7 @@ export async function augmentedPicture(item: Item, index: number, options: Augme
     const frame = { width: sample.width, height: sample.height, data: sample.rgb };
     const more = item.kind === "tags" ? await pseudo?.(image, sample, item) : undefined;
     const overlay = { ...sampleOverlay(sample, categories, how.maskStride), ...more };
-    panels.push(drawOverlay(frame, { ...overlay, caption: described(sample) }));
+    panels.push(await drawOverlay(frame, { ...overlay, caption: described(sample) }));
   }
   return contactSheet(panels, { columns: panels.length, most: Number.POSITIVE_INFINITY });
 }
@@ -51,7 +51,7 @@ function originalPanel(
   item: Item,
   categories: readonly Category[],
   frame: { width: number; height: number },
-): Image {
+): Promise<Image> {
   const shrink = Math.min(1, frame.width / image.width, frame.height / image.height);
   const [width, height] = [image.width, image.height].map((side) => Math.max(1, Math.round(side * shrink))) as Size;
   const affine = { scaleX: width / image.width, offsetX: 0, scaleY: height / image.height, offsetY: 0 };

@@ -122,10 +122,12 @@ export async function evaluateModel(
     const found = await segment(gpu, model, image, options);
     results.push(...resultsOf(found, entry.id, categories));
     if (options.pictures && i < options.pictures.count) {
-      const truthPanel = drawOverlay(image, truthOverlay(truth, byImage.get(entry.id) ?? [], entry), {
+      const truthPanel = await drawOverlay(image, truthOverlay(truth, byImage.get(entry.id) ?? [], entry), {
         scale: pictureScale(image),
       });
-      const predictedPanel = drawOverlay(image, predictionOverlay(found, categories), { scale: pictureScale(image) });
+      const predictedPanel = await drawOverlay(image, predictionOverlay(found, categories), {
+        scale: pictureScale(image),
+      });
       const path = join(options.pictures.folder, `${String(entry.id).padStart(6, "0")}.png`);
       pictures.push({ path, panels: [truthPanel, predictedPanel] });
     }

@@ -121,7 +121,7 @@ async function evaluationPanels(
 ): Promise<Image[]> {
   const { config, categories } = parts;
   const path = imagePath(config.val.images, entry);
-  const picture = drawOverlay(await readImage(path), truthOverlay(truth, instances, entry));
+  const picture = await drawOverlay(await readImage(path), truthOverlay(truth, instances, entry));
   // A point is found in a mask; where the truth is boxes, these are the labels.
   const kind = overlapOf(truth) === "bbox" ? "boxes" : commonest(items);
   return [

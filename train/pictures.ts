@@ -2,7 +2,7 @@
 import { resizeBilinear } from "../model/sam/preprocess.ts";
 import type { Image } from "./data/image.ts";
 import type { Box } from "./data/mask.ts";
-import { letter } from "./lettering.ts";
+import { type Lettering, letter } from "./lettering.ts";
 
 export type Rgb = [red: number, green: number, blue: number];
 
@@ -31,19 +31,22 @@ export function classColour(index: number): Rgb {
 const BLEND = 0.45;
 /** Pictures of small images are enlarged to about this many pixels, so that labels have room. */
 const ROOMY = 400;
+/** Up to this many pixels a picture is seen as it is. */
+const LARGE = 1024;
 
 /**
  * Draws labels over an image.
  * @param scale enlargement of the picture, a whole number (default: what makes small images about 400 pixels large)
  */
-export function drawOverlay(
+export async function drawOverlay(
   image: Image,
   overlay: Overlay,
   { scale = roomyScale(image) }: { scale?: number } = {},
-): Image {
+): Promise<Image> {
   const [width, height] = [image.width * scale, image.height * scale];
   const data = Uint8Array.from(resizeBilinear(image.data, image.width, image.height, 3, width, height));
   const picture = { width, height, data };
+  const grown = growth(picture);
   const { masks = [], boxes = [], points = [], caption } = overlay;
   for (const { mask, classIndex } of masks) paintMask(picture, mask, image, scale, classColour(classIndex));
   for (const { box, classIndex } of boxes) {
@@ -51,25 +54,30 @@ export function drawOverlay(
     strokeBox(picture, x, y, x + w - 1, y + h - 1, classColour(classIndex));
   }
   for (const { x, y, classIndex } of points) {
-    dot(picture, (x + 0.5) * scale, (y + 0.5) * scale, 4, classColour(classIndex));
+    dot(picture, (x + 0.5) * scale, (y + 0.5) * scale, 4 * grown, classColour(classIndex));
   }
   // Texts come last, so that no mask covers them, and none covers another.
   const plates: Plate[] = [];
-  const put = (text: string, x: number, y: number, classIndex: number): void =>
+  const put = (text: string, x: number, y: number, classIndex: number): Promise<void> =>
     write(picture, text, x, y, classColour(classIndex), plates);
   for (const { mask, classIndex, label, score } of masks) {
     const corner = anchor(mask, image.width);
-    if (corner) put(textOf(label, score), corner[0] * scale, corner[1] * scale, classIndex);
+    if (corner) await put(textOf(label, score), corner[0] * scale, corner[1] * scale, classIndex);
   }
   for (const { box, classIndex, label, score } of boxes)
-    put(textOf(label, score), box[0] * scale, box[1] * scale, classIndex);
+    await put(textOf(label, score), box[0] * scale, box[1] * scale, classIndex);
   for (const { x, y, classIndex, label } of points)
-    put(textOf(label), (x + 0.5) * scale + 6, (y + 0.5) * scale - 5, classIndex);
+    await put(textOf(label), (x + 0.5) * scale + 6 * grown, (y + 0.5) * scale - 5 * grown, classIndex);
   return caption === undefined ? picture : withCaption(picture, caption);
 }
 
 function roomyScale({ width, height }: Image): number {
   return Math.max(1, Math.min(8, Math.round(ROOMY / Math.max(width, height))));
+}
+
+/** Large pictures are seen smaller than they are: by what texts and lines grow. */
+function growth({ width, height }: Image): number {
+  return Math.max(1, Math.max(width, height) / LARGE);
 }
 
 function textOf(label?: string, score?: number): string {
@@ -86,7 +94,7 @@ function paintMask(picture: Image, mask: Uint8Array, { width, height }: Image, s
     x < picture.width &&
     y < picture.height &&
     mask[Math.floor(y / scale) * width + Math.floor(x / scale)] !== 0;
-  const rim = scale > 1 ? 2 : 1;
+  const rim = scale > 1 ? 2 : Math.round(growth(picture));
   for (let y = 0; y < picture.height; y++) {
     for (let x = 0; x < picture.width; x++) {
       if (!inside(x, y)) continue;
@@ -102,9 +110,10 @@ function blend({ width, height, data }: Image, x: number, y: number, colour: Rgb
   for (let c = 0; c < 3; c++) data[at + c] = Math.round(data[at + c]! * (1 - share) + colour[c]! * share);
 }
 
-/** Two pixels thick, inwards. */
+/** Two pixels thick, or more in a large picture, inwards. */
 function strokeBox(picture: Image, x0: number, y0: number, x1: number, y1: number, colour: Rgb): void {
-  for (const inset of [0, 1]) {
+  const thick = Math.round(2 * growth(picture));
+  for (let inset = 0; inset < thick; inset++) {
     for (let x = x0; x <= x1; x++) for (const y of [y0 + inset, y1 - inset]) blend(picture, x, y, colour, 1);
     for (let y = y0; y <= y1; y++) for (const x of [x0 + inset, x1 - inset]) blend(picture, x, y, colour, 1);
   }
@@ -112,16 +121,17 @@ function strokeBox(picture: Image, x0: number, y0: number, x1: number, y1: numbe
 
 /** A disc with a white rim. */
 function dot(picture: Image, x: number, y: number, radius: number, colour: Rgb): void {
-  for (let j = Math.floor(y - radius - 2); j <= y + radius + 2; j++) {
-    for (let i = Math.floor(x - radius - 2); i <= x + radius + 2; i++) {
+  for (let j = Math.floor(y - 1.5 * radius); j <= y + 1.5 * radius; j++) {
+    for (let i = Math.floor(x - 1.5 * radius); i <= x + 1.5 * radius; i++) {
       const far = Math.hypot(i + 0.5 - x, j + 0.5 - y);
       if (far <= radius) blend(picture, i, j, colour, 1);
-      else if (far <= radius + 1.5) blend(picture, i, j, [255, 255, 255], 1);
+      else if (far <= 1.375 * radius) blend(picture, i, j, [255, 255, 255], 1);
     }
   }
 }
 
-const DOT = 2;
+/** The font's size. */
+const TEXT = 13;
 const MARGIN = 3;
 /** How many of its own heights a text may be moved away from its place. */
 const ROWS = 6;
@@ -134,16 +144,26 @@ interface Plate {
 }
 
 /** Text on a plate of the colour, its lower left corner at (x, y) or as near to it as the picture and the other plates let it. */
-function write(picture: Image, text: string, x: number, y: number, colour: Rgb, plates: Plate[]): void {
+async function write(picture: Image, text: string, x: number, y: number, colour: Rgb, plates: Plate[]): Promise<void> {
   if (text === "") return;
-  const { width, height, ink } = letter(text, DOT);
-  const plate = freePlace(picture, x, y, width + 2 * MARGIN, height + 2 * MARGIN, plates);
+  const [lettering, margin] = await line(picture, text);
+  const plate = freePlace(picture, x, y, lettering.width + 2 * margin, lettering.height, plates);
   plates.push(plate);
   for (let j = 0; j < plate.height; j++)
     for (let i = 0; i < plate.width; i++) blend(picture, plate.left + i, plate.top + j, colour, 0.85);
   const bright = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 110;
-  for (const [i, j] of ink)
-    blend(picture, plate.left + MARGIN + i, plate.top + MARGIN + j, bright ? [0, 0, 0] : [255, 255, 255], 1);
+  ink(picture, lettering, plate.left + margin, plate.top, bright ? [0, 0, 0] : [255, 255, 255]);
+}
+
+/** A text of the picture's size, cut off where it would not fit between the margins. */
+async function line(picture: Image, text: string): Promise<[lettering: Lettering, margin: number]> {
+  const margin = Math.round(MARGIN * growth(picture));
+  return [await letter(text, Math.round(TEXT * growth(picture)), picture.width - 2 * margin), margin];
+}
+
+function ink(picture: Image, { width, height, coverage }: Lettering, left: number, top: number, colour: Rgb): void {
+  for (let y = 0; y < height; y++)
+    for (let x = 0; x < width; x++) blend(picture, left + x, top + y, colour, coverage[y * width + x]! / 255);
 }
 
 /** Above the place, else row by row further below and above it; where all is taken, above it all the same. */
@@ -184,12 +204,11 @@ function anchor(mask: Uint8Array, width: number): [x: number, y: number] | undef
   return [at % width, Math.floor(at / width)];
 }
 
-function withCaption(picture: Image, caption: string): Image {
-  const strip = 10 + 2 * MARGIN;
-  const taller = blank(picture.width, picture.height + strip, 24);
+async function withCaption(picture: Image, caption: string): Promise<Image> {
+  const [lettering, margin] = await line(picture, caption);
+  const taller = blank(picture.width, picture.height + lettering.height + 2 * margin, 24);
   taller.data.set(picture.data);
-  for (const [i, j] of letter(caption, DOT).ink)
-    blend(taller, MARGIN + i, picture.height + MARGIN + j, [235, 235, 235], 1);
+  ink(taller, lettering, margin, picture.height + margin, [235, 235, 235]);
   return taller;
 }
 

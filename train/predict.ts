@@ -64,7 +64,7 @@ export async function predictImages(
     if (image) {
       const found = await segment(gpu, model, image, { ...options, ...(options.dump ? { onOutput } : {}) });
       const overlay = join(out, `${overlays[i]}.png`);
-      await writePng(overlay, drawOverlay(image, predictionOverlay(found, categories, options.score ?? 0.3)));
+      await writePng(overlay, await drawOverlay(image, predictionOverlay(found, categories, options.score ?? 0.3)));
       const instances = await writeMasks(found, image, categories, (suffix) =>
         join(out, `${names.free(`${overlays[i]}-${suffix}`)}.png`),
       );

@@ -197,7 +197,7 @@ async function camDrawings(gpu: Device, trained: Trained, config: Config, { run 
       const name = classText(trained.categories[classIndex]!);
       return drawOverlay(picture, { points, caption: active ? name : `${name}: no activation` });
     });
-    return contactSheet(panels);
+    return contactSheet(await Promise.all(panels));
   };
   return tagged.map((item) => ({ path: item.path, draw: () => draw(item) }));
 }
@@ -231,7 +231,7 @@ async function proxyDrawings(
         caption: `candidate ${c + 1}`,
       }),
     );
-    return contactSheet(panels, { columns: 3 });
+    return contactSheet(await Promise.all(panels), { columns: 3 });
   };
   return data.items.flatMap((item, i) =>
     item.kind === "points" || item.kind === "boxes" ? [{ path: item.path, draw: () => draw(item, all[i]!) }] : [],

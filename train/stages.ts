@@ -26,20 +26,20 @@ export interface StageParts {
 export async function drawStages(parts: StageParts, item: Item): Promise<Image[]> {
   const { gpu, model, categories, config, teacher } = parts;
   const image = await readImage(item.path);
-  const draw = (overlay: Overlay, under = image): Image => drawOverlay(under, overlay);
+  const draw = (overlay: Overlay, under = image): Promise<Image> => drawOverlay(under, overlay);
   const panels: Image[] = [];
   if (teacher) {
-    panels.push(draw(labelOverlay(item, categories)));
+    panels.push(await draw(labelOverlay(item, categories)));
     const cam = model.config.cam.feature === "none" ? undefined : await camOf(gpu, model, image, item.tags, config);
     if (cam) {
       const points = cam.peaks.map((peak) => ({ ...peak, label: classText(categories[peak.classIndex]!) }));
-      panels.push(draw({ points, caption: "CAM and peaks" }, cam.together));
+      panels.push(await draw({ points, caption: "CAM and peaks" }, cam.together));
     }
     const asked = item.kind === "tags" && cam ? peaksItem(item, cam.peaks) : item;
-    panels.push(draw(await answers(teacher, image, asked, categories)));
+    panels.push(await draw(await answers(teacher, image, asked, categories)));
   }
   const found = await segment(gpu, model, image, config.val);
-  return [...panels, draw(predictionOverlay(found, categories))];
+  return [...panels, await draw(predictionOverlay(found, categories))];
 }
 
 export function labelOverlay(item: Item, categories: readonly Category[]): Overlay {

@@ -111,6 +111,21 @@ test("threads read images from the tarball", async () => {
   assert.is(stdout, "[ 3072, 3072 ]\n");
 });
 
+test("pictures are lettered from the tarball, with the font that it depends on", async () => {
+  const file = join(work, "empty", "pictures.mjs");
+  writeFileSync(
+    file,
+    `import { drawOverlay } from "wgpu-wish/train";
+     const image = { width: 200, height: 50, data: new Uint8Array(30000) };
+     const { data } = await drawOverlay(image, { points: [{ x: 9, y: 40, classIndex: 0, label: "a name" }] }, { scale: 1 });
+     // Rows above the point: the plate, and letters of another shade on it.
+     console.log(new Set(data.subarray(20 * 600, 33 * 600)).size > 10);`,
+  );
+  const { code, stdout, stderr } = await node([file], { cwd: dirname(file) });
+  assert.is(code, 0, stderr);
+  assert.is(stdout, "true\n");
+});
+
 test("the same imports work in the checkout with tsx", async () => {
   const script = `import { F } from "wgpu-wish"; import * as model from "wgpu-wish/model"; import * as train from "wgpu-wish/train";
     console.log(typeof F.add, Object.keys(model).length > 0, Object.keys(train).length > 0);`;
