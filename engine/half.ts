@@ -1,6 +1,19 @@
 /** IEEE half precision on the host, rounding to nearest even. */
+
+/** From here on the nearest half is an infinity; the largest that is none is 65504. */
+const END = 65520;
+
 const f32 = new Float32Array(1);
 const bits = new Uint32Array(f32.buffer);
+
+/** Index of the first finite number that would become an infinity, -1 where there is none. A loop: findIndex takes many times as long. */
+export function firstBeyondHalf(values: ArrayLike<number>): number {
+  for (let i = 0; i < values.length; i++) {
+    const size = Math.abs(values[i]!);
+    if (size >= END && size !== Number.POSITIVE_INFINITY) return i;
+  }
+  return -1;
+}
 
 export function halfBits(value: number): number {
   f32[0] = value;

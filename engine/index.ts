@@ -3,7 +3,7 @@ export { autocast } from "./autocast.ts";
 export { Device, type DeviceOptions } from "./device.ts";
 export * as F from "./functional.ts";
 export { type CheckResult, gradcheck } from "./gradcheck.ts";
-export { halfBits, halfValue } from "./half.ts";
+export { firstBeyondHalf, halfBits, halfValue } from "./half.ts";
 export * as nn from "./nn/index.ts";
 export * as optim from "./optim.ts";
 export { type Platform, platform, setPlatform } from "./platform.ts";

@@ -1,5 +1,5 @@
 // A SAM model from a file of weights: original SAM and MobileSAM, transformers' SamModel, sam-mini and anything of that architecture.
-import { type Device, nn, scope } from "../../engine/index.ts";
+import { type Device, firstBeyondHalf, nn, scope } from "../../engine/index.ts";
 import { fileNumbers } from "../../engine/safetensors.ts";
 import { checkTensors } from "../weights/compare.ts";
 import { type NamedTensors, nameTensors } from "../weights/names.ts";
@@ -31,7 +31,7 @@ export interface LoadOptions {
 
 /**
  * A frozen model in evaluation mode. Bytes in a resizable buffer are given up: they shrink as they go to the GPU. Throws CheckpointError
- * naming the file and what is missing, unexpected or misshaped, or which tensor is larger than the adapter can bind.
+ * naming the file and what is missing, unexpected, misshaped or too large for f16, or which tensor is larger than the adapter can bind.
  */
 export async function loadSam(
   gpu: Device,
@@ -39,11 +39,11 @@ export async function loadSam(
   file: string,
   { dtype = "f32" }: LoadOptions = {},
 ): Promise<Sam> {
-  const { config, tensors } = readSam(source, file);
+  const { config, tensors, keyOf } = readSam(source, file);
   const excess = bindingExcess(gpu, largestTensor(config));
   if (excess) throw new CheckpointError(`${file}: ${excess}`);
   const sam = nn.init.skip(() => new Sam(gpu, config), { dtype });
-  await loadSamTensors(sam, tensors, file);
+  await loadSamTensors(sam, tensors, file, keyOf);
   sam.eval();
   sam.freeze();
   return sam;
@@ -131,9 +131,15 @@ const MOST_UNDERWAY = 64 * 2 ** 20;
 
 /**
  * Copies a checkpoint's tensors into a model of the same sizes, one at a time, so that memory holds the model once. Those that lie in a
- * resizable buffer go last to first, and what lies behind them is given back.
+ * resizable buffer go last to first, and what lies behind them is given back. Throws CheckpointError where a number is too large for the
+ * type that the model stores it in; `keyOf` gives the file's keys for the message.
  */
-export async function loadSamTensors(sam: Sam, tensors: ReadonlyMap<string, HostTensor>, file: string): Promise<void> {
+export async function loadSamTensors(
+  sam: Sam,
+  tensors: ReadonlyMap<string, HostTensor>,
+  file: string,
+  keyOf: (name: string) => string = (name) => name,
+): Promise<void> {
   const own = sam.stateDict();
   checkTensors(own, tensors, file);
   const { device } = sam;
@@ -141,8 +147,10 @@ export async function loadSamTensors(sam: Sam, tensors: ReadonlyMap<string, Host
   const order = [...tensors].sort(([, a], [, b]) => end(b) - end(a));
   let underway = 0;
   for (const [i, [key, tensor]] of order.entries()) {
+    const numbers = fileNumbers(tensor, `${file}: ${key}`);
+    if (own.get(key)!.dtype === "f16") checkHalves(numbers, `${file}: tensor ${keyOf(key)}`);
     scope(() => {
-      const full = device.tensor(fileNumbers(tensor, `${file}: ${key}`), tensor.shape);
+      const full = device.tensor(numbers, tensor.shape);
       sam.loadStateDict(new Map([[key, full]]), { strict: false });
     });
     underway += 4 * own.get(key)!.size;
@@ -153,4 +161,13 @@ export async function loadSamTensors(sam: Sam, tensors: ReadonlyMap<string, Host
     const next = order.slice(i + 1).find(([, { data }]) => data.buffer === buffer)?.[1];
     if (buffer instanceof ArrayBuffer && buffer.resizable) buffer.resize(next ? end(next) : 0);
   }
+}
+
+/** In f16 they would be infinite, and every mask empty. */
+function checkHalves(numbers: ArrayLike<number>, where: string): void {
+  const at = firstBeyondHalf(numbers);
+  if (at >= 0)
+    throw new CheckpointError(
+      `${where} holds ${numbers[at]}, which half precision cannot (it ends at 65504); leave --half out`,
+    );
 }

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { parseSafetensors } from "../../engine/index.ts";
+import { encodeSafetensors, fileNumbers, fileTensor, parseSafetensors } from "../../engine/index.ts";
 import { writePng } from "../../train/data/image.ts";
 import { maskOfRuns, runsOfRle } from "../../train/data/mask.ts";
 import { makeScene } from "../../train/data/scenes.ts";
@@ -102,6 +102,35 @@ test("sam --half answers alike in less memory", async () => {
   full.masks.forEach(({ iou }: { iou: number }, i: number) => {
     assert.ok(Math.abs(half.masks[i].iou - iou) < 0.02);
   });
+});
+
+test("sam --half refuses a weight that half precision cannot hold, and takes one that stays as it is", async () => {
+  const { tensors } = parseSafetensors(new Uint8Array(readFileSync(fixture("sam-hf.safetensors"))));
+  const spoil = (file: string, key: string, value: number) => {
+    const { shape } = tensors.get(key)!;
+    const numbers = fileNumbers(tensors.get(key)!);
+    numbers[numbers.length - 1] = value;
+    writeFileSync(at(file), encodeSafetensors(new Map(tensors).set(key, fileTensor(numbers, shape))));
+  };
+  const answer = (file: string, out: string, ...more: string[]) =>
+    wish(["sam", "--checkpoint", at(file), "--image", at("scene.png"), "--point", "9,9", "--out", at(out), ...more]);
+  const key = "vision_encoder.layers.0.mlp.lin1.weight";
+  spoil("large.safetensors", key, -1e5);
+  spoil("bias.safetensors", key.replace("weight", "bias"), 1e5);
+  spoil("edge.safetensors", key, 65519);
+  const [refused, full, bias, edge] = await Promise.all([
+    answer("large.safetensors", "large", "--half"),
+    answer("large.safetensors", "full"),
+    answer("bias.safetensors", "bias", "--half"),
+    answer("edge.safetensors", "edge", "--half"),
+  ]);
+  assert.is(refused.code, 2);
+  assert.is(
+    refused.stderr.trim(),
+    `error: ${at("large.safetensors")}: tensor ${key} holds -100000, which half precision cannot (it ends at 65504); leave --half out`,
+  );
+  assert.not.ok(existsSync(at("large")));
+  for (const done of [full, bias, edge]) assert.is(done.code, 0, done.stderr);
 });
 
 test("sam refuses prompts outside of the image and missing files", async () => {
