@@ -18,6 +18,7 @@ import {
   type FileTensor,
   fileNumbers,
   fileTensor,
+  firstBeyondHalf,
   type nn,
   type optim,
   parseSafetensors,
@@ -194,7 +195,7 @@ export function checkpointHead(path: string, { state, config }: Record<string, s
   return { state: state ? json(path, "state", state) : {}, config: json(path, "config", config) };
 }
 
-/** Writes weights alone, for shipping: `half` rounds them to f16. */
+/** Writes weights alone, for shipping: `half` rounds them to f16. Tensors with a number that f16 cannot hold stay f32. */
 export async function saveWeights(
   path: string,
   model: nn.Module,
@@ -223,10 +224,12 @@ export async function readWeights(gpu: Device, path: string): Promise<Weights> {
 }
 
 async function hostTensors(tensors: ReadonlyMap<string, Tensor>, half = false): Promise<Map<string, FileTensor>> {
-  const types = { f32: half ? "F16" : "F32", f16: "F16", i32: "I32", u32: "U32", bool: "BOOL" } as const;
-  const entries = [...tensors].map(
-    async ([name, x]) => [name, fileTensor(await x.toArray(), x.shape, types[x.dtype])] as const,
-  );
+  const types = { f32: "F32", f16: "F16", i32: "I32", u32: "U32", bool: "BOOL" } as const;
+  const entries = [...tensors].map(async ([name, x]) => {
+    const values = await x.toArray();
+    const narrow = half && x.dtype === "f32" && firstBeyondHalf(values) < 0;
+    return [name, fileTensor(values, x.shape, narrow ? "F16" : types[x.dtype])] as const;
+  });
   return new Map(await Promise.all(entries));
 }
 

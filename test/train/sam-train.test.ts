@@ -4,11 +4,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { parseSafetensors } from "../../engine/safetensors.ts";
-import { loadSam } from "../../model/sam/index.ts";
+import { fileNumbers, parseSafetensors } from "../../engine/safetensors.ts";
+import { loadSam, Sam } from "../../model/sam/index.ts";
+import { saveWeights } from "../../train/checkpoint.ts";
 import { claimRun } from "../../train/claim.ts";
 import { BadInput } from "../../train/errors.ts";
-import { readSamTrainConfig, type SamTrainConfig } from "../../train/sam/config.ts";
+import { modelOf, readSamTrainConfig, type SamTrainConfig } from "../../train/sam/config.ts";
 import { drawBatch, type SamDataOptions } from "../../train/sam/data.ts";
 import { interiorPoint } from "../../train/sam/evaluate.ts";
 import { samLoss } from "../../train/sam/loss.ts";
@@ -145,6 +146,31 @@ test("a run that was interrupted ends with the same weights bit for bit, and its
   assert.is(sam.config.imageSize, 32);
   assert.is(sam.config.decoder.heads, 2);
   assert.is(second.scores!.scenes!.images, 2);
+});
+
+test("weights that half precision cannot hold are written in full, so that what was trained can be used", async () => {
+  const gpu = await testDevice();
+  const model = modelOf(configAt("large"));
+  const [weights, start] = [join(folder, "large.safetensors"), join(folder, "start.safetensors")];
+  const sam = new Sam(gpu, model);
+  const [key, edge] = ["prompt_encoder.mask_downscaling.0.bias", "prompt_encoder.mask_downscaling.1.bias"];
+  const own = sam.stateDict();
+  gpu.upload(own.get(key)!, new Float32Array(own.get(key)!.size).fill(-1e5));
+  gpu.upload(own.get(edge)!, new Float32Array(own.get(edge)!.size).fill(65519));
+  const metadata = { format: "wgpu-wish sam 1", config: JSON.stringify(model) };
+  await saveWeights(start, sam, metadata);
+  const trained = await trainSam(gpu, configAt("large", "steps=1", "eval.scenes=1", `weights=${start}`));
+  await saveWeights(weights, sam, metadata, { half: true });
+  for (const file of [weights, trained.weights!]) {
+    const { tensors } = parseSafetensors(new Uint8Array(readFileSync(file)));
+    const types = new Map<string, string>([...tensors].map(([name, { dtype }]) => [name, dtype]));
+    assert.equal(
+      [...types].filter(([, dtype]) => dtype !== "F16").map(([name]) => name),
+      [key],
+    );
+    assert.ok(fileNumbers(tensors.get(key)!).every((v) => Math.abs(v + 1e5) < 1));
+    await loadSam(gpu, new Uint8Array(readFileSync(file)), file);
+  }
 });
 
 test("a frozen part stays as it is while the others learn", async () => {

@@ -41,7 +41,7 @@ export interface SamTrainOptions {
 export interface SamTrainResult {
   readonly steps: number;
   readonly interrupted: boolean;
-  /** Half-precision weights with their sizes; absent when interrupted. */
+  /** Weights with their sizes, in half precision as far as it can hold them; absent when interrupted. */
   readonly weights?: string;
   readonly scores?: Record<string, SamScores>;
   /** The most bytes that tensors owned at any moment. */
