@@ -96,7 +96,7 @@ export async function match(
   return assignAll(await costs(gpu, stack, targets, latents, options, points), stack, targets, options);
 }
 
-/** @param points (B, P, 2), x and y from -1 to 1 over the padded input */
+/** @param points (B, P, 2), x and y from -1 to 1 over the padded input; @param limit bytes that a tensor may take */
 export async function costs(
   gpu: Device,
   stack: LayerStack,
@@ -104,12 +104,13 @@ export async function costs(
   latents: { targets: LatentTargets; options: LatentOptions } | undefined,
   options: MatchOptions,
   points: Float32Array,
+  limit: number = gpu.gpu.limits.maxStorageBufferBindingSize,
 ): Promise<Costs> {
   const B = targets.images.length;
   const Q = stack.layers * stack.queries;
   const flat = scope(() =>
     noGrad(() => {
-      const parts = [F.softmax(stack.classLogits, 2), maskCosts(gpu, stack, targets, options, points)];
+      const parts = [F.softmax(stack.classLogits, 2), maskCosts(gpu, stack, targets, options, points, limit)];
       if (latents && stack.latents) {
         const rows = indexTensor(gpu, paddedRows(targets, targets.total));
         parts.push(pairwise(predictedSide(stack.latents, latents.options), latents.targets, rows, targets.most));
@@ -130,17 +131,64 @@ export async function costs(
   };
 }
 
-/** bce * BCE + dice * dice of all pairs at the points: (B, Q, most * candidates). */
+/**
+ * bce * BCE + dice * dice of all pairs at the points: (B, Q, most * candidates). Images by the group, and where even one has too many queries
+ * these by the group, so that no tensor is larger than the adapter can bind.
+ */
 function maskCosts(
   gpu: Device,
   stack: LayerStack,
   targets: TargetTensors,
   options: MatchOptions,
   points: Float32Array,
+  limit: number,
 ): Tensor {
-  const B = targets.images.length;
+  const [B, Q, C] = stack.maskEmbedding.shape as [number, number, number];
   const P = points.length / B / 2;
-  const grid = gpu.tensor(points, [B, P * 2]);
+  const most = Math.floor(limit / (4 * P));
+  // Each mask is asked at points of two coordinates.
+  const wide = Math.max(C, 2 * targets.most * targets.candidates);
+  const parts = groups(B, Math.floor(most / Math.max(Q, wide))).map(([from, to]) =>
+    scope(() => {
+      const { features, t } = sampled(gpu, stack, targets, points, from, to);
+      const embedding = part(stack.maskEmbedding, 0, from, to);
+      return joined(
+        groups(Q, most).map(([first, last]) =>
+          scope(() => pairCosts(F.matmul(part(embedding, 1, first, last), features), t, options)),
+        ),
+        1,
+      );
+    }),
+  );
+  return joined(parts, 0);
+}
+
+/** 0 … n in runs of equal length, at most `most`. */
+function groups(n: number, most: number): [from: number, to: number][] {
+  const each = Math.ceil(n / Math.ceil(n / Math.max(1, most)));
+  return Array.from({ length: Math.ceil(n / each) }, (_, i) => [i * each, Math.min(n, (i + 1) * each)]);
+}
+
+function part(x: Tensor, dim: number, from: number, to: number): Tensor {
+  return to - from === x.shape[dim] ? x : F.slice(x, dim, from, to);
+}
+
+function joined(parts: Tensor[], dim: number): Tensor {
+  return parts.length === 1 ? parts[0]! : F.cat(parts, dim);
+}
+
+/** Images `from` … `to` at their points: features (b, C, P), and t, their objects' masks (b, P, most * candidates). */
+function sampled(
+  gpu: Device,
+  stack: LayerStack,
+  targets: TargetTensors,
+  points: Float32Array,
+  from: number,
+  to: number,
+): { features: Tensor; t: Tensor } {
+  const B = targets.images.length;
+  const [b, P] = [to - from, points.length / B / 2];
+  const grid = gpu.tensor(points.subarray(from * P * 2, to * P * 2), [b, P * 2]);
   const sample = (x: Tensor, at: Tensor) =>
     F.gridSample(x, F.reshape(at, [x.shape[0]!, 1, P, 2]), {
       mode: "bilinear",
@@ -148,24 +196,30 @@ function maskCosts(
       alignCorners: false,
     });
   // All queries of an image are asked at the same points, so that its features are sampled there and not their masks.
-  const features = F.reshape(sample(stack.maskFeatures, grid), [B, stack.maskFeatures.shape[1]!, P]);
-  const x = F.matmul(stack.maskEmbedding, features);
+  const features = F.reshape(sample(part(stack.maskFeatures, 0, from, to), grid), [b, stack.maskFeatures.shape[1]!, P]);
 
   const C = targets.candidates;
-  const imageOf = targets.images.flatMap((image, b) => new Array<number>(image.targets.length * C).fill(b));
-  const sampled = F.reshape(sample(targets.masks!, F.indexSelect(grid, 0, indexTensor(gpu, imageOf))), [
-    targets.total * C,
-    P,
-  ]);
-  const rows = Array.from(paddedRows(targets, targets.total)).flatMap((row) =>
-    Array.from({ length: C }, (_, c) => Math.min(row * C + c, targets.total * C)),
+  const { most } = targets;
+  const first = targets.offsets[from]!;
+  const total = (targets.offsets[to] ?? targets.total) - first;
+  if (total === 0) return { features, t: gpu.zeros([b, P, most * C]) };
+  const imageOf = targets.images
+    .slice(from, to)
+    .flatMap((image, i) => new Array<number>(image.targets.length * C).fill(i));
+  const masks = part(targets.masks!, 0, first * C, (first + total) * C);
+  const own = F.reshape(sample(masks, F.indexSelect(grid, 0, indexTensor(gpu, imageOf))), [total * C, P]);
+  const rows = Array.from(paddedRows(targets, targets.total).subarray(from * most, to * most)).flatMap((row) =>
+    Array.from({ length: C }, (_, c) => Math.min((row - first) * C + c, total * C)),
   );
-  const padded = F.indexSelect(F.cat([sampled, gpu.zeros([1, P])], 0), 0, indexTensor(gpu, rows));
-  const t = F.permute(F.reshape(padded, [B, targets.most * C, P]), [0, 2, 1]); // (B, P, most * C)
+  const padded = F.indexSelect(F.cat([own, gpu.zeros([1, P])], 0), 0, indexTensor(gpu, rows));
+  return { features, t: F.permute(F.reshape(padded, [b, most * C, P]), [0, 2, 1]) };
+}
 
+/** x (b, Q, P), logits of the queries' masks, and t (b, P, n), the objects': (b, Q, n). */
+function pairCosts(x: Tensor, t: Tensor, options: MatchOptions): Tensor {
   // BCE with logits is softplus(x) - x t; summed over the points, the second part is a matrix product.
   const softplus = F.add(F.relu(x), F.log(F.add(F.exp(F.neg(F.abs(x))), 1)));
-  const bce = F.div(F.sub(F.sum(softplus, [2], { keepdim: true }), F.matmul(x, t)), P);
+  const bce = F.div(F.sub(F.sum(softplus, [2], { keepdim: true }), F.matmul(x, t)), x.shape[2]!);
   const probability = F.sigmoid(x);
   const overlap = F.add(F.mul(F.matmul(probability, t), 2), 1);
   const extent = F.add(F.add(F.sum(probability, [2], { keepdim: true }), F.sum(t, [1], { keepdim: true })), 1);

@@ -8,7 +8,7 @@ import { camLoss, selfLoss } from "../../train/cam.ts";
 import { segmentationLosses } from "../../train/criterion.ts";
 import { type LatentOptions, labelSide, latentTargets, matched, predictedSide } from "../../train/latents.ts";
 import { assignAll, costs, type LayerStack, type MatchOptions, match, type Pair } from "../../train/matching.ts";
-import { type ImageTargets, uploadTargets } from "../../train/targets.ts";
+import { type ImageTargets, randomPoints, uploadTargets } from "../../train/targets.ts";
 import { testDevice } from "../device.ts";
 
 const test = suite("losses");
@@ -263,6 +263,44 @@ test("the divergence of latents from themselves is zero, and the nearest target 
       for (const v of own) assert.ok(Math.abs(v) < 1e-5, `${kind}: ${v}`);
       const other = await matched(predictedSide(z, options), side, gpu.tensor(Int32Array.of(1, 2, 3, 0))).toArray();
       for (const v of other) assert.ok(v > 0.05, `${kind}: ${v}`);
+    }
+  });
+});
+
+test("costs are the same bits in pieces, none of which is larger than the adapter can bind", async () => {
+  await scope(async () => {
+    const [Q, P] = [80, 5000];
+    const all: LayerStack = {
+      layers: 2,
+      queries: Q / 2,
+      classLogits: gpu.randn([B, Q, K + 1]),
+      maskEmbedding: gpu.randn([B, Q, 4]),
+      maskFeatures: gpu.randn([B, 4, 8, 8]),
+      latents: undefined,
+    };
+    const at = randomPoints(B * P * 2, new Random(3));
+    const { pool } = gpu;
+    const allocate = pool.allocate.bind(pool);
+    for (const list of [images(3), [...images(3).slice(0, 1), { ...images(3)[1]!, targets: [] }]]) {
+      const targets = uploadTargets(gpu, list, [W, H]);
+      const within = async (rows: number) => {
+        let most = 0;
+        pool.allocate = (bytes) => {
+          most = Math.max(most, bytes);
+          return allocate(bytes);
+        };
+        const { masks } = await costs(gpu, all, targets, undefined, matchOptions, at, 4 * P * rows);
+        pool.allocate = allocate;
+        return { masks, most: most / (4 * P) };
+      };
+      const whole = await within(2 ** 20);
+      assert.ok(whole.most >= B * Q);
+      // One image at a time, then some of its queries.
+      for (const rows of [B * Q - 1, Q - 1, 18]) {
+        const parts = await within(rows);
+        assert.equal(parts.masks, whole.masks, `${rows} rows`);
+        assert.ok(parts.most <= rows, `a tensor of ${parts.most} rows of ${rows}`);
+      }
     }
   });
 });
