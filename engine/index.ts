@@ -7,6 +7,7 @@ export { firstBeyondHalf, halfBits, halfValue } from "./half.ts";
 export * as nn from "./nn/index.ts";
 export * as optim from "./optim.ts";
 export { type Platform, platform, setPlatform } from "./platform.ts";
+export { TooLarge } from "./pool.ts";
 export type { KernelTime } from "./profiler.ts";
 export { Random, type RandomState } from "./random.ts";
 export { type Peaks, rates, timeTable } from "./rates.ts";

@@ -50,6 +50,21 @@ export function settleReaders(storage: Storage): void {
   if (storage.readers?.size) for (const reader of [...storage.readers]) reader.settle();
 }
 
+/** A tensor that the adapter cannot bind. */
+export class TooLarge extends Error {
+  override readonly name = "TooLarge";
+  readonly bytes: number;
+  readonly limit: number;
+
+  constructor(bytes: number, limit: number) {
+    super(
+      `engine: a tensor of ${bytes} bytes is larger than the ${limit} bytes that this adapter can bind; use a smaller batch or image, or split the tensor`,
+    );
+    this.bytes = bytes;
+    this.limit = limit;
+  }
+}
+
 export class Pool {
   /** Bytes in buffers that tensors own, and the most they were since resetHighWater(). */
   liveBytes = 0;
@@ -70,10 +85,7 @@ export class Pool {
   allocate(bytes: number): Storage {
     const limit = this.#device.limits.maxStorageBufferBindingSize;
     const size = Math.min(sizeClass(bytes), limit); // A limit need not be a class: 2^31 - 4 is usual.
-    if (bytes > limit)
-      throw new Error(
-        `engine: a tensor of ${bytes} bytes is larger than the ${limit} bytes that this adapter can bind; use a smaller batch or image, or split the tensor`,
-      );
+    if (bytes > limit) throw new TooLarge(bytes, limit);
     let storage = this.#free.get(size)?.pop();
     if (storage) {
       this.freeBytes -= size;

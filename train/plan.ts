@@ -94,6 +94,31 @@ export async function planMemory(
   batches: readonly (readonly Sample[])[],
   known: FoundObjects,
 ): Promise<MemoryPlan> {
+  // The first step makes the optimizer's means; the second is like all that follow.
+  const { dry, model, weights, sam } = await rehearse(trainer, batches, known, 2);
+  const { highWaterBytes: peak } = dry.memory;
+  const gradients = sum(model.parameters().map((x) => x.grad?.storage.bytes ?? 0));
+  const moments = 2 * gradients;
+  const activations = peak - sam - weights - gradients - moments;
+  const objects = sum(batches.flat().map((x) => known.get(x)?.answer.targets.length ?? x.classes.length));
+  return { objects, weights, gradients, moments, activations, teacher: sam, peak };
+}
+
+interface Rehearsal {
+  dry: Device;
+  model: Wish;
+  /** Bytes of the model and of SAM. */
+  weights: number;
+  sam: number;
+}
+
+/** Takes steps on a device that computes nothing. Throws TooLarge where the real one could not bind a tensor. */
+export async function rehearse(
+  trainer: Trainer,
+  batches: readonly (readonly Sample[])[],
+  known: FoundObjects,
+  steps: number,
+): Promise<Rehearsal> {
   const { gpu, config } = trainer;
   const dry = gpu.dry();
   const model = nn.init.skip(() => new Wish(dry, trainer.model.config)).train();
@@ -118,14 +143,8 @@ export async function planMemory(
       return samples.map((sample, b) => known.get(sample)?.answer ?? targets[b]!);
     },
   };
-  // The first step makes the optimizer's means; the second is like all that follow.
-  for (let step = 0; step < 2; step++) await scope(() => trainStep(rehearsed, batches, step));
-  const { highWaterBytes: peak } = dry.memory;
-  const gradients = sum(model.parameters().map((x) => x.grad?.storage.bytes ?? 0));
-  const moments = 2 * gradients;
-  const activations = peak - sam - weights - gradients - moments;
-  const objects = sum(batches.flat().map((x) => known.get(x)?.answer.targets.length ?? x.classes.length));
-  return { objects, weights, gradients, moments, activations, teacher: sam, peak };
+  for (let step = 0; step < steps; step++) await scope(() => trainStep(rehearsed, batches, step));
+  return { dry, model, weights, sam };
 }
 
 /** The plan in a line. */

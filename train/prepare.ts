@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { type Device, optim } from "../engine/index.ts";
 import { parameterGroups, type WishConfig } from "../model/index.ts";
 import { sampleOptions } from "./augmented.ts";
+import { checkStep } from "./binding.ts";
 import type { Config } from "./config.ts";
 import { type Item, Loader } from "./data/loader.ts";
 import type { Display } from "./display.ts";
@@ -28,7 +29,7 @@ export interface Prepared {
   notes: string[];
 }
 
-/** Throws BadInput where the configuration makes no model. */
+/** Throws BadInput where the configuration makes no model, or one whose steps the adapter cannot take. */
 export async function prepare(
   gpu: Device,
   config: Config,
@@ -43,8 +44,7 @@ export async function prepare(
   const { lr, weightDecay, backbone, cam, betas } = config.optim;
   const groups = parameterGroups(model, { lr, weightDecay, backboneMultiplier: backbone, camMultiplier: cam });
   const optimizer = new optim.AdamW(groups, { betas });
-  const proxies = teacher ? await proxiesOf(teacher, data, config, display, signal) : [];
-  const trainer: Trainer = {
+  const unproxied: Trainer = {
     gpu,
     config,
     model,
@@ -53,9 +53,12 @@ export async function prepare(
     rates: groups.map((group) => group.lr),
     teacher,
     items: data.items,
-    proxies,
+    proxies: [],
     hasTags: data.items.some((item) => item.kind === "tags"),
   };
+  await checkStep(unproxied, file);
+  const proxies = teacher ? await proxiesOf(teacher, data, config, display, signal) : [];
+  const trainer: Trainer = { ...unproxied, proxies };
   return { trainer, loader: newLoader(config, data.items, proxies), sizes, notes };
 }
 

@@ -1,5 +1,6 @@
 /** Training as a whole: what a run needs is read and made, and the run goes to its end. */
 import type { Device } from "../engine/index.ts";
+import { bindable } from "./binding.ts";
 import { type Checkpoint, latestCheckpoint, newestCheckpoint } from "./checkpoint.ts";
 import { type Claim, claimRun, makeWritable } from "./claim.ts";
 import type { Config } from "./config.ts";
@@ -51,7 +52,12 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
   const prepared = await prepare(gpu, config, data, options);
   try {
     const run = await Run.open({ ...prepared, data, options }, previous);
-    return await run.finish();
+    return await bindable(
+      gpu,
+      () => run.finish(),
+      (tensor) =>
+        `${config.run}: images with as many objects as came together take ${tensor}; make data.width and data.height smaller and go on with --resume, or start another run with a smaller batch`,
+    );
   } finally {
     prepared.loader.close();
   }

@@ -1,0 +1,81 @@
+/**
+ * What the adapter cannot bind is refused before any work: a step is tried on a device that computes nothing, by the code
+ * that would do it.
+ */
+import { type Device, scope, TooLarge } from "../engine/index.ts";
+import type { Config } from "./config.ts";
+import type { Item, Sample } from "./data/loader.ts";
+import { BadInput } from "./errors.ts";
+import { rehearse } from "./plan.ts";
+import { maskSizeOf } from "./pseudo.ts";
+import type { Trainer } from "./step.ts";
+
+/** Does the work. Throws BadInput where it takes a tensor that the adapter cannot bind; `words` make a sentence of which tensor that is. */
+export async function bindable<T>(gpu: Device, work: () => Promise<T>, words: (tensor: string) => string): Promise<T> {
+  try {
+    return await work();
+  } catch (cause) {
+    if (!(cause instanceof TooLarge)) throw cause;
+    const { bytes, limit } = cause;
+    throw new BadInput(words(`a tensor of ${bytes} bytes, more than the ${limit} that ${gpu.name} can bind at once`));
+  }
+}
+
+/** Tries a step of the configuration's sizes, with as many objects as images have in the mean. Throws BadInput. @param file for the errors */
+export async function checkStep(trainer: Trainer, file: string): Promise<void> {
+  const { gpu, config } = trainer;
+  const { data, batch } = config;
+  await bindable(
+    gpu,
+    async () => {
+      // Before the host makes images of that size.
+      const dry = gpu.dry();
+      scope(() => dry.empty([batch, 3, data.height, data.width]));
+      await rehearse(trainer, [new Array<Sample>(batch).fill(usualSample(trainer))], new Map(), 1);
+    },
+    (tensor) =>
+      `${file}: a step with batch=${batch}, data.width=${data.width} and data.height=${data.height} takes ${tensor}; make them smaller (accumulate adds up several batches), or use another --adapter`,
+  );
+}
+
+/** An image without content. */
+function usualSample({ config, items }: Trainer): Sample {
+  const { width, height } = config.data;
+  const objects = meanObjects(items);
+  const [w, h] = maskSizeOf({ width, height }, config);
+  const each = <T>(value: T): T[] => new Array<T>(objects).fill(value);
+  const mask = new Uint8Array(w * h).fill(1);
+  return {
+    imageId: 0,
+    item: 0,
+    rgb: new Uint8Array(3 * width * height),
+    width,
+    height,
+    valid: [width, height],
+    ...labelsOf(config, each, mask),
+    tags: [0],
+    classes: each(0),
+    source: each(0),
+    points: [],
+    boxes: each([0, 0, width, height]),
+    affine: { scaleX: 1, offsetX: 0, scaleY: 1, offsetY: 0 },
+    originalWidth: width,
+    originalHeight: height,
+  };
+}
+
+/** True masks, or SAM's three of boxes: images with points or tags take no other tensors. */
+function labelsOf(
+  { mode }: Config,
+  each: <T>(value: T) => T[],
+  mask: Uint8Array,
+): Pick<Sample, "kind" | "masks" | "proxies"> {
+  if (mode !== "wish") return { kind: "masks", masks: each(mask) };
+  return { kind: "boxes", masks: [], proxies: each({ masks: [mask, mask, mask], iou: [1, 1, 1] }) };
+}
+
+/** Rounded up; a tag stands for an object. */
+function meanObjects(items: readonly Item[]): number {
+  const all = items.reduce((sum, { kind, classes, tags }) => sum + (kind === "tags" ? tags : classes).length, 0);
+  return Math.max(1, Math.ceil(all / items.length));
+}
