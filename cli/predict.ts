@@ -1,5 +1,8 @@
 /** `predict`: segments images with a trained model. */
 import { join } from "node:path";
+import { checkSeen, type Photograph } from "../train/binding.ts";
+import { imageSize } from "../train/data/image.ts";
+import { readEach } from "../train/data/labelled.ts";
 import { BadInput } from "../train/errors.ts";
 import { latentKind } from "../train/evaluate.ts";
 import { imagePaths } from "../train/image-paths.ts";
@@ -43,6 +46,8 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     );
   const { topk, ...size } = trained.inference ?? SIZE;
   const { short = size.short, long = size.long } = options;
+  const named = `--short ${short} and --long ${long}`;
+  await checkSeen(gpu, trained.model.config, await readable(paths), { short, long }, named, dump !== undefined);
   const sam =
     options.inference === "sam"
       ? {
@@ -80,4 +85,10 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     `${table(["image", "class", "score", "pixels"], rows)}\n${predicted.length} overlays, masks, results.json and images.json in ${out}`,
   );
   return skipped.length > 0 ? FAILED : undefined;
+}
+
+/** Of the images that can be read; the others are told of in their turn. */
+async function readable(paths: readonly string[]): Promise<Photograph[]> {
+  const sizes = await readEach(paths, (path) => imageSize(path).catch(() => undefined));
+  return sizes.flatMap((size, i) => (size ? [{ fileName: paths[i]!, ...size }] : []));
 }

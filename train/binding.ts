@@ -1,10 +1,12 @@
 /**
- * What the adapter cannot bind is refused before any work: a step is tried on a device that computes nothing, by the code
- * that would do it.
+ * What the adapter cannot bind is refused before any work: a step and an evaluation are tried on a device that computes nothing, by the
+ * code that would do them.
  */
-import { type Device, scope, TooLarge } from "../engine/index.ts";
+import { type Device, nn, noGrad, scope, TooLarge } from "../engine/index.ts";
+import { padding } from "../model/backbone.ts";
+import { instancesOf, maskLogits, Wish, type WishConfig } from "../model/index.ts";
 import type { Config } from "./config.ts";
-import type { Item, Sample } from "./data/loader.ts";
+import { type Item, type Sample, shortestEdge } from "./data/loader.ts";
 import { BadInput } from "./errors.ts";
 import { rehearse } from "./plan.ts";
 import { maskSizeOf } from "./pseudo.ts";
@@ -78,4 +80,53 @@ function labelsOf(
 function meanObjects(items: readonly Item[]): number {
   const all = items.reduce((sum, { kind, classes, tags }) => sum + (kind === "tags" ? tags : classes).length, 0);
   return Math.max(1, Math.ceil(all / items.length));
+}
+
+export interface Photograph {
+  fileName: string;
+  width: number;
+  height: number;
+}
+
+/**
+ * Tries a model on the largest of the images. Throws BadInput. @param size what the errors call the network's size; @param whole all masks are
+ * wanted together, as the network makes them
+ */
+export async function checkSeen(
+  gpu: Device,
+  sizes: WishConfig,
+  images: readonly Photograph[],
+  { short, long }: { short: number; long: number },
+  size: string,
+  whole = false,
+): Promise<void> {
+  if (images.length === 0) return;
+  const largest = (area: (image: Photograph) => number): Photograph =>
+    images.reduce((a, b) => (area(b) > area(a) ? b : a));
+  const framed = (image: Photograph): number[] => shortestEdge(image, { short, long }).map((n) => n + padding(n));
+  const seen = largest((image) => framed(image).reduce((a, b) => a * b));
+  const full = largest(({ width, height }) => width * height);
+  const [width, height] = shortestEdge(seen, { short, long });
+  const dry = gpu.dry();
+  const forward = async () => {
+    const input = dry.empty([1, 3, height, width]);
+    const model = nn.init.skip(() => new Wish(dry, sizes)).eval();
+    const output = noGrad(() => model.forward(input));
+    if (whole) noGrad(() => maskLogits(output.predictions.at(-1)!));
+    return { input, output };
+  };
+  await scope(async () => {
+    const { input, output } = await bindable(
+      gpu,
+      forward,
+      (tensor) =>
+        `${size}: ${seen.fileName}, seen at ${width} x ${height} pixels, takes ${tensor}; make them smaller, or use another --adapter`,
+    );
+    await bindable(
+      gpu,
+      () => instancesOf(output, input, { original: [full.height, full.width], topk: 1 }),
+      (tensor) =>
+        `${full.fileName}: a mask of its ${full.width} x ${full.height} pixels takes ${tensor}; make the image smaller, or use another --adapter`,
+    );
+  });
 }

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { type Device, optim } from "../engine/index.ts";
 import { parameterGroups, type WishConfig } from "../model/index.ts";
 import { sampleOptions } from "./augmented.ts";
-import { checkStep } from "./binding.ts";
+import { checkSeen, checkStep } from "./binding.ts";
 import type { Config } from "./config.ts";
 import { type Item, Loader } from "./data/loader.ts";
 import type { Display } from "./display.ts";
@@ -57,6 +57,9 @@ export async function prepare(
     hasTags: data.items.some((item) => item.kind === "tags"),
   };
   await checkStep(unproxied, file);
+  const { short, long, limit } = config.val;
+  const judged = data.validation?.images.slice(0, limit || undefined) ?? [];
+  await checkSeen(gpu, sizes, judged, config.val, `${file}: val.short=${short} and val.long=${long}`);
   const proxies = teacher ? await proxiesOf(teacher, data, config, display, signal) : [];
   const trainer: Trainer = { ...unproxied, proxies };
   return { trainer, loader: newLoader(config, data.items, proxies), sizes, notes };

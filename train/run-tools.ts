@@ -4,6 +4,7 @@ import { basename, dirname, extname, join } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { bestRated } from "../model/sam/index.ts";
 import { augmentedPicture } from "./augmented.ts";
+import { checkSeen } from "./binding.ts";
 import type { Config } from "./config.ts";
 import { pointToOriginal, warpMask } from "./data/augment.ts";
 import { type Instances, imagePath, overlapOf, readInstances } from "./data/coco.ts";
@@ -66,6 +67,7 @@ export async function evaluateRun(gpu: Device, options: EvaluateRunOptions): Pro
   const folder = options.images ?? (options.data ? imagesBeside(options.data, truth, config) : config.val.images);
   const { iou = overlapOf(truth), protocol, onImage, signal } = options;
   const { short, long, topk } = config.val;
+  await checkSeen(gpu, trained.model.config, truth.images, config.val, valSize(options.run, config));
   const evaluation = await evaluateModel(gpu, trained.model, trained.categories, truth, folder, {
     short,
     long,
@@ -168,6 +170,7 @@ async function predictionDrawings(
 ): Promise<Drawing[]> {
   if (!config.val.annotations) throw new BadInput(`${run}: its config names no evaluation images (val.annotations)`);
   const truth = readInstances(config.val.annotations, { supercategories: config.data.supercategories });
+  await checkSeen(gpu, trained.model.config, truth.images, config.val, valSize(run, config));
   return truth.images.map((entry) => {
     const path = imagePath(config.val.images, entry);
     const draw = async (): Promise<Image> => {
@@ -187,6 +190,8 @@ async function camDrawings(gpu: Device, trained: Trained, config: Config, { run 
   const tagged = items
     .filter((item) => item.tags.length > 0)
     .sort((a, b) => Number(b.kind === "tags") - Number(a.kind === "tags"));
+  const images = tagged.map(({ path, width, height }) => ({ fileName: path, width, height }));
+  await checkSeen(gpu, trained.model.config, images, config.val, valSize(run, config));
   const draw = async (item: Item): Promise<Image> => {
     const image = await readImage(item.path);
     const { maps, peaks } = await camOf(gpu, trained.model, image, item.tags, config);
@@ -236,6 +241,11 @@ async function proxyDrawings(
   return data.items.flatMap((item, i) =>
     item.kind === "points" || item.kind === "boxes" ? [{ path: item.path, draw: () => draw(item, all[i]!) }] : [],
   );
+}
+
+/** For errors. */
+function valSize(run: string, { val }: Config): string {
+  return `${join(run, "config.yaml")}: val.short=${val.short} and val.long=${val.long}`;
 }
 
 function configOf({ config, file }: Trained, run: string): Config {

@@ -56,7 +56,7 @@ async function trainClaimed(gpu: Device, config: Config, data: TrainData, option
       gpu,
       () => run.finish(),
       (tensor) =>
-        `${config.run}: images with as many objects as came together take ${tensor}; make data.width and data.height smaller and go on with --resume, or start another run with a smaller batch`,
+        `${config.run}: the images at hand take ${tensor}; make data.width and data.height, or val.short, smaller and go on with --resume, or start another run with a smaller batch`,
     );
   } finally {
     prepared.loader.close();

@@ -16,6 +16,7 @@ import * as assert from "uvu/assert";
 import { encodeSafetensors, type FileTensor, fileNumbers, parseSafetensors } from "../../engine/index.ts";
 import { writePng } from "../../train/data/image.ts";
 import { BadInput } from "../../train/errors.ts";
+import { LARGEST_SIDE } from "../../train/limits.ts";
 import { loadTrained } from "../../train/models.ts";
 import { testDevice } from "../device.ts";
 import { wish } from "./run.ts";
@@ -152,6 +153,17 @@ test("sizes in our own file's metadata that nobody can build end predict in a li
     assert.is(stderr.trim().split("\n").length, 1, stderr);
     assert.not.ok(existsSync(at("never")));
   }
+});
+
+test("a size that the adapter cannot bind is refused before the output's folder is made", async () => {
+  const side = String(LARGEST_SIDE);
+  const done = await predict(at("named"), "--out", at("large"), "--short", side, "--long", side);
+  assert.is(done.code, 2, done.stderr);
+  assert.match(
+    done.stderr.trim(),
+    /^error: --short 16384 and --long 16384: \S+image\.png, seen at \d+ x \d+ pixels, takes a tensor of \d+ bytes, more than the \d+ that .* can bind at once; make them smaller, or use another --adapter$/,
+  );
+  assert.not.ok(existsSync(at("large")));
 });
 
 test("images of like names get files of their own, one that cannot be read is skipped, and images.json names them all", async () => {
