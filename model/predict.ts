@@ -111,15 +111,22 @@ export async function predictWithSam(
     );
   return scope(async () => {
     const last = forward(model, image).predictions.at(-1)!;
-    return collect(last, 0, options, (queries) => {
+    const draw = (queries: number[]): Tensor => {
       const latents = F.indexSelect(batchItem(last.promptLatents!, 0), 0, indices(image, queries)); // (n, T, D)
       const prompt = samPrompt(latents, mode, kind, recentre, sam);
       const { masks, iou } = sam.decode(embedding, prompt, sam.noMaskEmbedding(), { multimask });
       const best = bestCandidate(masks, iou); // (n, 1, 4g, 4g)
       const full = sam.postprocess(best, samSize, options.original); // (n, 1, h0, w0)
       return F.reshape(full, [1, queries.length, ...options.original]);
-    });
+    };
+    return collect(last, 0, options, draw, promptsAtOnce(embedding));
   });
+}
+
+/** How many prompts SAM's decoder takes in one pass: its largest maps are of D / 8 channels at four times the embedding's side. */
+function promptsAtOnce({ shape, device }: Tensor): number {
+  const [, D, h, w] = shape as [number, number, number, number];
+  return Math.floor(device.gpu.limits.maxStorageBufferBindingSize / (4 * (D / 8) * 16 * h * w));
 }
 
 /** Two tokens a query for SAM: (n, T, D) -> (n, 2, D). */
@@ -157,13 +164,15 @@ function forward(model: Wish, image: Tensor): WishOutput {
 }
 
 /**
- * Ranks all pairs of query and label, draws the masks of the queries kept (`draw`: n queries -> logits (1, n, h0, w0)), and scores them.
+ * Ranks all pairs of query and label, draws the masks of the queries kept (`draw`: n queries, `most` at once -> logits (1, n, h0, w0)), and
+ * scores them.
  */
 async function collect(
   last: Prediction,
   b: number,
   options: PredictOptions,
   draw: (queries: number[]) => Tensor,
+  most = Number.POSITIVE_INFINITY,
 ): Promise<Instance[]> {
   const { original, topk = 100, score: least = 0 } = options;
   const [h, w] = original;
@@ -175,7 +184,7 @@ async function collect(
   const queries = [...new Set(pairs.map((pair) => pair.query))];
   const drawn = new Map<number, { mask: Uint8Array; maskScore: number }>();
   const [, , coarseH, coarseW] = last.maskFeatures.shape as [number, number, number, number];
-  const step = Math.max(1, Math.floor(CHUNK_ELEMENTS / Math.max(h * w, coarseH * coarseW * 16)));
+  const step = Math.max(1, Math.min(most, Math.floor(CHUNK_ELEMENTS / Math.max(h * w, coarseH * coarseW * 16))));
   for (let start = 0; start < queries.length; start += step) {
     const some = queries.slice(start, start + step);
     const { inside, maskScores } = scope(() => noGrad(() => binarise(F.reshape(draw(some), [some.length, h * w]))));

@@ -149,6 +149,33 @@ test("SAM's decoder gets the tokens of the model's prompt mode, and its best rat
   await rejects(() => predictWithSam(other, sam, image, options), /16 channels, the SAM at hand has 12/);
 });
 
+test("SAM's decoder gets no more queries at once than it can unfold within a binding", async () => {
+  const gpu = (await testDevice()).dry();
+  const small = { hiddenDim: 16, groups: 4, encoder: { heads: 2 }, decoder: { heads: 2, layers: 1 } };
+  const model = new Wish(gpu, wishMini(2, { ...small, queries: 40, prompt: { mode: "typed", dim: 256 } }));
+  const passes: number[] = [];
+  const sam: LatentDecoder = {
+    decode(_embedding, sparse) {
+      const n = sparse.shape[0]!;
+      passes.push(n);
+      return { masks: gpu.zeros([n, 3, 8, 8]), iou: gpu.zeros([n, 3]) };
+    },
+    noMaskEmbedding: () => gpu.zeros([1, 256, 64, 64]),
+    notAPointEmbedding: () => gpu.zeros([1, 256]),
+    tokenMeans: () => gpu.zeros([1, 2, 1]),
+    postprocess: (masks) => masks,
+  };
+  const embedding = gpu.zeros([1, 256, 64, 64]);
+  const options = { original: [8, 8] as const, embedding, samSize: [8, 8] as const };
+  await predictWithSam(model, sam, gpu.zeros([1, 3, 32, 32]), options);
+  assert.is(
+    passes.reduce((a, b) => a + b),
+    40,
+  );
+  const each = 4 * 32 * 256 ** 2;
+  assert.ok(Math.max(...passes) * each <= gpu.gpu.limits.maxStorageBufferBindingSize, passes.join());
+});
+
 test("latents go through a whole SAM, and a multi-candidate mask ends at the original size", async () => {
   const gpu = await testDevice();
   gpu.manualSeed(4);
