@@ -11,6 +11,7 @@ import {
   encodeSafetensors,
   F,
   fileNumbers,
+  firstBeyondHalf,
   halfBits,
   halfValue,
   nn,
@@ -22,6 +23,7 @@ import {
 import { longestSide, maskOfLogits, prepareImage, Sam } from "../model/sam/index.ts";
 import { packageRoot } from "../platform/root.ts";
 import type { Image } from "./data/image.ts";
+import { BadInput } from "./errors.ts";
 import { readNamed, writeWhole } from "./files.ts";
 import { samHeadsBeside } from "./hub-config.ts";
 import type { EncodePrompts } from "./latents.ts";
@@ -53,6 +55,8 @@ export interface TeacherOptions {
   memory: number;
   /** The images' files by their ids: where one is known its bytes stand for it, else its pixels. */
   images?: ReadonlyMap<number, string>;
+  /** Its weights' file, for the errors. */
+  file?: string;
 }
 
 /** Prompts of one pass at most; SAM's decoder shares its work between a few dozen well enough. */
@@ -254,6 +258,12 @@ export class Teacher {
     const values = await scope(async () =>
       noGrad(() => this.sam.encodeImage(this.#gpu.tensor(data, [1, 3, side, side]))).toArray(),
     );
+    // As infinities they would give masks of nothing.
+    const beyond = firstBeyondHalf(values);
+    if (beyond >= 0)
+      throw new BadInput(
+        `${this.#options.file ?? "SAM"}: its embedding of an image holds ${values[beyond]}, which half precision, in which embeddings are kept, cannot (it ends at 65504); take other weights`,
+      );
     return Uint16Array.from(values, halfBits);
   }
 }
@@ -265,7 +275,7 @@ export async function loadTeacher(gpu: Device, checkpoint: string, options: Teac
   const heads = samHeadsBeside(weights.file);
   // Loading gives the bytes up.
   const key = hashOf(...weights.bytes, heads === undefined ? "" : `${heads} heads`);
-  return new Teacher(gpu, await loadSamFile(gpu, weights), key, options);
+  return new Teacher(gpu, await loadSamFile(gpu, weights), key, { file: path, ...options });
 }
 
 /** The path itself where it exists, else the same path inside the package. */

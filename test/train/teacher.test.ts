@@ -1,5 +1,5 @@
 // The teacher on a SAM of random weights: the host's postprocessing, prompts of several images at once, the caches.
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
@@ -123,6 +123,22 @@ test("an embedding belongs to an image, whatever its id: two data sets may share
   // Without files the pixels stand for the image.
   assert.equal(await ask(1, 101, {}), other);
   assert.equal(await ask(1, 100, {}), one);
+});
+
+test("an embedding that half precision cannot hold is refused with the weights' name, and not kept", async () => {
+  const large = join(folder, "large.safetensors");
+  const state = new Sam(gpu, sizes).stateDict();
+  state.set("image_encoder.neck.3.weight", gpu.full([sizes.promptDim], 1e6));
+  writeFileSync(large, await encode(state, { config: JSON.stringify(sizes) }));
+  const cache = join(folder, "large");
+  const teacher = await loadTeacher(gpu, large, { cache, memory: 1e6 });
+  const error = await teacher.embed(1, async () => scene(0)).catch((cause: Error) => cause);
+  assert.instance(error, BadInput);
+  assert.match(
+    (error as Error).message,
+    /large\.safetensors: its embedding of an image holds -?\d[\d.]+, which half precision, .*take other weights$/,
+  );
+  assert.not.ok(existsSync(cache));
 });
 
 test("more prompts than fit one pass are answered as fewer are", async () => {
