@@ -19,13 +19,19 @@ export function checkFinite(tensors: ReadonlyMap<string, HostTensor>, file: stri
     if (NO_WEIGHT.test(key)) continue;
     const at = firstNotFinite(tensor, scratch);
     if (at === undefined) continue;
-    const bytes = ITEM_BYTES[tensor.dtype];
-    const data = tensor.data.subarray(at * bytes, (at + 1) * bytes);
-    const [value] = fileNumbers({ dtype: tensor.dtype, shape: [1], data });
+    const value = numberAt(tensor, at);
+    const holds = `${value} (element ${at})${Number.isFinite(value) ? ", beyond the largest f32, 3.4e38" : ""}`;
     throw new CheckpointError(
-      `${file}: tensor ${key} holds ${value} (element ${at}); the file is damaged, or its training diverged: take other weights`,
+      `${file}: tensor ${key} holds ${holds}; the file is damaged, or its training diverged: take other weights`,
     );
   }
+}
+
+/** As the file has it: f32 would make infinities of large f64. */
+function numberAt({ dtype, data }: HostTensor, at: number): number {
+  const bytes = ITEM_BYTES[dtype];
+  const one = data.slice(at * bytes, (at + 1) * bytes);
+  return dtype === "F64" ? new Float64Array(one.buffer)[0]! : fileNumbers({ dtype, shape: [1], data: one })[0]!;
 }
 
 /** Its index in the tensor. */
