@@ -5,15 +5,24 @@ import { below, bothWays, type Rule } from "./renaming.ts";
 import { CheckpointError, type HostTensor } from "./tensors.ts";
 import { commonPrefix, isPixelStatistic } from "./wrappers.ts";
 
-/** The last linear layers of the heads: transformers tells the first and the last of three by name. */
-const HF_MLPS: readonly Rule[] = [
-  ["proj_in.*", "layers.0.*"],
-  ["layers.0.*", "layers.1.*"],
-  ["proj_out.*", "layers.2.*"],
-];
+/** The linear layers of a head: transformers tells the first and the last by name, and counts those between. */
+function hubMlp(depth: number): Rule[] {
+  const between = Array.from({ length: depth - 2 }, (_, i): Rule => [`layers.${i}.*`, `layers.${i + 1}.*`]);
+  return [["proj_in.*", "layers.0.*"], ...between, ["proj_out.*", `layers.${depth - 1}.*`]];
+}
+
+/** Of transformers' head for the predicted IoU, whose depth its configuration gives: the first and the last layer and those that are counted. */
+function hubIouDepth(keys: readonly string[]): number {
+  const counted = keys.map((key) => Number(/\biou_prediction_head\.layers\.(\d+)\./.exec(key)?.[1] ?? -1));
+  // A number that is larger than the file can have layers is no layer's.
+  return 2 + counted.reduce((most, i) => (i < keys.length ? Math.max(most, i + 1) : most), 0);
+}
+
+/** What transformers' SamModel builds, whatever its configuration says. */
+const HUB_MASK_DEPTH = 3;
 
 /** transformers' SamModel -> segment-anything. What is called the same in both stands in no rule. */
-const HF_SAM = bothWays([
+const hubSam = (iouDepth: number): readonly Rule[] => [
   ["shared_image_embedding.positional_embedding", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"],
   ...below("vision_encoder.", "image_encoder.", [
     ["pos_embed", "pos_embed"],
@@ -40,10 +49,10 @@ const HF_SAM = bothWays([
     ["upscale_conv1.*", "output_upscaling.0.*"],
     ["upscale_layer_norm.*", "output_upscaling.1.*"],
     ["upscale_conv2.*", "output_upscaling.3.*"],
-    ...below("output_hypernetworks_mlps.#.", "output_hypernetworks_mlps.#.", HF_MLPS),
-    ...below("iou_prediction_head.", "iou_prediction_head.", HF_MLPS),
+    ...below("output_hypernetworks_mlps.#.", "output_hypernetworks_mlps.#.", hubMlp(HUB_MASK_DEPTH)),
+    ...below("iou_prediction_head.", "iou_prediction_head.", hubMlp(iouDepth)),
   ]),
-]);
+];
 
 /** Stored twice by transformers: the original has it once. */
 const TWICE = /^prompt_encoder\.shared_embedding\.positional_embedding$/;
@@ -70,6 +79,7 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
   const prefix = commonPrefix(keys);
   const encoder = encoderOf(keys.map((key) => key.slice(prefix.length)));
   const fromHub = encoder === "vision_encoder." || keys.some((key) => key.startsWith(`${prefix}vision_encoder.`));
+  const hub = fromHub ? bothWays(hubSam(hubIouDepth(keys))) : undefined;
   const all = new Map<string, HostTensor>();
   const before = new Map<string, string>();
   const unused: string[] = [];
@@ -79,7 +89,7 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
       unused.push(key);
       continue;
     }
-    const name = fromHub ? HF_SAM.ours(bare) : bare;
+    const name = hub ? hub.ours(bare) : bare;
     if (all.has(name)) throw new CheckpointError(`${file}: ${key} and another key both mean ${name}`);
     all.set(name, tensor);
     before.set(name, key);
@@ -90,7 +100,7 @@ export function nameTensors(found: ReadonlyMap<string, HostTensor>, file: string
     if (isUnused(name)) unused.push(before.get(name)!);
     (isUnused(name) ? spare : tensors).set(name, tensor);
   }
-  const theirs = (name: string) => prefix + (fromHub ? HF_SAM.theirs(name) : name).slice(encoder.length);
+  const theirs = (name: string) => prefix + (hub ? hub.theirs(name) : name).slice(encoder.length);
   const keyOf = (name: string) => before.get(name) ?? theirs(name);
   return { tensors, family, kind, unused, spare, expected, keyOf };
 }

@@ -80,6 +80,34 @@ test("what a file of transformers' lacks is called as it would be there", () => 
   );
 });
 
+test("transformers' head for the predicted IoU may have any depth", () => {
+  const head = "mask_decoder.iou_prediction_head.";
+  const inner = (key: string) => key.startsWith(`${head}layers.0.`);
+  const original = stateOf("SAM ViT-B of transformers");
+  for (const prefix of ["", "module."])
+    for (const depth of [2, 3, 4, 6]) {
+      const state = new Map<string, HostTensor>();
+      for (const [key, x] of original) {
+        if (!inner(key)) state.set(prefix + key, x);
+        else for (let i = 0; i < depth - 2; i++) state.set(prefix + key.replace("layers.0.", `layers.${i}.`), { ...x });
+      }
+      const { config, tensors } = readSam({ tensors: state, metadata: {} }, "x");
+      assert.is(config.decoder.iouDepth, depth);
+      const theirs = ["proj_in", ...Array.from({ length: depth - 2 }, (_, i) => `layers.${i}`), "proj_out"];
+      for (const [i, layer] of theirs.entries())
+        for (const part of ["weight", "bias"]) {
+          const key = `${prefix}${head}${layer}.${part}`;
+          assert.is(tensors.get(`${head}layers.${i}.${part}`), state.get(key), key);
+          const less = new Map([...state].filter(([name]) => name !== key));
+          const told = message(() => readSam({ tensors: less, metadata: {} }, "x"));
+          assert.ok(told.endsWith(`1 missing (${key})`) || told.endsWith(`${key} is missing`), `${key}: ${told}`);
+        }
+    }
+  const far = `${head}layers.4000000000.weight`;
+  const told = message(() => readSam({ tensors: new Map([...original, [far, EMPTY]]), metadata: {} }, "x"));
+  assert.match(told, /4000000000/);
+});
+
 const WIDE = "ResNet-50 of another width";
 const backbones = Object.keys(recorded).filter((name) => /^(ResNet|MobileNet|Swin)/.test(name) && name !== WIDE);
 
