@@ -103,7 +103,7 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
   if (expected) await checking(weights, () => checkTensors(expected, named.tensors, file, keyOf));
   const text = { ...metadata, model: kind };
   if (named.family !== "mask2former") return { kind, tensors: merged(named.tensors, spare), metadata: text, unused };
-  checkMask2FormerBeside(file);
+  checkMask2FormerBeside(weights);
   // Batch norm's counters are left out: detectron2's frozen norms have none.
   const { tensors, config } = await mask2FormerTensors(await call.open(), named.tensors, file);
   return { kind, tensors, metadata: text, config, unused };

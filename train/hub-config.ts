@@ -4,6 +4,15 @@ import { dirname, join } from "node:path";
 import { readJson } from "./data/json.ts";
 import { BadInput } from "./errors.ts";
 
+/** Weights that were read, and the file that was named. */
+interface Weights {
+  readonly file: string;
+  readonly tensors: ReadonlyMap<string, unknown>;
+}
+
+/** Names that only transformers' SamModel and Mask2Formers have: beside weights of other names the file is somebody else's. */
+const HUB_KEY = /(^|\.)(vision_encoder|pixel_level_module|transformer_module)\./;
+
 type Json = { readonly [key: string]: unknown };
 
 /** The published models': the one makes no difference to the other that would be seen. */
@@ -26,8 +35,8 @@ const MASK2FORMER_SETTINGS = {
 const BACKBONE_ACTIVATION = { resnet: "relu", swin: "gelu" } as const;
 
 /** Of a SamModel: its decoder's heads, undefined where nothing is said. Throws BadInput where it computes otherwise than SAM does. */
-export function samHeadsBeside(file: string): number | undefined {
-  const config = configBeside(file);
+export function samHeadsBeside(weights: Weights): number | undefined {
+  const config = configBeside(weights);
   if (!config) return undefined;
   checkSettings(config, SAM_SETTINGS);
   const at = "mask_decoder_config.num_attention_heads";
@@ -37,8 +46,8 @@ export function samHeadsBeside(file: string): number | undefined {
 }
 
 /** Of a Mask2Former. Throws BadInput where it computes otherwise than the published ones do. */
-export function checkMask2FormerBeside(file: string): void {
-  const config = configBeside(file);
+export function checkMask2FormerBeside(weights: Weights): void {
+  const config = configBeside(weights);
   if (!config) return;
   const kind = config.at("backbone_config.model_type");
   const activation = BACKBONE_ACTIVATION[kind as keyof typeof BACKBONE_ACTIVATION];
@@ -54,8 +63,8 @@ export function checkMask2FormerBeside(file: string): void {
 }
 
 /** id2label, where it names exactly these classes and is not the placeholder LABEL_0 …. */
-export function labelsBeside(file: string, classes: number): string[] | undefined {
-  const id2label = configBeside(file)?.at("id2label") as Json | undefined;
+export function labelsBeside(weights: Weights, classes: number): string[] | undefined {
+  const id2label = configBeside(weights)?.at("id2label") as Json | undefined;
   const names = Array.from({ length: classes }, (_, i) => id2label?.[i]);
   const given = names.filter((name): name is string => typeof name === "string" && !/^LABEL_\d+$/.test(name));
   return given.length === classes && Object.keys(id2label!).length === classes ? given : undefined;
@@ -67,7 +76,8 @@ interface HubConfig {
   at(place: string): unknown;
 }
 
-function configBeside(file: string): HubConfig | undefined {
+function configBeside({ file, tensors }: Weights): HubConfig | undefined {
+  if (![...tensors.keys()].some((key) => HUB_KEY.test(key))) return undefined;
   const path = join(dirname(file), "config.json");
   if (!existsSync(path)) return undefined;
   const root = readJson(path, "the model's configuration");

@@ -13,15 +13,16 @@ export interface Published {
 }
 
 /** The model of the sizes that the tensors tell. Throws BadInput naming the file and what is missing, unexpected or misshaped. */
-export function loadPublished(gpu: Device, { tensors, file }: WeightFile): Published {
+export function loadPublished(gpu: Device, weights: WeightFile): Published {
+  const { tensors, file } = weights;
   if (!isMask2Former(tensors.keys()))
     throw new BadInput(
       `${file}: holds no Mask2Former and was not written by wgpu-wish; expected a checkpoint of either (SAM belongs to "wgpu-wish sam")`,
     );
-  checkMask2FormerBeside(file);
+  checkMask2FormerBeside(weights);
   try {
     const model = loadMask2Former(gpu, tensors);
-    return { model, categories: categoriesOf(file, model.config.classes) };
+    return { model, categories: categoriesOf(weights, model.config.classes) };
   } catch (error) {
     // What the layers and the engine say of sizes that do not go together is the file's doing, too.
     if (error instanceof Error && !gpu.isLost) throw new BadInput(`${file}: ${error.message.split("\n")[0]}`);
@@ -30,8 +31,8 @@ export function loadPublished(gpu: Device, { tensors, file }: WeightFile): Publi
 }
 
 /** transformers writes the classes' names beside the weights; 80 classes without names are COCO's; others are numbered. */
-function categoriesOf(file: string, classes: number): Category[] {
-  const names = labelsBeside(file, classes) ?? (classes === 80 ? COCO_CATEGORIES.map(({ name }) => name) : []);
+function categoriesOf(weights: WeightFile, classes: number): Category[] {
+  const names = labelsBeside(weights, classes) ?? (classes === 80 ? COCO_CATEGORIES.map(({ name }) => name) : []);
   const isCoco = COCO_CATEGORIES.every(({ name }, i) => names[i] === name) && classes === COCO_CATEGORIES.length;
   return Array.from({ length: classes }, (_, i) => ({
     id: isCoco ? COCO_CATEGORIES[i]!.id : i + 1,

@@ -272,7 +272,7 @@ export class Teacher {
 export async function loadTeacher(gpu: Device, checkpoint: string, options: TeacherOptions): Promise<Teacher> {
   const path = findAsset(checkpoint);
   const weights = await readSamFile(path, "a SAM or MobileSAM checkpoint (sam.checkpoint)");
-  const heads = samHeadsBeside(weights.file);
+  const heads = samHeadsBeside(weights);
   // Loading gives the bytes up.
   const key = hashOf(...weights.bytes, heads === undefined ? "" : `${heads} heads`);
   return new Teacher(gpu, await loadSamFile(gpu, weights), key, { file: path, ...options });

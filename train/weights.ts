@@ -96,7 +96,7 @@ export async function openSam(gpu: Device, path: string, what: string): Promise<
 }
 
 function samSource(weights: WeightFile): SamSource {
-  return { ...weights, decoderHeads: samHeadsBeside(weights.file) };
+  return { ...weights, decoderHeads: samHeadsBeside(weights) };
 }
 
 /** What a file of weights gets wrong is for the user to mend. */

@@ -86,6 +86,32 @@ test("the number of the decoder's heads comes from transformers' config.json and
   }
 });
 
+test("a config.json beside weights of other names than transformers' is nobody's business", async () => {
+  const gpu = await testDevice();
+  mkdirSync(at("original"));
+  const beside = (text: string) => writeFileSync(at("original", "config.json"), text);
+  copyFileSync(fixture("sam-vit.pt"), at("original", "sam.pt"));
+  for (const text of ["{", JSON.stringify({ mask_decoder_config: { num_attention_heads: 4, hidden_act: "gelu" } })]) {
+    beside(text);
+    const { report } = await convert(at("original", "sam.pt"), at("original.safetensors"));
+    assert.is((report.config as SamConfig).decoder.heads, 8);
+    assert.is((await openSam(gpu, at("original", "sam.pt"), "a SAM")).config.decoder.heads, 8);
+  }
+  const { tensors } = readCheckpoint(bytesOf(fixture("mask2former-swin.safetensors")), "x");
+  const weights = [...tensors].flatMap(([key, x]) => (key.startsWith("weights.") ? [[key.slice(8), x] as const] : []));
+  mkdirSync(at("hub"));
+  writeFileSync(at("hub", "model.safetensors"), encodeSafetensors(new Map(weights)));
+  await convert(at("hub", "model.safetensors"), at("original", "m2f.safetensors"));
+  beside("{");
+  await convert(at("original", "m2f.safetensors"), at("m2f.safetensors"));
+  assert.is((await loadTrained(gpu, at("original", "m2f.safetensors"))).categories.length, 3);
+  // Beside transformers' own it counts.
+  copyFileSync(fixture("sam-hf.safetensors"), at("original", "hub.safetensors"));
+  copyFileSync(at("hub", "model.safetensors"), at("original", "m2f-hub.safetensors"));
+  for (const name of ["hub.safetensors", "m2f-hub.safetensors"])
+    assert.match(await refusal(at("original", name)), /config\.json: not JSON/);
+});
+
 test("the converted file is as good as the original, from a folder, an index, shards behind links", async () => {
   const { tensors } = readCheckpoint(bytesOf(fixture("sam-vit.pt")), "x");
   mkdirSync(at("blobs"));
