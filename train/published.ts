@@ -2,7 +2,7 @@
 import type { Device } from "../engine/index.ts";
 import { isMask2Former, loadMask2Former, type Wish } from "../model/index.ts";
 import type { Category } from "./data/coco.ts";
-import { COCO_CATEGORIES } from "./data/coco-categories.ts";
+import { areCocoNames, COCO_CATEGORIES } from "./data/coco-categories.ts";
 import { BadInput } from "./errors.ts";
 import { checkMask2FormerBeside, labelsBeside } from "./hub-config.ts";
 import type { WeightFile } from "./weights.ts";
@@ -33,7 +33,7 @@ export function loadPublished(gpu: Device, weights: WeightFile): Published {
 /** transformers writes the classes' names beside the weights; 80 classes without names are COCO's; others are numbered. */
 function categoriesOf(weights: WeightFile, classes: number): Category[] {
   const names = labelsBeside(weights, classes) ?? (classes === 80 ? COCO_CATEGORIES.map(({ name }) => name) : []);
-  const isCoco = COCO_CATEGORIES.every(({ name }, i) => names[i] === name) && classes === COCO_CATEGORIES.length;
+  const isCoco = areCocoNames(names);
   return Array.from({ length: classes }, (_, i) => ({
     id: isCoco ? COCO_CATEGORIES[i]!.id : i + 1,
     name: names[i] ?? `class ${i + 1}`,

@@ -13,7 +13,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { encodeSafetensors, type FileTensor, fileNumbers, parseSafetensors } from "../../engine/index.ts";
+import { encodeSafetensors, type FileTensor, fileNumbers, fileTensor, parseSafetensors } from "../../engine/index.ts";
+import { COCO_CATEGORIES } from "../../train/data/coco-categories.ts";
 import { writePng } from "../../train/data/image.ts";
 import { BadInput } from "../../train/errors.ts";
 import { LARGEST_SIDE } from "../../train/limits.ts";
@@ -99,6 +100,34 @@ test("convert keeps such a model under detectron2's names, and both load; classe
     const queries = model.stateDict().get("sem_seg_head.predictor.query_feat.weight")!;
     assert.equal(await queries.toArray(), fileNumbers(weights.get(key)!));
   }
+});
+
+test("80 classes of COCO's have COCO's ids, however their names are spelt, and keep their names", async () => {
+  const gpu = await testDevice();
+  const [rows, dim] = [81, weights.get("class_predictor.weight")!.shape[1]!];
+  const many = new Map(weights)
+    .set("class_predictor.weight", fileTensor(new Float32Array(rows * dim), [rows, dim]))
+    .set("class_predictor.bias", fileTensor(new Float32Array(rows), [rows]));
+  const load = async (name: string, labels: readonly string[]) => {
+    save(name, many, labels);
+    const { categories } = await loadTrained(gpu, at(name));
+    assert.equal(
+      categories.map((category) => category.name),
+      labels,
+    );
+    return categories.map(({ id }) => id);
+  };
+  const names = COCO_CATEGORIES.map(({ name }) => name);
+  const ids = COCO_CATEGORIES.map(({ id }) => id);
+  assert.is(ids.at(-1), 90);
+  assert.equal(await load("coco", names), ids);
+  const words = { motorcycle: "motorbike", airplane: "aeroplane", couch: "sofa", tv: "TVmonitor", person: "Person" };
+  const spelt = Object.entries({ ...words, "potted plant": "pottedplant", "dining table": "dining_table" });
+  const darknet = spelt.reduce((all, [name, other]) => all.with(names.indexOf(name), other), names);
+  assert.equal(await load("darknet", darknet), ids);
+  const numbered = names.map((_, i) => i + 1);
+  assert.equal(await load("moved", [...darknet.slice(1), darknet[0]!]), numbered);
+  assert.equal(await load("other", names.with(4, "rocket")), numbered);
 });
 
 test("a checkpoint that lacks a tensor, has one too many or another model's is refused in a line with its name", async () => {
