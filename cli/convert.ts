@@ -3,7 +3,7 @@ import { existsSync, realpathSync } from "node:fs";
 import { resolve } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { encodeSafetensors, fileTensor } from "../engine/safetensors.ts";
-import { loadMask2Former, type Wish } from "../model/index.ts";
+import { loadMask2Former, type Wish, type WishConfig } from "../model/index.ts";
 import { checkSamEncoder, isSamEncoder } from "../model/sam/index.ts";
 import { CheckpointError, checkTensors, type HostTensor, listKeys, nameTensors } from "../model/weights/index.ts";
 import { weightsMetadata } from "../train/description.ts";
@@ -11,6 +11,7 @@ import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
 import { checkMask2FormerBeside } from "../train/hub-config.ts";
 import { loadTrained } from "../train/models.ts";
+import { namedClasses } from "../train/published.ts";
 import { readSamOf, readWeightFile, refusing, type WeightFile } from "../train/weights.ts";
 import type { Call } from "./command.ts";
 import { bytes as size, table } from "./terminal.ts";
@@ -106,7 +107,9 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
   checkMask2FormerBeside(weights);
   // Batch norm's counters are left out: detectron2's frozen norms have none.
   const { tensors, config } = await mask2FormerTensors(await call.open(), named.tensors, file);
-  return { kind, tensors, metadata: text, config, unused };
+  const categories = namedClasses(weights, config.classes);
+  const known = categories ? { categories: JSON.stringify(categories) } : {};
+  return { kind, tensors, metadata: { ...text, ...known }, config, unused };
 }
 
 /** An export that lacks weights may have merged them with others, or changed them. */
@@ -155,7 +158,7 @@ async function mask2FormerTensors(
   gpu: Device,
   found: ReadonlyMap<string, HostTensor>,
   from: string,
-): Promise<{ tensors: Tensors; config: object }> {
+): Promise<{ tensors: Tensors; config: WishConfig }> {
   let model: Wish;
   try {
     model = loadMask2Former(gpu, found);

@@ -87,17 +87,29 @@ export function descriptionOf(file: string, metadata: Record<string, string>): D
   return { ...checked(file, { model: sizes, categories, kinds, inference, step }), config };
 }
 
+/** The classes in a file's metadata, as many as its model has. Throws BadInput. */
+export function categoriesOf(file: string, text: string, classes: number): Category[] {
+  const given = { categories: parsed(file, "categories", text) };
+  const { categories } = readable(() =>
+    resolveSettings(schema.pick({ categories: true }), given, [], `${file}: metadata`),
+  );
+  checkClasses(file, categories, classes, "its tensors tell");
+  return categories as Category[];
+}
+
 export function inferenceOf({ val: { short, long, topk } }: Config): Inference {
   return { short, long, topk };
 }
 
 function checked(file: string, given: object): Omit<Description, "config"> {
   const { model, categories, ...rest } = readable(() => resolveSettings(schema, given, [], `${file}: metadata`));
-  if (categories.length !== model.classes)
-    throw new BadInput(
-      `${file}: metadata: categories: ${model.classes} as model.classes were expected; got ${categories.length}`,
-    );
+  checkClasses(file, categories, model.classes, "model.classes");
   return { sizes: model as WishConfig, categories: categories as Category[], ...rest };
+}
+
+function checkClasses(file: string, { length }: readonly unknown[], classes: number, teller: string): void {
+  if (length !== classes)
+    throw new BadInput(`${file}: metadata: categories: ${classes} as ${teller} were expected; got ${length}`);
 }
 
 /** Keys and values come from the file: whatever they hold, the message stays one line of readable length. */

@@ -3,6 +3,7 @@ import type { Device } from "../engine/index.ts";
 import { isMask2Former, loadMask2Former, type Wish } from "../model/index.ts";
 import type { Category } from "./data/coco.ts";
 import { areCocoNames, COCO_CATEGORIES } from "./data/coco-categories.ts";
+import { categoriesOf } from "./description.ts";
 import { BadInput } from "./errors.ts";
 import { checkMask2FormerBeside, labelsBeside } from "./hub-config.ts";
 import type { WeightFile } from "./weights.ts";
@@ -12,6 +13,9 @@ export interface Published {
   categories: Category[];
 }
 
+/** What the metadata that convert writes call the model. */
+const MASK2FORMER = "Mask2Former";
+
 /** The model of the sizes that the tensors tell. Throws BadInput naming the file and what is missing, unexpected or misshaped. */
 export function loadPublished(gpu: Device, weights: WeightFile): Published {
   const { tensors, file } = weights;
@@ -20,9 +24,14 @@ export function loadPublished(gpu: Device, weights: WeightFile): Published {
       `${file}: holds no Mask2Former and was not written by wgpu-wish; expected a checkpoint of either (SAM belongs to "wgpu-wish sam")`,
     );
   checkMask2FormerBeside(weights);
+  const model = loaded(gpu, weights);
+  const { classes } = model.config;
+  return { model, categories: namedClasses(weights, classes) ?? unnamedClasses(classes) };
+}
+
+function loaded(gpu: Device, { tensors, file }: WeightFile): Wish {
   try {
-    const model = loadMask2Former(gpu, tensors);
-    return { model, categories: categoriesOf(weights, model.config.classes) };
+    return loadMask2Former(gpu, tensors);
   } catch (error) {
     // What the layers and the engine say of sizes that do not go together is the file's doing, too.
     if (error instanceof Error && !gpu.isLost) throw new BadInput(`${file}: ${error.message.split("\n")[0]}`);
@@ -30,12 +39,18 @@ export function loadPublished(gpu: Device, weights: WeightFile): Published {
   }
 }
 
-/** transformers writes the classes' names beside the weights; 80 classes without names are COCO's; others are numbered. */
-function categoriesOf(weights: WeightFile, classes: number): Category[] {
-  const names = labelsBeside(weights, classes) ?? (classes === 80 ? COCO_CATEGORIES.map(({ name }) => name) : []);
-  const isCoco = areCocoNames(names);
-  return Array.from({ length: classes }, (_, i) => ({
-    id: isCoco ? COCO_CATEGORIES[i]!.id : i + 1,
-    name: names[i] ?? `class ${i + 1}`,
-  }));
+/** convert writes the classes into the file, transformers their names beside it; undefined where there are none. Throws BadInput. */
+export function namedClasses(weights: WeightFile, classes: number): Category[] | undefined {
+  const { model, categories } = weights.metadata;
+  // Another's file may mean another thing by the word.
+  if (model === MASK2FORMER && categories !== undefined) return categoriesOf(weights.file, categories, classes);
+  const names = labelsBeside(weights, classes);
+  const isCoco = names && areCocoNames(names);
+  return names?.map((name, i) => ({ id: isCoco ? COCO_CATEGORIES[i]!.id : i + 1, name }));
+}
+
+/** 80 classes without names are COCO's; others are numbered. */
+function unnamedClasses(classes: number): Category[] {
+  if (classes === COCO_CATEGORIES.length) return [...COCO_CATEGORIES];
+  return Array.from({ length: classes }, (_, i) => ({ id: i + 1, name: `class ${i + 1}` }));
 }

@@ -144,6 +144,43 @@ test("the converted file is as good as the original, from a folder, an index, sh
   assert.match(await refusal(at("two")), /two: is a folder with 2 files of weights; expected a file of weights: name/);
 });
 
+test("a Mask2Former keeps the classes' names, which lie beside the original, and ids; what is wrong with them is refused", async () => {
+  const gpu = await testDevice();
+  const { tensors: all } = readCheckpoint(bytesOf(fixture("mask2former-swin.safetensors")), "x");
+  const weights = [...all].flatMap(([key, x]) => (key.startsWith("weights.") ? [[key.slice(8), x] as const] : []));
+  for (const name of ["hub-bees", "bees"]) mkdirSync(at(name));
+  writeFileSync(at("hub-bees", "model.safetensors"), encodeSafetensors(new Map(weights)));
+  writeFileSync(at("hub-bees", "config.json"), JSON.stringify({ id2label: { 0: "ant", 1: "bee", 2: "cow" } }));
+  const converted = at("bees", "bees.safetensors");
+  await convert(at("hub-bees"), converted);
+  const named = ["ant", "bee", "cow"].map((name, i) => ({ id: i + 1, name }));
+  const classes = async (file: string) => (await loadTrained(gpu, file)).categories;
+  assert.equal([await classes(at("hub-bees")), await classes(converted)], [named, named]);
+
+  const { tensors, metadata } = parseSafetensors(bytesOf(converted));
+  const put = (change: Record<string, string>) =>
+    writeFileSync(converted, encodeSafetensors(tensors, { ...metadata, ...change }));
+  const tens = named.map(({ id, name }) => ({ id: 10 * id, name }));
+  put({ categories: JSON.stringify(tens) });
+  await convert(converted, at("bees", "again.safetensors"));
+  assert.equal(await classes(at("bees", "again.safetensors")), tens);
+  for (const [categories, reason] of [
+    ["[]", /bees\.safetensors: metadata: categories: 3 as its tensors tell were expected; got 0$/],
+    ["[{}", /bees\.safetensors: metadata: categories: is not JSON/],
+    ['[{"id":"1","name":"ant"}]', /bees\.safetensors: metadata: categories\.0\.id: /],
+  ] as const) {
+    put({ categories });
+    const told = await refusal(converted);
+    assert.match(told, reason);
+    await classes(converted).then(
+      () => assert.unreachable(told),
+      ({ message }: Error) => assert.is(message, told),
+    );
+  }
+  put({ categories: "what others call so", model: "theirs" });
+  assert.is((await classes(converted))[0]!.name, "class 1");
+});
+
 test("a Mask2Former of transformers' or detectron2's names is checked against a model of its sizes", async () => {
   const gpu = await testDevice();
   const sizes = wishResNet50(4, {

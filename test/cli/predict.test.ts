@@ -89,6 +89,7 @@ test("convert keeps such a model under detectron2's names, and both load; classe
   const converted = await wish(["convert", at("unnamed", "model.safetensors"), at("m2f.safetensors")]);
   assert.is(converted.code, 0, converted.stderr);
   assert.ok(read(at("m2f.safetensors")).has("backbone.layers.0.blocks.1.attn.qkv.weight"));
+  assert.not.ok("categories" in parseSafetensors(new Uint8Array(readFileSync(at("m2f.safetensors")))).metadata);
   const gpu = await testDevice();
   for (const checkpoint of [at("m2f.safetensors"), at("unnamed")]) {
     const { categories, model } = await loadTrained(gpu, checkpoint);
