@@ -1,6 +1,4 @@
 /** `convert`: any file of weights to safetensors under the original repository's names. */
-import { existsSync, realpathSync } from "node:fs";
-import { resolve } from "node:path";
 import type { Device } from "../engine/index.ts";
 import { encodeSafetensors, fileTensor } from "../engine/safetensors.ts";
 import { loadMask2Former, type Wish, type WishConfig } from "../model/index.ts";
@@ -9,6 +7,7 @@ import { CheckpointError, checkTensors, type HostTensor, listKeys, nameTensors }
 import { weightsMetadata } from "../train/description.ts";
 import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
+import { keepInputs } from "../train/folders.ts";
 import { checkMask2FormerBeside } from "../train/hub-config.ts";
 import { loadTrained } from "../train/models.ts";
 import { namedClasses } from "../train/published.ts";
@@ -39,12 +38,9 @@ export async function run(call: Call<Options>): Promise<void> {
   const { args, terminal } = call;
   const [from, to] = args as [string, string];
   if (!to.endsWith(".safetensors")) throw new BadInput(`${to}: the output is a safetensors file; give it that ending`);
-  const refuse = (file: string) => {
-    if (place(file) === place(to)) throw new BadInput(`${to}: is the file to convert; name another output`);
-  };
-  refuse(from);
+  keepInputs(to, [from]);
   const weights = await readWeightFile(from, "a file of weights");
-  weights.files.forEach(refuse);
+  keepInputs(to, weights.files);
   const { kind, tensors, metadata, config, unused } = await converted(call, weights);
   const out = encodeSafetensors(tensors, metadata);
   await writeWhole(to, out);
@@ -74,10 +70,6 @@ export async function run(call: Call<Options>): Promise<void> {
   const note = kind === "unknown" ? "; the model is not one this program knows, so its names are as they were" : "";
   const head = `${to}: ${kind}, ${tensors.size} tensors, ${size(out.length)}${note}${rest}`;
   terminal.result(document, `${head}\n${table(["module", "tensors", "parameters", "type"], rows)}`);
-}
-
-function place(path: string): string {
-  return existsSync(path) ? realpathSync(path) : resolve(path);
 }
 
 /** Throws where the tensors are not all of a model's, before anything is written. */

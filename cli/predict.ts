@@ -3,12 +3,14 @@ import { join } from "node:path";
 import { checkSeen, type Photograph } from "../train/binding.ts";
 import { imageSize } from "../train/data/image.ts";
 import { readEach } from "../train/data/labelled.ts";
+import { checkDump } from "../train/dump.ts";
 import { BadInput } from "../train/errors.ts";
 import { latentKind } from "../train/evaluate.ts";
 import { imagePaths } from "../train/image-paths.ts";
-import { loadRun, loadTrained } from "../train/models.ts";
+import { loadRun, loadTrained, runFiles } from "../train/models.ts";
 import { predictImages } from "../train/predict.ts";
 import { findAsset, loadTeacher } from "../train/teacher.ts";
+import { filesOf } from "../train/weights.ts";
 import type { Call } from "./command.ts";
 import { table } from "./terminal.ts";
 
@@ -37,6 +39,7 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     throw new BadInput("predict: give --run or --checkpoint, one of them");
   const paths = imagePaths(args);
   if (dump !== undefined && paths.length !== 1) throw new BadInput(`--dump: takes one image, got ${paths.length}`);
+  if (dump !== undefined) checkDump(dump, out, [...paths, ...(await filesRead(options))]);
   const gpu = await call.open();
   const trained = folder !== undefined ? await loadRun(gpu, folder) : await loadTrained(gpu, findAsset(checkpoint!));
   const { mode } = trained.model.config.prompt;
@@ -46,12 +49,15 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
     );
   const { topk, ...size } = trained.inference ?? SIZE;
   const { short = size.short, long = size.long } = options;
+  const teacher = trained.config?.sam.checkpoint ?? DEFAULT_TEACHER;
+  if (dump !== undefined && options.inference === "sam")
+    checkDump(dump, out, await filesOf(findAsset(teacher), "a SAM"));
   const named = `--short ${short} and --long ${long}`;
   await checkSeen(gpu, trained.model.config, await readable(paths), { short, long }, named, dump !== undefined);
   const sam =
     options.inference === "sam"
       ? {
-          teacher: await loadTeacher(gpu, trained.config?.sam.checkpoint ?? DEFAULT_TEACHER, { cache: out, memory: 0 }),
+          teacher: await loadTeacher(gpu, teacher, { cache: out, memory: 0 }),
           kind: latentKind(trained.kinds),
           recentre: trained.config?.prompt.distance !== "l2",
         }
@@ -91,4 +97,9 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
 async function readable(paths: readonly string[]): Promise<Photograph[]> {
   const sizes = await readEach(paths, (path) => imageSize(path).catch(() => undefined));
   return sizes.flatMap((size, i) => (size ? [{ fileName: paths[i]!, ...size }] : []));
+}
+
+/** Of the model. */
+async function filesRead({ run, checkpoint }: Options): Promise<string[]> {
+  return run !== undefined ? runFiles(run) : filesOf(findAsset(checkpoint!), "weights of a segmentation model");
 }

@@ -1,15 +1,17 @@
 /** `sam`: promptable segmentation of one image. */
 import { access } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { encodeSafetensors, type FileTensor, fileTensor } from "../engine/safetensors.ts";
 import type { ImagePrompts } from "../model/sam/index.ts";
 import { type Image, readImage, writeMaskPng, writePng } from "../train/data/image.ts";
 import { makeFolder } from "../train/data/json.ts";
 import { encodeMask } from "../train/data/mask.ts";
+import { checkDump } from "../train/dump.ts";
 import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
 import { keepApart } from "../train/folders.ts";
 import { contactSheet, drawOverlay, type Overlay } from "../train/pictures.ts";
+import { filesOf } from "../train/weights.ts";
 import type { Call } from "./command.ts";
 import { type Answer, type EngineOptions, openSegmenter, type Segmenter, weightFiles } from "./sam-engines.ts";
 import { bytes, table } from "./terminal.ts";
@@ -44,11 +46,15 @@ export async function run(call: Call<Options>): Promise<void> {
     throw new BadInput("sam: give at least one --point X,Y or --box X0,Y0,X1,Y1");
   const image = await readImage(options.image);
   const prompts = promptsOf(options, image);
-  for (const file of weightFiles(options)) await access(file);
+  const weights = weightFiles(options);
+  for (const file of weights) await access(file);
   keepApart(options.out, [options.image]);
+  if (options.dump !== undefined) {
+    const read = await Promise.all(weights.map((file) => filesOf(file, "weights of SAM or MobileSAM")));
+    checkDump(options.dump, options.out, [options.image, ...read.flat()]);
+  }
   const segmenter = await openSegmenter(call, image);
   await makeFolder(options.out);
-  if (options.dump) await makeFolder(dirname(options.dump));
   const results: Answer[] = [];
   for (const { given } of prompts) results.push(await segmenter.predict(given, !options.single));
   const memory = segmenter.memory();

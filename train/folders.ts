@@ -1,6 +1,6 @@
 /** Folders that files are to be written to, and the files' names. */
-import { existsSync, mkdirSync, rmdirSync, statSync } from "node:fs";
-import { basename, dirname, extname, resolve } from "node:path";
+import { existsSync, mkdirSync, realpathSync, rmdirSync, statSync } from "node:fs";
+import { basename, dirname, extname, join, resolve } from "node:path";
 import { BadInput } from "./errors.ts";
 
 /**
@@ -35,9 +35,28 @@ export function removeEmpty(made: readonly string[]): void {
   }
 }
 
+/** Where a path leads, links followed as far as there is something. */
+export function placeOf(path: string): string {
+  const whole = resolve(path);
+  try {
+    return realpathSync.native(whole);
+  } catch {
+    // Nothing is there, or nothing that has a path, as a shell's pipe.
+  }
+  return dirname(whole) === whole ? whole : join(placeOf(dirname(whole)), basename(whole));
+}
+
+/** A file that is written takes the place of none that is read. Throws BadInput. @param option what names the output, as " with --dump" */
+export function keepInputs(output: string, inputs: readonly string[], option = ""): void {
+  const place = placeOf(output);
+  if (inputs.some((path) => placeOf(path) === place))
+    throw new BadInput(`${output}: is one of the files that are read; name another output${option}`);
+}
+
 /** Pictures are named after the images they are of: in one folder they would take their place. Throws BadInput. */
 export function keepApart(out: string, images: readonly string[]): void {
-  const inside = images.find((path) => resolve(dirname(path)) === resolve(out));
+  const place = placeOf(out);
+  const inside = images.find((path) => placeOf(dirname(path)) === place);
   if (inside !== undefined)
     throw new BadInput(
       `${out}: holds the image ${inside}, which a picture could overwrite; name another folder with --out`,

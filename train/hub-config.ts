@@ -4,6 +4,8 @@ import { dirname, join } from "node:path";
 import { readJson } from "./data/json.ts";
 import { BadInput } from "./errors.ts";
 
+export const CONFIG_FILE = "config.json";
+
 /** Weights that were read, and the file that was named. */
 interface Weights {
   readonly file: string;
@@ -78,7 +80,7 @@ interface HubConfig {
 
 function configBeside({ file, tensors }: Weights): HubConfig | undefined {
   if (![...tensors.keys()].some((key) => HUB_KEY.test(key))) return undefined;
-  const path = join(dirname(file), "config.json");
+  const path = join(dirname(file), CONFIG_FILE);
   if (!existsSync(path)) return undefined;
   const root = readJson(path, "the model's configuration");
   return { path, at: (place) => place.split(".").reduce((value, key) => (value as Json | null)?.[key], root) };

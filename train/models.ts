@@ -137,6 +137,12 @@ export async function loadRun(gpu: Device, run: string, which: "best" | "last" =
   return { ...trained, config, inference: inferenceOf(config) };
 }
 
+/** The files that `loadRun` reads. */
+export function runFiles(run: string): string[] {
+  const file = bestCheckpoint(run) ?? latestCheckpoint(run);
+  return [...(file ? [file] : []), ...["best", "last", "config.yaml"].map((name) => join(run, name))];
+}
+
 /** A model from a checkpoint, from weights written by `exportWeights`, or a Mask2Former that others have trained. */
 export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
   const read = await readWeightFile(file, "a checkpoint, or weights of a segmentation model");

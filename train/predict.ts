@@ -1,11 +1,12 @@
 /** A trained model on the user's images: overlays, masks of each instance, COCO results, and the raw outputs for comparisons. */
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { type Device, encode, F, noGrad, scope, type Tensor } from "../engine/index.ts";
 import { attentionLogits, maskLogits, type Instance as Predicted, type Wish, type WishOutput } from "../model/index.ts";
 import { type Category, imagesDocument } from "./data/coco.ts";
 import { type Image, readImage, writeMaskPng, writePng } from "./data/image.ts";
 import { makeFolder } from "./data/json.ts";
 import { evalSample } from "./data/loader.ts";
+import { checkDump } from "./dump.ts";
 import { BadInput } from "./errors.ts";
 import { resultsDocument } from "./eval/coco-ap.ts";
 import { type InferenceOptions, predictionOverlay, resultsOf, segment } from "./evaluate.ts";
@@ -48,8 +49,8 @@ export async function predictImages(
 ): Promise<PredictedImage[]> {
   const { out, onImage, onUnreadable, signal } = options;
   keepApart(out, paths);
+  if (options.dump !== undefined) checkDump(options.dump, out, paths);
   await makeFolder(out);
-  if (options.dump) await makeFolder(dirname(options.dump));
   const names = new FileNames();
   const overlays = names.ofImages(paths);
   const predicted: PredictedImage[] = [];

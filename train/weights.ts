@@ -21,7 +21,7 @@ import {
 } from "../model/weights/index.ts";
 import { BadInput } from "./errors.ts";
 import { readWeightBytes } from "./files.ts";
-import { samHeadsBeside } from "./hub-config.ts";
+import { CONFIG_FILE, samHeadsBeside } from "./hub-config.ts";
 
 /** What save_pretrained writes, the usual one first. */
 const IN_FOLDER = [
@@ -49,6 +49,17 @@ export async function readWeightFile(path: string, what: string): Promise<Weight
     const files = [file, ...[...parts.keys()].map((name) => join(dirname(file), name))];
     return { ...readCheckpoint(bytes, file, parts), file, files, bytes: [bytes, ...parts.values()] };
   });
+}
+
+/** The files that reading weights reads, and what may stand beside them: none of them is to be written over. Throws BadInput as reading does. */
+export async function filesOf(path: string, what: string): Promise<string[]> {
+  const file = fileOf(path, what);
+  const folder = dirname(file);
+  const whole = [path, file, join(folder, CONFIG_FILE)];
+  // Others have no parts; a pipe can be read once.
+  if (!/\.(json|onnx)$/i.test(file) || !statSync(file, { throwIfNoEntry: false })?.isFile()) return whole;
+  const bytes = await readWeightBytes(file, what);
+  return refusing(() => [...whole, ...checkpointParts(bytes, file).map((name) => join(folder, name))]);
 }
 
 /** The bytes of an ONNX model and of the files that its data lies in. */

@@ -1,10 +1,10 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { BadInput } from "../../train/errors.ts";
-import { FileNames } from "../../train/folders.ts";
+import { FileNames, keepApart } from "../../train/folders.ts";
 import { imagePaths } from "../../train/image-paths.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "wgpu-wish-paths-"));
@@ -52,6 +52,18 @@ test("pictures of images get names of their own, whatever their folders, suffixe
   const paths = ["a/x.jpg", "b/X.jpg", "b/x.png", "x-2.jpg", "c/x-2.png", "Sheet.png"];
   assert.equal(names.ofImages(paths), ["x", "X-3", "x-4", "x-2", "x-2-2", "Sheet-2"]);
   assert.is(names.free("x-4"), "x-4-2");
+});
+
+test("pictures do not go where the images lie, by whatever path", () => {
+  symlinkSync(folder, join(folder, "none", "link"));
+  const image = join(folder, "b.png");
+  for (const out of [folder, join(folder, "none", ".."), join(folder, "none", "link")])
+    assert.throws(
+      () => keepApart(out, [image]),
+      ({ message }: Error) => message.includes(`: holds the image ${image}, which a picture could overwrite`),
+    );
+  keepApart(join(folder, "none"), [image]);
+  rmSync(join(folder, "none", "link"));
 });
 
 test("what names no image is refused in one line", () => {
