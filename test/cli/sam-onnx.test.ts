@@ -11,7 +11,7 @@ import { makeScene } from "../../train/data/scenes.ts";
 import { BadInput } from "../../train/errors.ts";
 import { OnnxDecoder, OnnxEncoder } from "../../train/sam/onnx.ts";
 import { readOnnxFile, releaseOnnxFile } from "../../train/weights.ts";
-import { type Place, withRawData } from "../protobuf.ts";
+import { message, number, type Place, withRawData } from "../protobuf.ts";
 import { wish } from "./run.ts";
 
 const test = suite("cli sam onnx");
@@ -84,12 +84,12 @@ async function segment(out: string, ...args: string[]): Promise<{ masks: Entry[]
   return { masks: JSON.parse(done.stdout).masks, dump: read(at(`${out}.safetensors`)) };
 }
 
-function near(got: FileTensor | undefined, want: FileTensor | undefined, key: string): void {
+function near(got: FileTensor | undefined, want: FileTensor | undefined, key: string, most = 1e-3): void {
   assert.equal(got?.shape, want?.shape, key);
   const [a, b] = [fileNumbers(got!), fileNumbers(want!)];
   const spread = Math.sqrt(Array.from(b).reduce((sum, v) => sum + v * v, 0) / b.length);
   const worst = Array.from(b).reduce((most, v, i) => Math.max(most, Math.abs(v - a[i]!)), 0);
-  assert.ok(worst <= 1e-3 * spread, `${key}: off by ${worst} where the spread is ${spread}`);
+  assert.ok(worst <= most * spread, `${key}: off by ${worst} where the spread is ${spread}`);
 }
 
 const HUB = fixture("sam-hf.safetensors");
@@ -118,6 +118,17 @@ for (const [name, weights, decoder, encoder, more] of [
       near(onnx.dump.get(key), ours.dump.get(key), key);
   });
 }
+
+test("exports in half precision take and give halves, from weights of f32, too", async () => {
+  const ours = await segment("ours", "--checkpoint", WEIGHTS);
+  const half = ["--engine", "onnx", "--checkpoint", fixture("sam-half-decoder.onnx"), "--encoder"];
+  for (const encoder of [fixture("sam-half-encoder.onnx"), WEIGHTS]) {
+    const onnx = await segment("onnx", ...half, encoder);
+    assert.is(onnx.masks.length, 3);
+    for (const key of ["image_embeddings", "low_res_masks", "iou_predictions"])
+      near(onnx.dump.get(key), ours.dump.get(key), key, 5e-2);
+  }
+});
 
 async function refusal(...args: string[]): Promise<string> {
   const prompt = args.includes("--box") ? [] : POINTS;
@@ -182,6 +193,43 @@ test("models that are damaged, or whose data does not lie where they say in thei
     await refused(OnnxEncoder.open(short)),
     /short\.bin: there is no such file; expected a part of \S+short\.onnx/,
   );
+});
+
+/** An "encoder" of one node, which casts (1, 3, 8, 8) from one of ONNX's types to another. */
+function casting(name: string, from: number, to: number): string {
+  const dims = [1, 3, 8, 8].map((d) => message(1, number(1, d)));
+  const value = (field: number, id: string, type: number) =>
+    message(field, message(1, id), message(2, message(1, number(1, type), message(2, ...dims))));
+  const attribute = message(5, message(1, "to"), number(3, to), number(20, 2));
+  const node = message(1, message(1, "x"), message(2, "y"), message(4, "Cast"), attribute);
+  const graph = message(7, node, message(2, "cast"), value(11, "x", from), value(12, "y", to));
+  writeFileSync(at(name), Buffer.concat([number(1, 8), graph, message(8, number(2, 17))]));
+  return at(name);
+}
+
+test("exports of other types, and what ONNX Runtime refuses while it runs, are refused by file", async () => {
+  const image = makeScene(5, 1, 64).image;
+  const [F32, F16, F64] = [1, 10, 11];
+  const encode = async (file: string) => (await OnnxEncoder.open(file)).encode(image);
+  assert.match(
+    await refused(encode(casting("in64.onnx", F64, F32))),
+    /in64\.onnx: its input x is of type float64; expected float32 or float16: export it so$/,
+  );
+  assert.match(
+    await refused(encode(casting("out64.onnx", F32, F64))),
+    /out64\.onnx: its output y is of type float64; expected float32 or float16: export it so$/,
+  );
+  // Pixels through halves: near, and not the same.
+  const [half, full] = [await encode(casting("half.onnx", F32, F16)), await encode(casting("full.onnx", F32, F32))];
+  const errors = half.values.map((v, i) => Math.abs(v - full.values[i]!));
+  assert.ok(errors.some((error) => error > 0) && errors.every((error) => error < 2e-3));
+  const decoder = await OnnxDecoder.open(DECODER);
+  const embedding = { ...half, values: new Float32Array(32), shape: [1, 2, 4, 4] };
+  assert.match(
+    await refused(decoder.predict(embedding, { boxes: [1, 1, 5, 5] })),
+    /sam-decoder\.onnx: ONNX Runtime cannot run it \(.+\)$/,
+  );
+  await decoder.close();
 });
 
 test("weights that are not finite are refused", async () => {

@@ -5,8 +5,8 @@
 Writes beside itself: sam-encoder.onnx, the same by the exporter that dynamo feeds (sam-encoder-dynamo.onnx, whose names for weights differ; it
 fails on transformers' encoder), both again of an encoder with equal weights in many places, which exporters merge (sam-merged-encoder.onnx,
 and sam-merged-encoder-dynamo.onnx within a module that normalises), and sam-decoder.onnx as segment-anything's scripts/export_onnx_model.py makes it, of the model of
-sam-training.safetensors; sam-tiny-encoder.onnx and sam-tiny-encoder-dynamo.onnx, whose batch norms are folded, of the encoder in
-sam-tiny-vit.pth; sam-hf-encoder.onnx and sam-hf-decoder.onnx with the inputs and outputs of optimum's export of transformers' SamModel
+sam-training.safetensors; encoder and decoder in half precision (sam-half-encoder.onnx, sam-half-decoder.onnx); sam-tiny-encoder.onnx and
+sam-tiny-encoder-dynamo.onnx, whose batch norms are folded, of the encoder in sam-tiny-vit.pth; sam-hf-encoder.onnx and sam-hf-decoder.onnx with the inputs and outputs of optimum's export of transformers' SamModel
 (vision_encoder.onnx, prompt_encoder_mask_decoder.onnx), of the model of sam-hf.safetensors. The other engine reads those weights.
 """
 import tempfile
@@ -69,14 +69,8 @@ def export_merged() -> None:
     export_dynamo(Normalised(sam), pixels, HERE / "sam-merged-encoder-dynamo.onnx")
 
 
-def export_original() -> None:
-    sam = original()
-    pixels = torch.zeros(1, 3, SIZE, SIZE)
-    torch.onnx.export(
-        sam.image_encoder, (pixels,), HERE / "sam-encoder.onnx", input_names=["x"], output_names=["image_embeddings"], opset_version=17,
-        dynamo=False,
-    )  # fmt: skip
-    export_dynamo(sam.image_encoder, pixels, HERE / "sam-encoder-dynamo.onnx")
+def export_decoder(sam, to: Path) -> None:
+    dtype = next(sam.parameters()).dtype
     inputs = {
         "image_embeddings": torch.randn(1, DIM, GRID, GRID),
         "point_coords": torch.randint(0, SIZE, (1, 5, 2)).float(),
@@ -85,11 +79,38 @@ def export_original() -> None:
         "has_mask_input": torch.tensor([1.0]),
         "orig_im_size": torch.tensor([150.0, 225.0]),
     }
+    # Sizes are no numbers to be halved: those of photographs have no f16 of their own.
+    values = [x if key == "orig_im_size" else x.to(dtype) for key, x in inputs.items()]
     torch.onnx.export(
-        SamOnnxModel(sam, return_single_mask=False), tuple(inputs.values()), HERE / "sam-decoder.onnx", input_names=list(inputs),
+        SamOnnxModel(sam, return_single_mask=False), tuple(values), to, input_names=list(inputs),
         output_names=["masks", "iou_predictions", "low_res_masks"],
         dynamic_axes={"point_coords": {1: "num_points"}, "point_labels": {1: "num_points"}}, opset_version=17, dynamo=False,
     )  # fmt: skip
+
+
+def export_half() -> None:
+    """In half precision, inputs and outputs too."""
+    sam = original().half()
+    positions = sam.prompt_encoder.pe_layer
+    encoding = positions._pe_encoding
+    positions._pe_encoding = lambda coords: encoding(coords.half())  # it makes f32 of its own
+    pixels = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float16)
+    torch.onnx.export(
+        sam.image_encoder, (pixels,), HERE / "sam-half-encoder.onnx", input_names=["x"], output_names=["image_embeddings"], opset_version=17,
+        dynamo=False,
+    )  # fmt: skip
+    export_decoder(sam, HERE / "sam-half-decoder.onnx")
+
+
+def export_original() -> None:
+    sam = original()
+    pixels = torch.zeros(1, 3, SIZE, SIZE)
+    torch.onnx.export(
+        sam.image_encoder, (pixels,), HERE / "sam-encoder.onnx", input_names=["x"], output_names=["image_embeddings"], opset_version=17,
+        dynamo=False,
+    )  # fmt: skip
+    export_dynamo(sam.image_encoder, pixels, HERE / "sam-encoder-dynamo.onnx")
+    export_decoder(sam, HERE / "sam-decoder.onnx")
 
 
 def export_tiny() -> None:
@@ -157,6 +178,7 @@ def export_hub() -> None:
 @torch.no_grad()
 def main() -> None:
     export_original()
+    export_half()
     export_merged()
     export_tiny()
     export_hub()

@@ -3,10 +3,11 @@
  * encoder and mask decoder in one graph), and an image encoder of normalised pixels.
  */
 import type { InferenceSession, Tensor as OrtTensor } from "onnxruntime-web";
+import { halfBits, halfValue } from "../../engine/index.ts";
 import { type ImagePrompts, longestSide, maskOfLogits, prepareImage, type RgbImage } from "../../model/sam/index.ts";
 import { BadInput } from "../errors.ts";
 import { readOnnxFile, releaseOnnxFile } from "../weights.ts";
-import { DECODER_FORMS, type DecoderForm, type Embedding, type Frame, type Inputs } from "./onnx-forms.ts";
+import { DECODER_FORMS, type DecoderForm, type Embedding, type Frame, type Inputs, type Values } from "./onnx-forms.ts";
 
 type Runtime = typeof import("onnxruntime-web");
 
@@ -96,6 +97,42 @@ class Model implements Inputs {
     return known && "shape" in known ? known.shape : [];
   }
 
+  /** Takes f32 and gives the outputs that are wanted in f32, where the export has halves, too. Throws BadInput where it cannot be run. */
+  async run(feeds: Readonly<Record<string, OrtTensor>>, wanted: readonly string[]): Promise<Values[]> {
+    const given = Object.entries(feeds).map(([name, x]) => [name, this.#typed(name, x)] as const);
+    let outputs: InferenceSession.ReturnType;
+    try {
+      outputs = await this.session.run(Object.fromEntries(given), wanted);
+    } catch (cause) {
+      throw new BadInput(`${this.file}: ONNX Runtime cannot run it (${firstLine(cause)})`);
+    }
+    return wanted.map((name) => this.#valuesOf(name, outputs[name]!));
+  }
+
+  /** As the input has it. */
+  #typed(input: string, x: OrtTensor): OrtTensor {
+    const { inputNames, inputMetadata } = this.session;
+    const known = inputMetadata[inputNames.indexOf(input)];
+    const type = known?.isTensor ? known.type : x.type;
+    if (type === x.type) return x;
+    if (type === "float16" && x.type === "float32")
+      return new this.#ort.Tensor(type, Uint16Array.from(x.data as Float32Array, halfBits), x.dims);
+    const wanted = x.type === "float32" ? "float32 or float16" : x.type;
+    throw new BadInput(`${this.file}: its input ${input} is of type ${type}; expected ${wanted}: export it so`);
+  }
+
+  #valuesOf(output: string, { type, data, dims }: OrtTensor): Values {
+    if (type === "float32") return { values: data as Float32Array, shape: dims };
+    if (type !== "float16")
+      throw new BadInput(
+        `${this.file}: its output ${output} is of type ${type}; expected float32 or float16: export it so`,
+      );
+    // Where JavaScript has a Float16Array, the numbers are those of one.
+    const values =
+      data instanceof Uint16Array ? Float32Array.from(data, halfValue) : Float32Array.from(data as Float32Array);
+    return { values, shape: dims };
+  }
+
   close(): Promise<void> {
     return this.session.release();
   }
@@ -142,8 +179,8 @@ export class OnnxDecoder {
     { multimask = true }: { multimask?: boolean } = {},
   ): Promise<DecodedPrompt> {
     const [model, form] = [this.#model, this.#form];
-    const outputs = await model.session.run(form.feeds(model, embedding, prompt));
-    const [iou, all] = [form.iou, form.masks].map((name) => outputs[name]!.data) as [Float32Array, Float32Array];
+    const outputs = await model.run(form.feeds(model, embedding, prompt), [form.iou, form.masks]);
+    const [iou, all] = outputs.map(({ values }) => values) as [Float32Array, Float32Array];
     const [start, end] = form.range(iou.length, multimask);
     const { frame, shape } = embedding;
     const side = 4 * shape.at(-1)!;
@@ -191,16 +228,11 @@ export class OnnxEncoder {
     const model = this.#model;
     const { inputNames, outputNames } = model.session;
     const side = this.#side;
-    const outputs = await model.session.run({
-      [inputNames[0]!]: model.float(prepareImage(image, side).data, [1, 3, side, side]),
-    });
-    const valuesOf = ({ data, dims }: OrtTensor) => ({ values: data as Float32Array, shape: dims });
-    const positions = outputs[POSITIONS];
-    return {
-      ...valuesOf(outputs[outputNames.includes(EMBEDDINGS) ? EMBEDDINGS : outputNames[0]!]!),
-      positions: positions && valuesOf(positions),
-      frame: frameOf(image, side),
-    };
+    const pixels = model.float(prepareImage(image, side).data, [1, 3, side, side]);
+    const name = outputNames.includes(EMBEDDINGS) ? EMBEDDINGS : outputNames[0]!;
+    const wanted = [name, ...outputNames.filter((other) => other === POSITIONS)];
+    const [embedding, positions] = await model.run({ [inputNames[0]!]: pixels }, wanted);
+    return { ...embedding!, positions, frame: frameOf(image, side) };
   }
 
   close(): Promise<void> {
