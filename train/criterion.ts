@@ -133,7 +133,8 @@ function maskLosses(
 ): { bce: Tensor; dice: Tensor } {
   const [, , h, w] = stack.maskFeatures.shape as [number, number, number, number];
   const [, , H, W] = targets.masks!.shape as [number, number, number, number];
-  const most = Math.max(1, Math.floor(MOST_NUMBERS / Math.max(h * w, H * W)));
+  const candidates = 2 * Math.floor(options.points * options.oversample); // x and y
+  const most = Math.max(1, Math.floor(MOST_NUMBERS / Math.max(h * w, H * W, candidates)));
   const bce: Tensor[] = [];
   const dice: Tensor[] = [];
   for (let start = 0; start < pairs.length; start += most) {

@@ -305,6 +305,31 @@ test("costs are the same bits in pieces, none of which is larger than the adapte
   });
 });
 
+test("many objects' masks are compared at as many points in pieces", async () => {
+  const count = 250;
+  const dry = gpu.dry();
+  const all: LayerStack = {
+    layers: 1,
+    queries: count,
+    classLogits: dry.randn([1, count, K + 1]),
+    maskEmbedding: dry.randn([1, count, 4]),
+    maskFeatures: dry.randn([1, 4, 8, 8]),
+    latents: undefined,
+  };
+  const [image] = images(1);
+  const targets = uploadTargets(dry, [{ ...image!, targets: new Array(count).fill(image!.targets[0]!) }], [W, H]);
+  const pairs = targets.images[0]!.targets.map((_, i): Pair => ({ image: 0, query: i, target: i, candidate: 0 }));
+  let most = 0;
+  const allocate = dry.pool.allocate.bind(dry.pool);
+  dry.pool.allocate = (bytes) => {
+    most = Math.max(most, bytes);
+    return allocate(bytes);
+  };
+  const options = { ...lossOptions, points: 12544, oversample: 3 };
+  segmentationLosses(dry, all, targets, [pairs], undefined, options, new Random(1));
+  assert.ok(most > 2 ** 25 && most <= 2 ** 26, `a tensor of ${most} bytes`);
+});
+
 test("permuting the objects permutes the matching", async () => {
   await scope(async () => {
     const options = latentOptions("l2");
