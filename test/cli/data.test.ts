@@ -239,7 +239,7 @@ test("bad input ends with 2 and one line that names the file", async () => {
     refused(["show", "gt", "--ann", ann, "--images", images, "--out", images], /holds the image .*000001.png/),
     refused(["show", "gt", "--out", folder], /give --ann and --images, or --run alone/),
     refused(["convert", ann, ann], /the output is a safetensors file/),
-    refused(["convert", `${ann}.safetensors`, `${ann}.safetensors`], /is the file to convert; name another/),
+    refused(["convert", `${ann}.safetensors`, `${ann}.safetensors`], /is one of the files that are read; name another/),
     refused(["eval", "--gt", ann, "--dt", weak], /expected a list of results/),
     refused(["eval", "--gt", ann], /give --run, or --gt and --dt/),
     refused(["scenes", "--out", join(ann, "x"), "--images", "1"], /the folder cannot be made/),

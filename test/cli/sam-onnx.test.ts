@@ -119,15 +119,13 @@ for (const [name, weights, decoder, encoder, more] of [
   });
 }
 
-test("exports in half precision take and give halves, from weights of f32, too", async () => {
+test("exports in half precision take and give halves", async () => {
   const ours = await segment("ours", "--checkpoint", WEIGHTS);
-  const half = ["--engine", "onnx", "--checkpoint", fixture("sam-half-decoder.onnx"), "--encoder"];
-  for (const encoder of [fixture("sam-half-encoder.onnx"), WEIGHTS]) {
-    const onnx = await segment("onnx", ...half, encoder);
-    assert.is(onnx.masks.length, 3);
-    for (const key of ["image_embeddings", "low_res_masks", "iou_predictions"])
-      near(onnx.dump.get(key), ours.dump.get(key), key, 5e-2);
-  }
+  const half = ["--checkpoint", fixture("sam-half-decoder.onnx"), "--encoder", fixture("sam-half-encoder.onnx")];
+  const onnx = await segment("onnx", "--engine", "onnx", ...half);
+  assert.is(onnx.masks.length, 3);
+  for (const key of ["image_embeddings", "low_res_masks", "iou_predictions"])
+    near(onnx.dump.get(key), ours.dump.get(key), key, 5e-2);
 });
 
 async function refusal(...args: string[]): Promise<string> {

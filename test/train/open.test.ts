@@ -33,7 +33,7 @@ test.after(() => rmSync(folder, { recursive: true }));
 const isWindows = process.platform === "win32";
 
 function pipe(name: string): string {
-  execFileSync("mkfifo", [at(name)]);
+  execFileSync("sh", ["-c", 'mkfifo "$0"', at(name)]);
   return at(name);
 }
 
