@@ -2,7 +2,14 @@
  * The models: SAM, Mask2Former and WISH on the engine. Images in, predictions out; losses, data and files belong to train/ and cli/.
  * Parameter names are those of the reference checkpoints.
  */
-export { Backbone, type FeatureName, type Features, type OutputStride, type PixelOptions } from "./backbone.ts";
+export {
+  Backbone,
+  type FeatureName,
+  type Features,
+  IMAGENET_PIXELS,
+  type OutputStride,
+  type PixelOptions,
+} from "./backbone.ts";
 export { type BlockMemory, keepingBlocks } from "./blocks.ts";
 export {
   type BackboneConfig,

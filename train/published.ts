@@ -1,6 +1,6 @@
 /** Mask2Formers that others have trained: detectron2's and transformers' checkpoints, and what `convert` makes of them. */
-import type { Device } from "../engine/index.ts";
-import { isMask2Former, loadMask2Former, type Wish } from "../model/index.ts";
+import { type Device, fileNumbers } from "../engine/index.ts";
+import { IMAGENET_PIXELS, isMask2Former, loadMask2Former, type Wish } from "../model/index.ts";
 import type { Category } from "./data/coco.ts";
 import { areCocoNames, COCO_CATEGORIES } from "./data/coco-categories.ts";
 import { categoriesOf } from "./description.ts";
@@ -24,9 +24,23 @@ export function loadPublished(gpu: Device, weights: WeightFile): Published {
       `${file}: holds no Mask2Former and was not written by wgpu-wish; expected a checkpoint of either (SAM belongs to "wgpu-wish sam")`,
     );
   checkMask2FormerBeside(weights);
+  checkPixels(weights);
   const model = loaded(gpu, weights);
   const { classes } = model.config;
   return { model, categories: namedClasses(weights, classes) ?? unnamedClasses(classes) };
+}
+
+/** Throws BadInput where detectron2's model normalises images by other numbers than the ones that are built here. */
+function checkPixels({ tensors, file }: WeightFile): void {
+  for (const [name, wanted] of Object.entries(IMAGENET_PIXELS)) {
+    const key = `pixel_${name}`;
+    const tensor = tensors.get(key);
+    const found = tensor && [...fileNumbers(tensor, `${file}: ${key}`)];
+    if (!found || wanted.every((value, c) => Math.abs(found[c]! - value) < 0.01)) continue;
+    throw new BadInput(
+      `${file}: ${key} is (${found.join(", ")}); here images are always normalised by (${wanted.join(", ")}), RGB: this model cannot be built`,
+    );
+  }
 }
 
 function loaded(gpu: Device, { tensors, file }: WeightFile): Wish {

@@ -141,6 +141,10 @@ test("a checkpoint that lacks a tensor, has one too many or another model's is r
       /1 misshaped \(model\.\S+\.v_proj\.bias is \(4\), not \(32\)\)/,
     ],
     other: [new Map([["conv1.weight", weights.get(key)!]]), /holds no Mask2Former/],
+    pixels: [
+      new Map([...weights, ["pixel_mean", fileTensor([103.53, 116.28, 123.675], [3, 1, 1])]]),
+      /pixel_mean is \(103\.5\d*, 116\.2\d*, 123\.6\d*\); here images are always normalised by \(123\.675, 116\.28, 103\.53\), RGB/,
+    ],
   } as const;
   const gpu = await testDevice();
   for (const [name, [tensors, reason]] of Object.entries(cases)) {
