@@ -157,7 +157,7 @@ export const commands: readonly Command[] = [
       },
       {
         flags: "--encoder <file>",
-        help: "with --engine onnx: the image encoder's .onnx, or weights whose encoder this package's engine runs",
+        help: "with --engine onnx: the image encoder's .onnx, or a whole SAM's weights, whose encoder this package's engine runs",
       },
       { flags: "--half", help: "store the weights in half precision (f16): half the memory, sums in f32" },
       { flags: "--out <dir>", help: "folder for overlay and mask PNGs", required: true },

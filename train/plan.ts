@@ -2,12 +2,12 @@
  * How much GPU memory a step will take, told before the first one: the step itself runs on a device that computes nothing and counts what
  * tensors would own.
  */
-import { type Device, nn, noGrad, optim, scope } from "../engine/index.ts";
+import { type Device, nn, optim, scope } from "../engine/index.ts";
 import { parameterGroups, Wish } from "../model/index.ts";
 import type { Config } from "./config.ts";
 import type { Sample } from "./data/loader.ts";
-import { labelled, maskSizeOf, pseudoLabelled } from "./pseudo.ts";
-import { evaluating, imageTensor, scalerOf, type Trainer, trainStep, validSizes } from "./step.ts";
+import { maskSizeOf, pseudoLabelled } from "./pseudo.ts";
+import { objectsBefore, scalerOf, type Trainer, trainStep } from "./step.ts";
 import type { ImageTargets, Target } from "./targets.ts";
 
 /** Bytes of tensors. */
@@ -184,22 +184,13 @@ function listening(found: FoundObjects): typeof pseudoLabelled {
 }
 
 /** At least one for each tag: a CAM that shows nothing yet will show something later. */
-async function objectsOfTags(
-  { gpu, config, model, teacher, items }: Trainer,
-  batches: readonly (readonly Sample[])[],
-): Promise<FoundObjects> {
+async function objectsOfTags(trainer: Trainer, batches: readonly (readonly Sample[])[]): Promise<FoundObjects> {
+  const { config, model, teacher } = trainer;
   const found: FoundObjects = new Map();
   if (!teacher || model.config.cam.feature === "none") return found;
   for (const batch of batches) {
     const samples = batch.filter(({ kind }) => kind === "tags");
-    if (samples.length === 0) continue;
-    const maskSize = maskSizeOf(samples[0]!, config);
-    await scope(() => {
-      const sizes = validSizes(samples);
-      const { cam } = noGrad(() => evaluating(model, () => model.forwardCam(imageTensor(gpu, samples), { sizes })));
-      const targets = samples.map((sample) => labelled(sample, config, maskSize));
-      return listening(found)(targets, samples, cam, { config, teacher, items }, maskSize);
-    });
+    await scope(() => objectsBefore({ ...trainer, pseudo: listening(found) }, samples));
     for (const sample of samples) {
       const { prompts, answer } = found.get(sample)!;
       const least = sample.tags.map((): [number, number] => [0, 0]);

@@ -139,8 +139,8 @@ async function passesOf(trainer: Trainer, batches: readonly (readonly Sample[])[
   return batches.map((samples, i) => ({ samples, targets: targets[i]!, shares: shares[i]! }));
 }
 
-/** The objects of a batch before its own forward pass. */
-async function objectsBefore(trainer: Trainer, samples: readonly Sample[]): Promise<ImageTargets[]> {
+/** The objects of a batch without its forward pass: tags find theirs by a pass of the CAM alone. */
+export async function objectsBefore(trainer: Trainer, samples: readonly Sample[]): Promise<ImageTargets[]> {
   const { gpu, config, model } = trainer;
   const tagged = samples.filter(({ kind }) => kind === "tags");
   const known = samples.filter(({ kind }) => kind !== "tags");
@@ -261,7 +261,7 @@ function forward<T>({ precision, memory }: Config, pass: () => T): T {
 }
 
 /** In evaluation mode for as long as `work` takes. */
-export function evaluating<T>(model: Wish, work: () => T): T {
+function evaluating<T>(model: Wish, work: () => T): T {
   try {
     model.eval();
     return work();
@@ -271,7 +271,7 @@ export function evaluating<T>(model: Wish, work: () => T): T {
 }
 
 /** [height, width] of what is image. */
-export function validSizes(samples: readonly Pick<Sample, "valid">[]): [number, number][] {
+function validSizes(samples: readonly Pick<Sample, "valid">[]): [number, number][] {
   return samples.map(({ valid: [w, h] }) => [h, w]);
 }
 
