@@ -4,6 +4,8 @@ import { escapeHtml } from "./html.ts";
 
 export interface Line {
   name: string;
+  /** Drawn thicker: of all classes together. */
+  heavy?: boolean;
   points: readonly (readonly [x: number, y: number])[];
 }
 
@@ -23,14 +25,14 @@ export function lineChart(
   { title, x, y }: { title: string; x: string; y?: readonly [number, number] },
 ): Promise<string> {
   const drawn = lines
-    .map(({ name, points }) => ({ name, points: points.filter(([, v]) => Number.isFinite(v)) }))
+    .map(({ points, ...line }) => ({ heavy: false, ...line, points: points.filter(([, v]) => Number.isFinite(v)) }))
     .filter(({ points }) => points.length > 0);
   const names = drawn.map(({ name }) => name);
-  const values = drawn.flatMap(({ name, points }, line) => {
+  const values = drawn.flatMap(({ name, heavy, points }, line) => {
     const [few, size] = [points.length <= FEW_POINTS, Math.ceil(points.length / MOST_POINTS)];
     return points.map(([x, y], i) => {
       const hint = `${name}, ${x}: ${Number(y.toPrecision(4))}`;
-      return { name, line, few, group: Math.floor(i / size), x, y, hint };
+      return { name, heavy, line, few, group: Math.floor(i / size), x, y, hint };
     });
   });
   const whole = values.every((value) => Number.isInteger(value.x));
@@ -54,11 +56,11 @@ export function lineChart(
     },
     layer: [
       {
-        transform: [{ aggregate: mean, groupby: ["name", "line", "group"] }],
+        transform: [{ aggregate: mean, groupby: ["name", "heavy", "line", "group"] }],
         mark: "line",
         encoding: {
           description: { field: "name" },
-          strokeWidth: { condition: { test: "datum.name === 'all'", value: 3 }, value: 1.6 },
+          strokeWidth: { condition: { test: "datum.heavy", value: 3 }, value: 1.6 },
         },
       },
       { transform: [{ filter: "datum.few" }], mark: { type: "circle", size: 20, opacity: 1 }, encoding: HINT },

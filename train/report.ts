@@ -137,8 +137,10 @@ function curves(details: Details | undefined): Promise<string>[] {
   return [0.5, 0.75].map((iou) => {
     const of = details.curves.filter((curve) => curve.iou === iou);
     const lines = (of.length > MOST_CURVES ? of.slice(0, 1) : of).map(
-      (curve): Line => ({
+      (curve, i): Line => ({
         name: curve.name,
+        // The first is of all classes.
+        heavy: i === 0,
         points: Array.from(curve.recall, (r, i): [number, number] => [r, curve.precision[i]!]).filter(
           ([, p]) => p >= 0,
         ),

@@ -27,7 +27,7 @@ function matches(svg: string, pattern: RegExp): string[] {
 test("a chart names its axis, its title and each line; the line of all is heavier", async () => {
   const svg = await lineChart(
     [
-      { name: "all", points: series(30, (i) => i / 30) },
+      { name: "all", heavy: true, points: series(30, (i) => i / 30) },
       { name: "ball", points: series(30, (i) => 1 - i / 30) },
     ],
     { title: "precision", x: "recall", y: [0, 1] },
