@@ -64,11 +64,11 @@ export function checkMask2FormerBeside(weights: Weights): void {
   });
 }
 
-/** id2label, where it names exactly these classes and is not the placeholder LABEL_0 …. */
+/** id2label, where it names each of these classes and is not the placeholder LABEL_0 …. */
 export function labelsBeside(weights: Weights, classes: number): string[] | undefined {
   const id2label = configBeside(weights)?.at("id2label") as Json | undefined;
   const names = Array.from({ length: classes }, (_, i) => id2label?.[i]);
-  const given = names.filter((name): name is string => typeof name === "string" && !/^LABEL_\d+$/.test(name));
+  const given = names.filter((name): name is string => typeof name === "string" && !/^(LABEL_\d+|\s*)$/.test(name));
   return given.length === classes && Object.keys(id2label!).length === classes ? given : undefined;
 }
 

@@ -157,6 +157,11 @@ test("a Mask2Former keeps the classes' names, which lie beside the original, and
   const classes = async (file: string) => (await loadTrained(gpu, file)).categories;
   assert.equal([await classes(at("hub-bees")), await classes(converted)], [named, named]);
 
+  // Where a name is empty, there are none.
+  writeFileSync(at("hub-bees", "config.json"), JSON.stringify({ id2label: { 0: "ant", 1: " ", 2: "cow" } }));
+  await convert(at("hub-bees"), at("bees", "numbered.safetensors"));
+  assert.is((await classes(at("bees", "numbered.safetensors")))[1]!.name, "class 2");
+
   const { tensors, metadata } = parseSafetensors(bytesOf(converted));
   const put = (change: Record<string, string>) =>
     writeFileSync(converted, encodeSafetensors(tensors, { ...metadata, ...change }));
