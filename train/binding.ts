@@ -42,8 +42,10 @@ export async function checkStep(trainer: Trainer, file: string): Promise<void> {
 
 /** An image without content. */
 function usualSample({ config, items }: Trainer): Sample {
-  const { width, height } = config.data;
-  const objects = meanObjects(items);
+  const { width, height, scale } = config.data;
+  // What is enlarged beyond the input is cut off, and objects with it.
+  const zoom = Math.max(1, (scale[0] + scale[1]) / 2);
+  const objects = Math.ceil(meanObjects(items) / zoom ** 2);
   const [w, h] = maskSizeOf({ width, height }, config);
   const each = <T>(value: T): T[] => new Array<T>(objects).fill(value);
   const mask = new Uint8Array(w * h).fill(1);
@@ -76,10 +78,10 @@ function labelsOf(
   return { kind: "boxes", masks: [], proxies: each({ masks: [mask, mask, mask], iou: [1, 1, 1] }) };
 }
 
-/** Rounded up; a tag stands for an object. */
+/** Of an image, 1 at least; a tag stands for an object. */
 function meanObjects(items: readonly Item[]): number {
   const all = items.reduce((sum, { kind, classes, tags }) => sum + (kind === "tags" ? tags : classes).length, 0);
-  return Math.max(1, Math.ceil(all / items.length));
+  return Math.max(1, all / items.length);
 }
 
 export interface Photograph {
