@@ -1,6 +1,7 @@
 /**
  * Several passes as one batch. A loss term of a pass is a mean over what that pass has: objects, queries by their weights, cells. Weighted by
- * how much of the step's it has, the passes add up to the mean over all their images, as several GPUs' do in the reference (num_masks).
+ * how much of the step's it has, the passes add up to the mean over all their images, as several GPUs' do in the reference (num_masks). BoxInst's
+ * pairwise term is a mean over pairs of pixels whose number shows only in the pass: of it the passes' mean is taken.
  */
 import type { ImageTargets } from "./targets.ts";
 

@@ -108,7 +108,7 @@ export const configSchema = z.strictObject({
   accumulate: option(
     whole.default(1),
     "ours",
-    "forward passes of a step, whose losses together are those of one batch",
+    "forward passes of a step, whose losses together are those of one batch (of loss.pairwise their mean)",
   ),
   precision: option(
     z.enum(["f32", "mixed"]).default("f32"),
