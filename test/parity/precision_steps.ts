@@ -1,14 +1,13 @@
 /**
- * Mixed precision beside f32 at each step of a run, from the same weights on the same images; the run itself is in f32.
+ * Mixed precision beside f32 at each step of a run, from the same weights on the same images.
  *
  *     node --import tsx test/parity/precision_steps.ts CONFIG.yaml run=DIR [key=value ...]
  *
- * Not part of the tests, which look at a few steps of a small model: each step takes three times as long as one of training.
+ * The run is in f32 and of one pass a step, whatever the configuration says. Not part of the tests, which look at a few steps of a small
+ * model: each step takes three times as long as one of training.
  */
-import { readFileSync } from "node:fs";
-import { parse } from "yaml";
 import { Device } from "../../index.ts";
-import { resolveConfig } from "../../train/config.ts";
+import { readConfig } from "../../train/config.ts";
 import { bothPrecisions } from "../train/precisions.ts";
 
 const [file, ...settings] = process.argv.slice(2);
@@ -29,7 +28,7 @@ const [sum, most] = [
 const cosines: number[] = [];
 for await (const { f32, mixed, cosine } of bothPrecisions(
   gpu,
-  resolveConfig(parse(readFileSync(file, "utf8")), settings),
+  readConfig(file, [...settings, "precision=f32", "accumulate=1"]),
   display,
 )) {
   sum.f32 += f32;
