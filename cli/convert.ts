@@ -9,7 +9,7 @@ import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
 import { keepInputs } from "../train/folders.ts";
 import { checkMask2FormerBeside } from "../train/hub-config.ts";
-import { loadTrained } from "../train/models.ts";
+import { trainedOf } from "../train/models.ts";
 import { namedClasses } from "../train/published.ts";
 import { readSamOf, readWeightFile, refusing, type WeightFile } from "../train/weights.ts";
 import type { Call } from "./command.ts";
@@ -128,12 +128,9 @@ function notKnown({ tensors, format }: WeightFile): string {
 const merged = (a: Tensors, b: Tensors): Tensors => new Map([...a, ...b]);
 
 /** A model of `train`, from its weights alone or from a checkpoint, without what only training needs. */
-async function wishTensors(
-  gpu: Device,
-  { file, tensors, metadata }: WeightFile,
-  isTraining: boolean,
-): Promise<Converted> {
-  const trained = await loadTrained(gpu, file);
+async function wishTensors(gpu: Device, weights: WeightFile, isTraining: boolean): Promise<Converted> {
+  const { tensors, metadata } = weights;
+  const trained = await trainedOf(gpu, weights);
   const own = trained.model.stateDict();
   const kept = [...own.keys()].map((key) => [key, tensors.get(isTraining ? `model.${key}` : key)!] as const);
   return {

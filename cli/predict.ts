@@ -1,4 +1,5 @@
 /** `predict`: segments images with a trained model. */
+import { statSync } from "node:fs";
 import { join } from "node:path";
 import { checkSeen, type Photograph } from "../train/binding.ts";
 import { imageSize } from "../train/data/image.ts";
@@ -93,10 +94,11 @@ export async function run(call: Call<Options>): Promise<number | undefined> {
   return skipped.length > 0 ? FAILED : undefined;
 }
 
-/** Of the images that can be read; the others are told of in their turn. */
+/** Of the files whose size can be read beforehand, which a pipe's cannot; what cannot be read at all is told of in its turn. */
 async function readable(paths: readonly string[]): Promise<Photograph[]> {
-  const sizes = await readEach(paths, (path) => imageSize(path).catch(() => undefined));
-  return sizes.flatMap((size, i) => (size ? [{ fileName: paths[i]!, ...size }] : []));
+  const files = paths.filter((path) => statSync(path, { throwIfNoEntry: false })?.isFile());
+  const sizes = await readEach(files, (path) => imageSize(path).catch(() => undefined));
+  return sizes.flatMap((size, i) => (size ? [{ fileName: files[i]!, ...size }] : []));
 }
 
 /** Of the model. */

@@ -31,7 +31,7 @@ import { nameTensors } from "../model/weights/index.ts";
 import { BadInput } from "./errors.ts";
 import { readNamed, writeWhole } from "./files.ts";
 import { checkFinite, NotFinite } from "./finite.ts";
-import { readWeightFile, refusing } from "./weights.ts";
+import { readWeightFile, refusing, type WeightFile } from "./weights.ts";
 
 const FORMAT = "wgpu-wish checkpoint 1";
 const MODEL = "model.";
@@ -169,10 +169,13 @@ async function openCheckpoint(path: string): Promise<Checkpoint> {
     state,
     config: json(path, "config", file.metadata.config),
     restore(gpu, { model, optimizer }) {
-      fitted(path, () => model.loadStateDict(tensorsUnder(gpu, path, file, MODEL)));
+      // Model and optimizer have copies: the file's own are gone when they have.
+      scope(() => fitted(path, () => model.loadStateDict(tensorsUnder(gpu, path, file, MODEL))));
       if (!optimizer) return;
-      const moments = tensorsUnder(gpu, path, file, OPTIMIZER);
-      fitted(path, () => optimizer.loadStateDict(moments, Number(state.optimizerSteps)));
+      scope(() => {
+        const moments = tensorsUnder(gpu, path, file, OPTIMIZER);
+        fitted(path, () => optimizer.loadStateDict(moments, Number(state.optimizerSteps)));
+      });
     },
   };
 }
@@ -212,7 +215,11 @@ export interface Weights {
 
 /** Weights from a file of weights alone, in any format and from elsewhere, or the model's part of a checkpoint. */
 export async function readWeights(gpu: Device, path: string): Promise<Weights> {
-  const { tensors, metadata, file } = await readWeightFile(path, "a file of weights");
+  return weightsOf(gpu, await readWeightFile(path, "a file of weights"));
+}
+
+/** The same of a file that was read. */
+export async function weightsOf(gpu: Device, { tensors, metadata, file }: WeightFile): Promise<Weights> {
   checkWhole(file, { tensors, metadata });
   const { format = "" } = metadata;
   if (format === FORMAT) return { weights: tensorsUnder(gpu, file, { tensors }, MODEL), metadata };

@@ -1,7 +1,7 @@
 /** Models from configurations, and trained models from runs and weight files. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import type { Device, Tensor } from "../engine/index.ts";
+import { type Device, free, type Tensor } from "../engine/index.ts";
 import {
   loadBackbone,
   Wish,
@@ -18,7 +18,7 @@ import {
   wishSwinS,
   wishSwinT,
 } from "../model/index.ts";
-import { bestCheckpoint, latestCheckpoint, readWeights, saveWeights } from "./checkpoint.ts";
+import { bestCheckpoint, latestCheckpoint, saveWeights, weightsOf } from "./checkpoint.ts";
 import { type Config, readConfig } from "./config.ts";
 import type { Category } from "./data/coco.ts";
 import {
@@ -82,10 +82,12 @@ export async function newModel(
   }
   if (weights) {
     const path = findAsset(weights);
-    const { fitting, left } = fit(model, await modelWeights(gpu, path));
+    const found = await modelWeights(gpu, path);
+    const { fitting, left } = fit(model, found);
     if (fitting.size === 0)
       throw new BadInput(`${path}: no tensor of it fits the model; name weights of this architecture and these sizes`);
     model.loadStateDict(fitting, { strict: false });
+    for (const x of found.values()) free(x);
     notes.push(
       `weights from ${path}${left.length > 0 ? `; drawn anew: ${left.slice(0, 4).join(", ")}${left.length > 4 ? ` and ${left.length - 4} more` : ""}` : ""}`,
     );
@@ -97,7 +99,7 @@ export async function newModel(
 async function modelWeights(gpu: Device, path: string): Promise<ReadonlyMap<string, Tensor>> {
   const read = await readWeightFile(path, "weights of a whole model (model.weights)");
   if (!isOwn(read)) return loadPublished(gpu, read).model.stateDict();
-  const { weights, metadata } = await readWeights(gpu, path);
+  const { weights, metadata } = await weightsOf(gpu, read);
   const { sizes } = descriptionOf(read.file, metadata);
   checkSizes(gpu, read.file, sizes, weights);
   return weights;
@@ -145,7 +147,12 @@ export function runFiles(run: string): string[] {
 
 /** A model from a checkpoint, from weights written by `exportWeights`, or a Mask2Former that others have trained. */
 export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
-  const read = await readWeightFile(file, "a checkpoint, or weights of a segmentation model");
+  return trainedOf(gpu, await readWeightFile(file, "a checkpoint, or weights of a segmentation model"));
+}
+
+/** The same of a file that was read. */
+export async function trainedOf(gpu: Device, read: WeightFile): Promise<Trained> {
+  const { file } = read;
   if (!isOwn(read))
     return {
       ...loadPublished(gpu, read),
@@ -155,7 +162,7 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
       step: undefined,
       kinds: [],
     };
-  const { weights, metadata } = await readWeights(gpu, file);
+  const { weights, metadata } = await weightsOf(gpu, read);
   const { sizes, ...described } = descriptionOf(file, metadata);
   checkSizes(gpu, file, sizes, weights);
   let model: Wish;
@@ -165,6 +172,8 @@ export async function loadTrained(gpu: Device, file: string): Promise<Trained> {
   } catch (cause) {
     throw new BadInput(`${file}: ${(cause as Error).message}`);
   }
+  // The model has copies.
+  for (const x of weights.values()) free(x);
   model.eval();
   return { ...described, model, file };
 }

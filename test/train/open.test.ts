@@ -4,6 +4,7 @@ import {
   closeSync,
   constants,
   copyFileSync,
+  existsSync,
   mkdtempSync,
   openSync,
   readFileSync,
@@ -102,6 +103,21 @@ if (!isWindows) {
     const [node, program, ...files] = args as [string, string, string, string];
     execFileSync("sh", ["-c", line, node, files[0], program, files[1]], { stdio: ["ignore", "ignore", "inherit"] });
     assert.ok((await readWeightFile(at("piped.safetensors"), "weights")).tensors.size > 100);
+  });
+
+  test("predict takes an image, or a model's weights, from a shell's pipe", async () => {
+    const model = fileURLToPath(new URL("../../assets/wish-scenes.safetensors", import.meta.url));
+    await writePng(at("one.png"), makeScene(5, 1, 64).image);
+    const program = [process.execPath, join(packageRoot, "bin", "wgpu-wish.mjs")] as const;
+    for (const [line, piped] of [
+      [`cat "$2" | "$0" "$1" predict --checkpoint "$3" /dev/stdin --out "$4" --quiet`, "image"],
+      [`cat "$3" | "$0" "$1" predict --checkpoint /dev/stdin "$2" --out "$4" --quiet`, "model"],
+    ] as const) {
+      const out = at(`of-${piped}`);
+      const stdio = ["ignore", "ignore", "inherit"] as const;
+      execFileSync("sh", ["-c", line, ...program, at("one.png"), model, out], { stdio: [...stdio] });
+      assert.ok(existsSync(join(out, "results.json")), piped);
+    }
   });
 
   test("a pipe that does not end is left at a bound", async () => {

@@ -4,10 +4,12 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { parse } from "yaml";
-import { bestCheckpoint, latestCheckpoint, markBest } from "../../train/checkpoint.ts";
+import { Device, optim } from "../../engine/index.ts";
+import { parameterGroups } from "../../model/index.ts";
+import { bestCheckpoint, latestCheckpoint, loadCheckpoint, markBest } from "../../train/checkpoint.ts";
 import type { Display } from "../../train/display.ts";
 import { isEvaluation, readDiary } from "../../train/metrics.ts";
-import { loadRun } from "../../train/models.ts";
+import { loadRun, loadTrained } from "../../train/models.ts";
 import { train } from "../../train/train.ts";
 import { config, folder, gpu, refused, removeFolder, scenes, silent } from "./tiny-run.ts";
 
@@ -50,6 +52,22 @@ function abortingIn(at: number): { display: Display; signal: AbortSignal } {
 }
 
 const evaluated = ["val.every=2", "log.every=3", "log.checkpoint=2", "log.keep=1"];
+
+test("what a checkpoint holds is on the GPU once when a model and its optimizer have it", async () => {
+  const own = await Device.open(); // Without what other tests leave to the garbage collector.
+  const { model } = await train(own, config("held", ["val.annotations="]), { display: silent });
+  const path = latestCheckpoint(join(folder, "held"))!;
+  const groups = parameterGroups(model, { lr: 0, weightDecay: 0, backboneMultiplier: 1, camMultiplier: 1 });
+  const target = { model, optimizer: new optim.AdamW(groups) };
+  await loadCheckpoint(own, path, target);
+  const { liveBytes } = own.memory;
+  await loadCheckpoint(own, path, target);
+  assert.is(own.memory.liveBytes, liveBytes);
+  const weights = [...model.stateDict().values()].reduce((sum, x) => sum + x.storage.bytes, 0);
+  await loadTrained(own, path);
+  assert.ok(own.memory.liveBytes - liveBytes < 1.2 * weights, `${own.memory.liveBytes - liveBytes} of ${weights}`);
+  await own.close();
+});
 
 test("an evaluation that was cut short counts for nothing and is done when the run goes on", async () => {
   const whole = await train(gpu, config("one-piece", evaluated), { display: silent });
