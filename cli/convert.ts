@@ -1,16 +1,15 @@
 /** `convert`: any file of weights to safetensors under the original repository's names. */
 import type { Device } from "../engine/index.ts";
-import { encodeSafetensors, fileTensor } from "../engine/safetensors.ts";
-import { loadMask2Former, type Wish, type WishConfig } from "../model/index.ts";
+import { encodeSafetensors } from "../engine/safetensors.ts";
 import { checkSamEncoder, isSamEncoder } from "../model/sam/index.ts";
-import { CheckpointError, checkTensors, type HostTensor, listKeys, nameTensors } from "../model/weights/index.ts";
+import { checkTensors, type HostTensor, listKeys, nameTensors } from "../model/weights/index.ts";
+import { hostTensors } from "../train/checkpoint.ts";
 import { weightsMetadata } from "../train/description.ts";
 import { BadInput } from "../train/errors.ts";
 import { writeWhole } from "../train/files.ts";
 import { keepInputs } from "../train/folders.ts";
-import { checkMask2FormerBeside } from "../train/hub-config.ts";
 import { trainedOf } from "../train/models.ts";
-import { namedClasses } from "../train/published.ts";
+import { loadPublished, namedClasses } from "../train/published.ts";
 import { readSamOf, readWeightFile, refusing, type WeightFile } from "../train/weights.ts";
 import type { Call } from "./command.ts";
 import { bytes as size, table } from "./terminal.ts";
@@ -96,9 +95,10 @@ async function converted(call: Call<Options>, weights: WeightFile): Promise<Conv
   if (expected) await checking(weights, () => checkTensors(expected, named.tensors, file, keyOf));
   const text = { ...metadata, model: kind };
   if (named.family !== "mask2former") return { kind, tensors: merged(named.tensors, spare), metadata: text, unused };
-  checkMask2FormerBeside(weights);
-  // Batch norm's counters are left out: detectron2's frozen norms have none.
-  const { tensors, config } = await mask2FormerTensors(await call.open(), named.tensors, file);
+  // Under detectron2's names, whose frozen norms have no counters.
+  const { model } = loadPublished(await call.open(), weights, named.tensors);
+  const { config } = model;
+  const tensors = await hostTensors(model.stateDict());
   const categories = namedClasses(weights, config.classes);
   const known = categories ? { categories: JSON.stringify(categories) } : {};
   return { kind, tensors, metadata: { ...text, ...known }, config, unused };
@@ -140,22 +140,6 @@ async function wishTensors(gpu: Device, weights: WeightFile, isTraining: boolean
     config: trained.model.config,
     unused: [...tensors.keys()].filter((key) => !own.has(isTraining ? key.replace(/^model\./, "") : key)),
   };
-}
-
-/** Under detectron2's names, checked against a model of the sizes that the tensors tell. */
-async function mask2FormerTensors(
-  gpu: Device,
-  found: ReadonlyMap<string, HostTensor>,
-  from: string,
-): Promise<{ tensors: Tensors; config: WishConfig }> {
-  let model: Wish;
-  try {
-    model = loadMask2Former(gpu, found);
-  } catch (error) {
-    throw new BadInput(new CheckpointError(`${from}: ${error instanceof Error ? error.message : error}`).message);
-  }
-  const host = [...model.stateDict()].map(async ([key, x]) => [key, fileTensor(await x.toArray(), x.shape)] as const);
-  return { tensors: new Map(await Promise.all(host)), config: model.config };
 }
 
 interface ModuleRow {

@@ -230,7 +230,11 @@ export async function weightsOf(gpu: Device, { tensors, metadata, file }: Weight
   return { weights: fitted(file, () => mask2FormerNames(weights)), metadata };
 }
 
-async function hostTensors(tensors: ReadonlyMap<string, Tensor>, half = false): Promise<Map<string, FileTensor>> {
+/** As files hold them; `half` rounds those to f16 that it can hold. */
+export async function hostTensors(
+  tensors: ReadonlyMap<string, Tensor>,
+  half = false,
+): Promise<Map<string, FileTensor>> {
   const types = { f32: "F32", f16: "F16", i32: "I32", u32: "U32", bool: "BOOL" } as const;
   const entries = [...tensors].map(async ([name, x]) => {
     const values = await x.toArray();

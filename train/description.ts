@@ -2,12 +2,13 @@
 import { z } from "zod";
 import { type Device, nn } from "../engine/index.ts";
 import { Wish, type WishConfig } from "../model/index.ts";
-import { CheckpointError, compareTensors, describeDifference } from "../model/weights/index.ts";
+import { compareTensors, describeDifference } from "../model/weights/index.ts";
 import { checkpointHead } from "./checkpoint.ts";
 import { backbones, type Config, resolveConfig, testSize, whole } from "./config.ts";
 import type { Category } from "./data/coco.ts";
 import { BadInput } from "./errors.ts";
 import { resolveSettings } from "./settings.ts";
+import { refusal } from "./weights.ts";
 
 const WEIGHTS_FORMAT = "wgpu-wish model 1";
 
@@ -112,12 +113,11 @@ function checkClasses(file: string, { length }: readonly unknown[], classes: num
     throw new BadInput(`${file}: metadata: categories: ${classes} as ${teller} were expected; got ${length}`);
 }
 
-/** Keys and values come from the file: whatever they hold, the message stays one line of readable length. */
 function readable<T>(work: () => T): T {
   try {
     return work();
   } catch (cause) {
-    throw cause instanceof BadInput ? new BadInput(new CheckpointError(cause.message).message) : cause;
+    throw cause instanceof BadInput ? refusal(cause.message) : cause;
   }
 }
 
@@ -132,7 +132,7 @@ function parsed(file: string, key: string, text: string): unknown {
 /** Refuses sizes that are not those of the tensors, before a model is made of them. Throws BadInput. */
 export function checkSizes(gpu: Device, file: string, sizes: WishConfig, tensors: Tensors): void {
   const problem = tooManyBlocks(sizes, tensors.size) ?? misfit(gpu, sizes, tensors);
-  if (problem) throw new BadInput(new CheckpointError(`${file}: metadata: model${problem}`).message);
+  if (problem) throw refusal(`${file}: metadata: model${problem}`);
 }
 
 type Tensors = ReadonlyMap<string, { readonly shape: readonly number[] }>;

@@ -6,7 +6,7 @@ import { areCocoNames, COCO_CATEGORIES } from "./data/coco-categories.ts";
 import { categoriesOf } from "./description.ts";
 import { BadInput } from "./errors.ts";
 import { checkMask2FormerBeside, labelsBeside } from "./hub-config.ts";
-import type { WeightFile } from "./weights.ts";
+import { refusal, type WeightFile } from "./weights.ts";
 
 export interface Published {
   model: Wish;
@@ -16,16 +16,23 @@ export interface Published {
 /** What the metadata that convert writes call the model. */
 const MASK2FORMER = "Mask2Former";
 
-/** The model of the sizes that the tensors tell. Throws BadInput naming the file and what is missing, unexpected or misshaped. */
-export function loadPublished(gpu: Device, weights: WeightFile): Published {
-  const { tensors, file } = weights;
+/**
+ * The model of the sizes that the tensors tell. Throws BadInput naming the file and what is missing, unexpected or misshaped.
+ * @param tensors the file's, where they have been named or chosen
+ */
+export function loadPublished(
+  gpu: Device,
+  weights: WeightFile,
+  tensors: WeightFile["tensors"] = weights.tensors,
+): Published {
+  const { file } = weights;
   if (!isMask2Former(tensors.keys()))
     throw new BadInput(
       `${file}: holds no Mask2Former and was not written by wgpu-wish; expected a checkpoint of either (SAM belongs to "wgpu-wish sam")`,
     );
   checkMask2FormerBeside(weights);
   checkPixels(weights);
-  const model = loaded(gpu, weights);
+  const model = loaded(gpu, tensors, file);
   const { classes } = model.config;
   return { model, categories: namedClasses(weights, classes) ?? unnamedClasses(classes) };
 }
@@ -43,12 +50,12 @@ function checkPixels({ tensors, file }: WeightFile): void {
   }
 }
 
-function loaded(gpu: Device, { tensors, file }: WeightFile): Wish {
+function loaded(gpu: Device, tensors: WeightFile["tensors"], file: string): Wish {
   try {
     return loadMask2Former(gpu, tensors);
   } catch (error) {
     // What the layers and the engine say of sizes that do not go together is the file's doing, too.
-    if (error instanceof Error && !gpu.isLost) throw new BadInput(`${file}: ${error.message.split("\n")[0]}`);
+    if (error instanceof Error && !gpu.isLost) throw refusal(`${file}: ${error.message}`);
     throw error;
   }
 }

@@ -110,6 +110,9 @@ function samSource(weights: WeightFile): SamSource {
   return { ...weights, decoderHeads: samHeadsBeside(weights) };
 }
 
+/** Names and values come from the file: whatever they hold, the message stays one line of readable length. */
+export const refusal = (text: string): BadInput => new BadInput(new CheckpointError(text).message);
+
 /** What a file of weights gets wrong is for the user to mend. */
 export async function refusing<T>(work: () => T | Promise<T>): Promise<T> {
   try {

@@ -26,7 +26,7 @@ export function unfolded(graph: OnnxGraph, budget: Budget): OnnxGraph {
   const tensors: Initialisers = new Map(graph.tensors);
   const convolutionOf = folding(graph);
   const counts = new Map<string, number>();
-  const left = new Set<string>();
+  const replaced = new Set<string>();
   const nodes = graph.nodes.map((node) => {
     const conv = convolutionOf(node);
     if (conv === undefined) return node;
@@ -44,12 +44,12 @@ export function unfolded(graph: OnnxGraph, budget: Budget): OnnxGraph {
       budget.take(tensor.data.length, `initialiser ${name}`);
       tensors.set(name, tensor);
     }
-    left.add(weight);
-    if (bias !== undefined) left.add(bias);
+    replaced.add(weight);
+    if (bias !== undefined) replaced.add(bias);
     return { ...node, inputs: [x, `${conv}.weight`, `${norm.name}.bias`] };
   });
   const taken = new Set(nodes.flatMap(({ inputs }) => inputs));
-  for (const input of left) if (!taken.has(input)) tensors.delete(input);
+  for (const input of replaced) if (!taken.has(input)) tensors.delete(input);
   return { tensors, nodes };
 }
 

@@ -2,7 +2,7 @@
  * Files that the user names, read whole: what is wrong with them is said in one line. Pipes are files, too (`<(…)` of a shell); devices are
  * not: most never end.
  */
-import { constants as memory } from "node:buffer";
+import { constants as buffers } from "node:buffer";
 import { constants, openSync, readFileSync, type Stats, statSync } from "node:fs";
 import { open, stat } from "node:fs/promises";
 import { Socket } from "node:net";
@@ -44,8 +44,8 @@ export async function readWhole(
   const file = await open(path);
   try {
     const { size } = await file.stat();
-    if (size > memory.MAX_LENGTH)
-      throw new Error(`has ${size} bytes, more than the ${memory.MAX_LENGTH} that Node holds in one piece`);
+    if (size > buffers.MAX_LENGTH)
+      throw new Error(`has ${size} bytes, more than the ${buffers.MAX_LENGTH} that Node holds in one piece`);
     const bytes = new Uint8Array(memoryOf(size));
     for (let at = 0; at < size; ) {
       const { bytesRead } = await file.read(bytes, at, Math.min(PIECE, size - at), at);
